@@ -1,0 +1,1 @@
+"""What should happen: synchronous, deterministic, no I/O. Time and chance are arguments."""

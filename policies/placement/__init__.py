@@ -1,0 +1,1 @@
+"""Where a request runs: one file per placement rule."""

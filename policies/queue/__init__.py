@@ -1,0 +1,1 @@
+"""Whose request is next: one file per queue order."""

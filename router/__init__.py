@@ -1,0 +1,1 @@
+"""The gateway: joins policies, which decide, with workers, which act."""

@@ -1,0 +1,1 @@
+"""Everything about vLLM. Nothing here knows that a policy exists."""
