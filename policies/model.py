@@ -1,0 +1,343 @@
+"""The vocabulary of a decision: what a policy is told, what it answers, what it hears afterwards.
+
+Everything here is a value. Tokens are counts, times are seconds on the driver's clock (the gateway's monotonic
+clock or the lab's virtual one). A *worker* is named by an opaque string; a *client* by a path such as
+`organisation/team/user`; a *line* is a model name a request may ask for: the base model, an alias, or a LoRA
+adapter of the pool's base model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from policies.profile import Profile
+from policies.room import Room
+
+WorkerId = str
+
+
+class Stage(Enum):
+    """What a worker may be used for. A colocated worker does both."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Outcome(Enum):
+    """How a request ended; every request ends in exactly one of these."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    """The client left."""
+    REFUSED = "refused"
+    """A worker answered 4xx: the request was wrong."""
+    REJECTED = "rejected"
+    """The scheduler turned it away; no worker answered it."""
+    FAILED = "failed"
+    """A worker broke off after the client had already received part of the answer."""
+
+
+class RejectReason(Enum):
+    QUEUE_FULL = "queue_full"
+    WAITED_TOO_LONG = "waited_too_long"
+    NO_WORKER = "no_worker"
+    LEGS_FAILED = "legs_failed"
+    """Every worker it was given to failed, or the attempts are used up."""
+
+
+class LegFailure(Enum):
+    """Why an attempt on a worker ended without an answer."""
+
+    CONNECT = "connect"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    """The connection broke, or the worker talked nonsense."""
+    ERROR = "error"
+    """The worker answered 5xx, or an error inside a stream."""
+    SHUTDOWN = "shutdown"
+    """The worker ended it because it is going away."""
+
+
+class Reason(Enum):
+    """Why a placement chose the worker it chose: the label of `fairlead_decisions_total`."""
+
+    HIT = "hit"
+    MISS = "miss"
+    SPILL = "spill"
+    LOAD = "load"
+    TURN = "turn"
+    PINNED = "pinned"
+    ONLY_CHOICE = "only_choice"
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixKey:
+    """A prompt as a sequence of opaque units of `width` bytes, each standing for `tokens_per_unit` tokens.
+
+    It covers everything that the model reads, in the order of its chat template, and whatever else separates
+    caches (the line, a cache salt): equal leading units mean equal KV blocks.
+    """
+
+    data: bytes = b""
+    width: int = 1
+    tokens_per_unit: float = 0.25
+
+
+@dataclass(slots=True)
+class RequestView:
+    """One request as the scheduler and its policies see it. Not changed after `submit`."""
+
+    id: str
+    client: str
+    line: str
+    key: PrefixKey
+    input_tokens: int
+    """Estimated from the prompt; the truth arrives with the worker's usage."""
+    expected_output_tokens: int
+    """Mean estimate per sequence, at most `max_output_tokens`."""
+    arrived: float
+    max_output_tokens: int | None = None
+    sequences: int = 1
+    """Answers wanted (`n`, lists of prompts); each takes a slot of the engine's batch."""
+    streams: bool = False
+    """The driver sees the first token; otherwise the scheduler has to predict it."""
+    weight: float = 1.0
+    priority: int = 0
+    """Lower is earlier, as in vLLM."""
+    deadline: float | None = None
+    session: str | None = None
+    parent: str | None = None
+    media: tuple[str, ...] = ()
+    pinned: WorkerId | None = None
+    """Only this worker can serve it (it holds the conversation's state)."""
+    excluded: frozenset[WorkerId] = frozenset()
+    """Workers on which an attempt has already failed."""
+    resume_tokens: int = 0
+
+
+class Ticket(NamedTuple):
+    """One attempt of one request. Every event carries it, and events of an old attempt are dropped."""
+
+    request: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a worker's own metrics said last: a slow correction, never the only source of load."""
+
+    at: float
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the driver knows of a worker. A change replaces the whole value."""
+
+    id: WorkerId
+    lines: frozenset[str]
+    stages: frozenset[Stage] = frozenset(Stage)
+    usable: bool = True
+    """May be given new requests (neither down nor draining)."""
+    suspect: bool = False
+    """Recent requests failed there: used when nobody better is left."""
+    slots: int | None = None
+    """Sequences the engine runs at once, where known."""
+    kv_tokens: int | None = None
+    max_batched_tokens: int | None = None
+    reading: Reading | None = None
+    """None while stale or absent."""
+
+    def serves(self, request: RequestView) -> bool:
+        """Whether the request may run here at all, with room or without."""
+        return (
+            self.usable
+            and request.line in self.lines
+            and self.id not in request.excluded
+            and (request.pinned is None or request.pinned == self.id)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker as a placement policy sees it: load as counted by the scheduler itself, exact and immediate."""
+
+    id: WorkerId
+    facts: WorkerFacts
+    requests: int
+    """Dispatched and not yet settled."""
+    sequences: int
+    prefill_owed: int
+    """Extend tokens dispatched whose first token has not come back."""
+    decode_tokens: int
+    """Tokens of context of the sequences that are decoding."""
+    kv_reserved: int
+    """KV tokens of everything in flight: shared prefixes once, expected outputs in full."""
+    room: Room
+    profile: Profile
+
+    def admits(self, request: RequestView, matched_tokens: int) -> bool:
+        """Whether the request could start here now."""
+        extend_tokens = max(1, request.input_tokens - matched_tokens)
+        return self.room.admits(extend_tokens, extend_tokens + reserve(request), request.sequences)
+
+
+def reserve(request: RequestView) -> int:
+    """KV tokens that the request's answers are expected to occupy at their end."""
+    return request.expected_output_tokens * request.sequences
+
+
+class Candidate(NamedTuple):
+    """A request that may start now, but not on the workers that are kept for somebody older."""
+
+    request: RequestView
+    keep_off: frozenset[WorkerId] = frozenset()
+
+
+class Placement(NamedTuple):
+    """Where the stages of a request run. Without `prefill` the decode worker does both (colocated)."""
+
+    decode: WorkerId
+    prefill: WorkerId | None = None
+    encode: WorkerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A policy's choice. It commits nothing: `Placed` does."""
+
+    placement: Placement
+    reason: Reason
+    matched_tokens: int = 0
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Wait for this worker, at most until then: cheaper than starting elsewhere now."""
+
+    worker: WorkerId
+    until: float
+
+
+Matches = Mapping[WorkerId, int]
+"""Tokens of the request's prefix in each worker's cache; workers that hold nothing are absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt really cost, as the worker reports it or as far as it was seen."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int | None = None
+    """Prompt tokens the worker found in its cache; None where it does not say."""
+
+
+# -- events: heard by both policies, in this order per attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    request: RequestView
+    now: float
+    again: bool = False
+    """A failed attempt came back: it stands at the head of the queue, and nothing is charged for waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    request: RequestView
+    placement: Placement
+    matched_tokens: int
+    extend_tokens: int
+    """Prompt tokens that the worker has to compute: the service charged at once."""
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    request: RequestView
+    placement: Placement
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    request: RequestView
+    placement: Placement
+    tokens: int
+    """Since the last event of this attempt. May be negative once, at the end, when an estimate was too high."""
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The request has left the queue or its worker. `placement` is None if it never ran."""
+
+    request: RequestView
+    placement: Placement | None
+    outcome: Outcome | None
+    """None: this attempt failed and the request is queued again."""
+    usage: Usage | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerArrived:
+    worker: WorkerFacts
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    worker: WorkerId
+    now: float
+
+
+Event = Queued | Placed | FirstToken | Output | Left | WorkerArrived | WorkerGone
+
+
+# -- decisions: what the driver performs
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    ticket: Ticket
+    request: RequestView
+    place: Place
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    ticket: Ticket
+    request: RequestView
+    reason: RejectReason
+    waited_s: float
+    last_failure: LegFailure | None = None
+
+
+Decision = Dispatch | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
+    """One row of the scheduler's snapshot, for metrics and the admin pages."""
+
+    id: WorkerId
+    requests: int
+    sequences: int
+    prefill_owed: int
+    kv_reserved: int
+    slots_free: int | None
+    prefill_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    queued: int
+    in_flight: int
+    workers: tuple[WorkerLoad, ...] = field(default=())

@@ -1,0 +1,69 @@
+"""Who came first? First come, first served, except past a request that cannot start anywhere yet.
+
+Requests for different lines, or pinned to one worker, wait in lanes of their own, so that a lane whose workers
+are full does not stop the others. Overtaking is bounded: once a request has waited `patience_s`, everybody younger
+keeps off the workers that could serve it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from policies.model import Candidate, Event, RequestView, WorkerView
+
+_Lane = tuple[str, str | None, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    patience_s: float = 1.0
+    """How long a request may be overtaken by those that other workers can serve."""
+
+
+class Fcfs:
+    """A queue of lanes; the heads of the lanes are the candidates, oldest first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lanes: dict[_Lane, OrderedDict[str, RequestView]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, request: RequestView, *, again: bool = False) -> None:
+        lane = self._lanes.setdefault(_lane(request), OrderedDict())
+        lane[request.id] = request
+        if again:
+            lane.move_to_end(request.id, last=False)
+        self._count += 1
+
+    def remove(self, request: RequestView) -> None:
+        name = _lane(request)
+        lane = self._lanes[name]
+        del lane[request.id]
+        self._count -= 1
+        if not lane:
+            del self._lanes[name]
+
+    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
+        heads = sorted((next(iter(lane.values())) for lane in self._lanes.values()), key=_arrival)
+        kept: frozenset[str] = frozenset()
+        for head in heads:
+            yield Candidate(head, kept)
+            if now - head.arrived > self._settings.patience_s and len(heads) > 1:
+                kept |= {worker.id for worker in workers if worker.facts.serves(head)}
+
+    def waiting(self) -> Iterator[RequestView]:
+        return (request for lane in self._lanes.values() for request in lane.values())
+
+    def on(self, event: Event) -> None:
+        """Order of arrival keeps no accounts."""
+
+
+def _arrival(request: RequestView) -> float:
+    return request.arrived
+
+
+def _lane(request: RequestView) -> _Lane:
+    return request.line, request.pinned, request.excluded

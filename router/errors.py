@@ -1,0 +1,140 @@
+"""What can go wrong with a request, as one small tree, and the one place that maps it to HTTP.
+
+    RequestError                 status, type, code, param, retry_after_s; `source` says whose fault it is
+    ├── BadRequest        400    the client's request cannot be understood (source: client)
+    │   ├── BodyTooLarge  413
+    │   └── HeadersTooLarge 431
+    ├── Unauthorized      401
+    ├── NoSuchModel       404    in vLLM's own words, so that clients see one dialect
+    ├── NoSuchRoute       404
+    ├── Unsupported       501
+    ├── OverQuota         429    this client asks for more than its limits (Retry-After)
+    ├── Overloaded        429    come back later: queue full, waited too long, too many open requests (source: router)
+    ├── Unavailable       503    nobody can serve this model now, or the gateway is shutting down
+    ├── WorkerFailed      502    the worker broke off or talked nonsense, and no other could take over (source: worker)
+    └── WorkerTimeout     504
+
+A 4xx that a worker answers is not here: it passes through untouched.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import orjson
+
+Source = Literal["client", "router", "worker"]
+
+
+class RequestError(Exception):
+    """The base of the tree. `message` is written for the person who sent the request."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "InternalServerError"
+    source: ClassVar[Source] = "router"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        if self.retry_after_s is None:
+            return []
+        return [(b"retry-after", str(max(1, round(self.retry_after_s))).encode())]
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's clients and vLLM's users know it."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status}
+        }
+
+
+class BadRequest(RequestError):
+    status = 400
+    type = "BadRequestError"
+    source: ClassVar[Source] = "client"
+
+
+class BodyTooLarge(BadRequest):
+    status = 413
+    type = "RequestEntityTooLarge"
+
+
+class HeadersTooLarge(BadRequest):
+    status = 431
+    type = "RequestHeaderFieldsTooLarge"
+
+
+class Unauthorized(RequestError):
+    status = 401
+    type = "AuthenticationError"
+    source: ClassVar[Source] = "client"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"www-authenticate", b"Bearer")]
+
+
+class NoSuchModel(RequestError):
+    status = 404
+    type = "NotFoundError"
+    source: ClassVar[Source] = "client"
+
+
+class NoSuchRoute(RequestError):
+    status = 404
+    type = "NotFoundError"
+    source: ClassVar[Source] = "client"
+
+
+class Unsupported(RequestError):
+    status = 501
+    type = "NotImplementedError"
+
+
+class OverQuota(RequestError):
+    status = 429
+    type = "RateLimitError"
+    source: ClassVar[Source] = "client"
+
+
+class Overloaded(RequestError):
+    status = 429
+    type = "OverloadedError"
+
+
+class Unavailable(RequestError):
+    status = 503
+    type = "ServiceUnavailableError"
+
+
+class WorkerFailed(RequestError):
+    status = 502
+    type = "WorkerError"
+    source: ClassVar[Source] = "worker"
+
+
+class WorkerTimeout(RequestError):
+    status = 504
+    type = "WorkerTimeoutError"
+    source: ClassVar[Source] = "worker"
+
+
+def to_http(error: RequestError, *, anthropic: bool = False) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of an error, in OpenAI's shape or, on `/v1/messages`, in Anthropic's."""
+    content = error.body()
+    if anthropic:
+        content = {"type": "error", "error": {"type": error.type, "message": error.message}}
+    body = orjson.dumps(content)
+    return error.status, [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *error.headers(),
+    ], body
+
+
+def to_event(error: RequestError, *, anthropic: bool = False) -> bytes:
+    """The same as the last words of a stream whose status line has already been sent."""
+    if anthropic:
+        content = {"type": "error", "error": {"type": error.type, "message": error.message}}
+        return b"event: error\ndata: " + orjson.dumps(content) + b"\n\n"
+    return b"data: " + orjson.dumps(error.body()) + b"\n\ndata: [DONE]\n\n"

@@ -1,0 +1,93 @@
+"""A worker: one engine of one vLLM server, in one life of its process.
+
+A vLLM server with data parallelism runs several engines (ranks) behind one URL; each has its own KV cache, so
+each is a worker of its own. When the process restarts the cache is empty: a new *epoch* begins, and with it a
+new worker. The identity is therefore `(url, rank, epoch)`, written as one string where other rooms need a name.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class State(Enum):
+    """What may be asked of a worker. Values are the label values of the `fairlead_worker_state` metric."""
+
+    STARTING = "starting"
+    """Never seen healthy yet."""
+    UP = "up"
+    SUSPECT = "suspect"
+    """Recent requests failed; still routable when nothing better is left. Expires by itself."""
+    DOWN = "down"
+    DRAINING = "draining"
+    """Finishes what it has, takes nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What an operator says of one server. Only `url` is required; the rest is discovered or learned."""
+
+    url: str
+    """Origin and optional path prefix, no trailing slash: `http://10.0.0.7:8000`."""
+    roles: frozenset[str] = frozenset({"prefill", "decode"})
+    model: str | None = None
+    """The base model it is expected to serve; None: whatever `/v1/models` says."""
+    api_key: str | None = field(default=None, repr=False)
+    max_num_seqs: int | None = None
+    """Sequences the engine runs at once; None: learned."""
+    max_num_batched_tokens: int | None = None
+    kv_tokens: int | None = None
+    """Tokens of KV cache per engine; None: read from its metrics."""
+    data_parallel: int = 1
+    """Engines (ranks) behind the URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One reading of a worker's own metrics. `at` is the reader's monotonic clock, seconds."""
+
+    at: float
+    running: int
+    waiting: int
+    kv_usage: float
+    """Share of the KV cache in use, 0..1."""
+    kv_tokens: int | None = None
+    """Capacity of the KV cache in tokens, where the worker tells it."""
+    block_size: int | None = None
+    prefix_queries: int = 0
+    """Prompt tokens looked up in the prefix cache since the process started."""
+    prefix_hits: int = 0
+    preemptions: int = 0
+    awake: bool = True
+    process_started: float | None = None
+    """Unix time at which the server's process started: a change is a new epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A snapshot of one worker, rebuilt whenever something about it changes."""
+
+    spec: WorkerSpec
+    rank: int = 0
+    epoch: int = 0
+    state: State = State.STARTING
+    model: str | None = None
+    """Base model id it serves, None until known."""
+    lines: frozenset[str] = frozenset()
+    """Every model name it answers to: the base, its aliases, LoRA adapters."""
+    max_model_len: int | None = None
+    version: str | None = None
+    scrape: Scrape | None = None
+    stale: bool = True
+    """The scrape is missing or older than the fleet allows."""
+    why: str = ""
+    """Why it is in this state, for people: `probe failed: connection refused`."""
+
+    @property
+    def id(self) -> str:
+        """`url`, with `#rank` where the server has several engines and `@epoch` after a restart."""
+        rank = f"#{self.rank}" if self.spec.data_parallel > 1 else ""
+        return f"{self.spec.url}{rank}{f'@{self.epoch}' if self.epoch else ''}"
+
+    @property
+    def routable(self) -> bool:
+        return self.state in (State.UP, State.SUSPECT) and self.model is not None
