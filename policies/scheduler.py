@@ -161,14 +161,18 @@ class Scheduler:
 
     def leg_failed(
         self, ticket: Ticket, worker: WorkerId, reason: LegFailure, tokens_so_far: int, now: float
-    ) -> None:
-        """The attempt broke off. Before the first byte reached the client, the request is queued again."""
+    ) -> Ticket | None:
+        """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.
+
+        None if there is no next one: part of the answer has reached the client, so the request ends here, or the
+        ticket is not the current attempt.
+        """
         entry = self._entry(ticket)
         if entry is None or entry.running is None:
-            return
+            return None
         if tokens_so_far > 0:
             self._end(ticket, Outcome.FAILED, None, now)
-            return
+            return None
         running, request = entry.running, entry.request
         self._release(entry, now, finished=False)
         if reason is LegFailure.CONNECT:
@@ -181,6 +185,7 @@ class Scheduler:
             self._reject(entry, RejectReason.LEGS_FAILED, now)
         else:
             self._enqueue(entry, now, again=True)
+        return entry.ticket
 
     # -- events: workers
 

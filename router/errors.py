@@ -44,9 +44,7 @@ class RequestError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The error as OpenAI's clients and vLLM's users know it."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status}
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.status}}
 
 
 class BadRequest(RequestError):
@@ -125,11 +123,15 @@ def to_http(error: RequestError, *, anthropic: bool = False) -> tuple[int, list[
     if anthropic:
         content = {"type": "error", "error": {"type": error.type, "message": error.message}}
     body = orjson.dumps(content)
-    return error.status, [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        *error.headers(),
-    ], body
+    return (
+        error.status,
+        [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *error.headers(),
+        ],
+        body,
+    )
 
 
 def to_event(error: RequestError, *, anthropic: bool = False) -> bytes:

@@ -1,0 +1,167 @@
+"""Futures around the scheduler: a request asks where it may run, and waits until that is decided.
+
+A pool drives one `policies.scheduler.Scheduler` with the event loop's clock: every event is followed by `pump`,
+which hands the decisions out, and one timer stands for the scheduler's next deadline. If a decision falls at
+once, as on an idle fleet it does, no future is made and nobody waits.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from policies.model import (
+    Dispatch,
+    LegFailure,
+    Outcome,
+    Reject,
+    RequestView,
+    Ticket,
+    Usage,
+    WorkerFacts,
+    WorkerId,
+)
+from policies.scheduler import Scheduler
+
+
+class Admitted:
+    """A request in the scheduler, from `Pool.submit` to its one end: `settle`, `cancel`, or a rejection.
+
+    `place` yields one decision per attempt: a `Dispatch` to perform, or the `Reject` that ends it.
+    """
+
+    __slots__ = ("_decided", "_future", "_over", "_pool", "dispatch", "ticket", "view")
+
+    def __init__(self, pool: "Pool", view: RequestView) -> None:
+        self._pool = pool
+        self.view = view
+        self.ticket: Ticket | None = None
+        self.dispatch: Dispatch | None = None
+        self._decided: Dispatch | Reject | None = None
+        self._future: asyncio.Future[Dispatch | Reject] | None = None
+        self._over = False
+
+    async def place(self) -> Dispatch | Reject:
+        """The next decision about this request; waits in the queue for as long as the scheduler says."""
+        decided = self._decided
+        if decided is None:
+            self._future = self._pool.loop.create_future()
+            try:
+                decided = await self._future
+            finally:
+                self._future = None
+        self._decided = None
+        if isinstance(decided, Dispatch):
+            self.dispatch = decided
+        return decided
+
+    def first_token(self) -> None:
+        self._pool.event(lambda scheduler, now: scheduler.first_token(self._ticket, now))
+
+    def output(self, tokens: int) -> None:
+        self._pool.event(lambda scheduler, now: scheduler.output(self._ticket, tokens, now))
+
+    def failed(self, reason: LegFailure, tokens_so_far: int) -> None:
+        """The leg broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again."""
+        dispatch = self.dispatch
+        if dispatch is None:
+            return
+        self.dispatch = None
+        worker = dispatch.place.placement.decode
+        now = self._pool.loop.time()
+        again = self._pool.scheduler.leg_failed(dispatch.ticket, worker, reason, tokens_so_far, now)
+        self._over = again is None
+        self.ticket = again or dispatch.ticket
+        self._pool.pump()
+
+    def settle(self, usage: Usage, outcome: Outcome) -> None:
+        if not self._over:
+            self._over = True
+            self._pool.event(lambda scheduler, now: scheduler.settled(self._ticket, usage, now, outcome))
+
+    def cancel(self) -> None:
+        """Give back whatever is still held. Harmless after the end."""
+        if not self._over:
+            self._over = True
+            self._pool.event(lambda scheduler, now: scheduler.cancel(self._ticket, now))
+
+    def decide(self, decision: Dispatch | Reject) -> None:
+        """The pool has a decision for this request."""
+        self.ticket = decision.ticket
+        if isinstance(decision, Reject):
+            self._over = True
+        if self._future is not None and not self._future.done():
+            self._future.set_result(decision)
+        else:
+            self._decided = decision
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    @property
+    def _ticket(self) -> Ticket:
+        if self.ticket is None:
+            raise RuntimeError("an event before submit")
+        return self.ticket
+
+
+class Pool:
+    """The requests and workers of one base model."""
+
+    def __init__(self, model: str, scheduler: Scheduler, loop: asyncio.AbstractEventLoop) -> None:
+        self.model = model
+        self.scheduler = scheduler
+        self.loop = loop
+        self._admitted: dict[str, Admitted] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+
+    def submit(self, view: RequestView) -> Admitted:
+        admitted = Admitted(self, view)
+        self._admitted[view.id] = admitted
+        admitted.ticket = self.scheduler.submit(view, self.loop.time())
+        self.pump()
+        return admitted
+
+    def event(self, tell: Callable[[Scheduler, float], None]) -> None:
+        tell(self.scheduler, self.loop.time())
+        self.pump()
+
+    def joined(self, facts: WorkerFacts) -> None:
+        self.event(lambda scheduler, now: scheduler.worker_joined(facts, now))
+
+    def changed(self, facts: WorkerFacts) -> None:
+        self.event(lambda scheduler, now: scheduler.worker_changed(facts, now))
+
+    def left(self, worker: WorkerId) -> None:
+        self.event(lambda scheduler, now: scheduler.worker_left(worker, now))
+
+    def pump(self) -> None:
+        """Hand out what the scheduler has decided, and set the timer for what it will."""
+        now = self.loop.time()
+        for decision in self.scheduler.decisions(now):
+            admitted = self._admitted.get(decision.request.id)
+            if admitted is not None:
+                admitted.decide(decision)
+        self._arm(self.scheduler.next_deadline(), now)
+
+    def forget(self, admitted: Admitted) -> None:
+        """The last step of a request's life: nothing of it stays behind, whatever happened before."""
+        admitted.cancel()
+        self._admitted.pop(admitted.view.id, None)
+
+    def close(self) -> None:
+        self._arm(None, 0.0)
+
+    def _arm(self, deadline: float | None, now: float) -> None:
+        if deadline == self._timer_at and (deadline is None or deadline > now):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = deadline
+        if deadline is not None:
+            self._timer = self.loop.call_at(max(deadline, now + 1e-4), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = self._timer_at = None
+        self.pump()

@@ -1,0 +1,57 @@
+"""What the client hears: a status line once, then the body, or the error that stands in its place."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from router.errors import BodyTooLarge, HeadersTooLarge, RequestError, to_event, to_http
+from router.headers import Header, to_client
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Answer:
+    """The way back to one client. Awaiting `body` waits while the client reads slowly."""
+
+    __slots__ = ("_anthropic", "_request", "_send", "ended", "started", "status")
+
+    def __init__(self, send: Send, request: bytes, *, anthropic: bool) -> None:
+        self._send = send
+        self._request = request
+        self._anthropic = anthropic
+        self.started = False
+        self.ended = False
+        self.status = 0
+
+    async def start(self, status: int, headers: list[Header], length: int | None = None) -> None:
+        """Send status and a worker's headers."""
+        await self._start(status, to_client(headers, self._request, length))
+
+    async def body(self, data: bytes, *, more: bool) -> None:
+        self.ended = not more
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def whole(self, status: int, headers: list[Header], body: bytes) -> None:
+        await self.start(status, headers, len(body))
+        await self.body(body, more=False)
+
+    async def refuse(self, error: RequestError) -> None:
+        """Answer with an error; in the stream's own words if a part of the answer is out already."""
+        if self.ended:
+            return
+        if self.started:
+            await self.body(to_event(error, anthropic=self._anthropic), more=False)
+            return
+        status, headers, body = to_http(error, anthropic=self._anthropic)
+        headers.append((b"x-request-id", self._request))
+        if isinstance(error, BodyTooLarge | HeadersTooLarge):  # the rest of the upload is not waited for
+            headers.append((b"connection", b"close"))
+        await self._start(status, headers)
+        await self.body(body, more=False)
+
+    async def _start(self, status: int, headers: list[Header]) -> None:
+        self.started = True
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})

@@ -1,0 +1,304 @@
+"""The composition root: a gateway put together in the order in which a request meets its parts, served, and ended.
+
+listener (bounds)  ─►  door  ─►  life: clients, limits  ─►  pools: admission, scheduler  ─►  leg: upstream
+└─►  pages and admin (FastAPI)                    ▲
+fleet: probes, readings, health
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version as installed
+from typing import Any
+
+import uvicorn
+
+from policies import catalog
+from policies.scheduler import Scheduler, SchedulerSettings
+from router import log
+from router.admin import admin_pages
+from router.clients import Clients
+from router.config import Config
+from router.gateway import Door
+from router.holders import Holders
+from router.listener import listener
+from router.metrics import Metrics
+from router.pages import not_ready, pages
+from router.pools import Pools
+from router.settings_file import ConfigError
+from router.state import Gateway
+from router.tokens import TokenScale
+from workers.fleet import Fleet, FleetSettings
+from workers.upstream import Timeouts, Upstream
+from workers.watch import WatchSettings
+from workers.worker import FleetEvent, WorkerChanged, WorkerJoined
+
+_log = logging.getLogger("fairlead")
+
+_LAG_EVERY_S = 0.25
+_FORCED_WITHIN_S = 1
+"""Once streams are cut off, connections get this long to close."""
+
+
+async def run(
+    config: Config,
+    *,
+    on_ready: Callable[[], None],
+    reload: Callable[[], Config] | None = None,
+    drain_s: float | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then let open streams finish for `drain_s`; a second signal ends at once.
+
+    `on_ready` is called once, when every known model has a routable worker. SIGHUP calls `reload`.
+    """
+    _raise_file_limit()
+    log_lines = log.configure(config.log, sys.stderr)
+    async with _gateway(config, log_lines, on_ready) as gateway:
+        servers = _servers(config, gateway)
+        stopping = asyncio.Event()
+        with _signals(stopping, lambda: _reload(gateway, config, reload)):
+            serving = [asyncio.create_task(server.serve()) for server in servers]
+            lag = asyncio.create_task(_watch_lag(gateway))
+            _spare_the_collector()
+            try:
+                await _until(stopping, serving)
+                await _drain(gateway, config.limits.drain_s if drain_s is None else drain_s, stopping, serving)
+            finally:
+                lag.cancel()
+                await _stop(servers, serving)
+
+
+@asynccontextmanager
+async def _gateway(
+    config: Config, log_lines: log.RequestLog, on_ready: Callable[[], None]
+) -> AsyncIterator[Gateway]:
+    """Every part, from the outside in, and closed in the opposite order."""
+    loop = asyncio.get_running_loop()
+    metrics = Metrics(
+        installed("fairlead"),
+        max_clients=config.metrics.max_clients,
+        clients=[client.name for client in config.clients],
+    )
+    # Who is asking, and what they may ask for.
+    clients = Clients(config.clients)
+    # The fleet watches workers; what it sees becomes events of each pool's scheduler.
+    fleet = Fleet(_fleet_settings(config), loop.time, lambda event: on_fleet(event))  # noqa: PLW0108 - defined below
+    pools = Pools(
+        make_scheduler=lambda: _scheduler(config),
+        connect=lambda url: Upstream(url, timeouts=Timeouts(**config.timeouts.model_dump())),
+        rested=fleet.release,
+        aliases=dict(config.models),
+    )
+    gateway = Gateway(
+        pools=pools,
+        fleet=fleet,
+        clients=clients,
+        holders=Holders(),
+        scale=TokenScale(),
+        metrics=metrics,
+        request_log=log_lines,
+        limits=config.limits,
+        loop=loop,
+    )
+    metrics.watch(pools, lambda: gateway.open)
+    announced = False
+
+    def on_fleet(event: FleetEvent) -> None:
+        nonlocal announced
+        pools.on_fleet(event)
+        _initialise_series(metrics, event)
+        if not announced and not not_ready(gateway):
+            announced = True
+            loop.call_later(0.05, on_ready)  # by then the listener, started beside us, has its socket
+
+    fleet.apply(worker.spec() for worker in config.workers)
+    await fleet.start()
+    try:
+        yield gateway
+    finally:
+        await fleet.aclose()
+        await pools.aclose()
+        log_lines.lines.flush()
+
+
+def _scheduler(config: Config) -> Scheduler:
+    """The brain of one pool, with the policies that the operator chose."""
+    chosen, limits = config.policies, config.limits
+    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings)
+    queue = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings)
+    settings = SchedulerSettings(
+        max_queued=limits.queue_requests,
+        max_wait_s=limits.queue_wait_s,
+        attempts=limits.attempts,
+        prefill_window_s=chosen.prefill_window_s,
+        prefill_window_tokens=chosen.prefill_window_tokens,
+    )
+    return Scheduler(queue, placement, settings)
+
+
+def _fleet_settings(config: Config) -> FleetSettings:
+    health = config.health
+    return FleetSettings(
+        watch=WatchSettings(
+            probe_every_s=health.probe_every_s,
+            probe_timeout_s=health.probe_timeout_s,
+            scrape_every_s=health.scrape_every_s,
+        ),
+        scrape_stale_s=health.stale_after_s,
+    )
+
+
+def _initialise_series(metrics: Metrics, event: FleetEvent) -> None:
+    if isinstance(event, WorkerJoined | WorkerChanged):
+        metrics.know_worker(event.worker.id)
+        for line in event.worker.lines:
+            metrics.know_model(line)
+    else:
+        metrics.forget_worker(event.id)
+
+
+# -- serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers: the gateway has its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _servers(config: Config, gateway: Gateway) -> list[uvicorn.Server]:
+    """The listener for clients and, if it is to have one of its own, the one for the operator."""
+    listen, admin = config.listen, config.admin
+    inner = pages(gateway, installed("fairlead"))
+    servers = []
+    if admin is not None:
+        operator = admin_pages(gateway, admin.digest)
+        if admin.port is None:
+            inner.mount("/admin", operator)
+        else:
+            servers.append(_server(config, operator, admin.host, admin.port, tls=False))
+    servers.insert(0, _server(config, Door(gateway, inner), listen.host, listen.port, tls=True))
+    return servers
+
+
+def _server(config: Config, app: Any, host: str, port: int, *, tls: bool) -> uvicorn.Server:
+    listen = config.listen
+    return _Server(
+        uvicorn.Config(
+            app,  
+            host=host,
+            port=port,
+            http=listener(config.limits.header_bytes),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=listen.backlog,
+            timeout_keep_alive=round(listen.keep_alive_s),
+            timeout_graceful_shutdown=_FORCED_WITHIN_S,
+            ssl_certfile=listen.tls_certificate if tls else None,
+            ssl_keyfile=listen.tls_key if tls else None,
+        )
+    )
+
+
+async def _until(stopping: asyncio.Event, serving: list[asyncio.Task[None]]) -> None:
+    """Wait for a signal, or for a listener that ends by itself because it could not start."""
+    signalled = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({signalled, *serving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
+
+
+async def _drain(
+    gateway: Gateway, drain_s: float, stopping: asyncio.Event, serving: list[asyncio.Task[None]]
+) -> None:
+    """Not ready any more; what is open may finish, until `drain_s` are over or a second signal comes."""
+    gateway.draining = True
+    if gateway.open:
+        _log.info("shutting down: %d open requests may finish for %g s", gateway.open, drain_s)
+    stopping.clear()
+    deadline = gateway.loop.time() + drain_s
+    while gateway.open and gateway.loop.time() < deadline and not stopping.is_set():
+        if any(task.done() for task in serving):
+            break
+        await asyncio.sleep(0.05)
+
+
+async def _stop(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> None:
+    """Cut off what is still open, and close the listeners."""
+    for server in servers:
+        for task in list(server.server_state.tasks):
+            task.cancel()
+        server.should_exit = True
+    await asyncio.gather(*serving, return_exceptions=True)
+
+
+@contextmanager
+def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    try:
+        yield
+    finally:
+        # What comes after us is being taken down already; a late signal must not interrupt that.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, lambda: None)
+
+
+def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | None) -> None:
+    """SIGHUP: workers, clients, limits and aliases as the file has them now. A bad file changes nothing."""
+    if reload is None:
+        _log.info("SIGHUP: there is no configuration to read again")
+        return
+    try:
+        config = reload()
+    except ConfigError as error:
+        _log.error("configuration refused, the old one stays: %s", error)
+        return
+    gateway.fleet.apply(worker.spec() for worker in config.workers)
+    gateway.clients.reload(config.clients)
+    gateway.limits = config.limits
+    gateway.pools.aliases = dict(config.models)
+    for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics"):
+        if getattr(config, section) != getattr(running, section):
+            _log.warning("configuration: a change of `%s` takes effect at the next start", section)
+    _log.info("configuration read: %d workers, %d clients", len(config.workers), len(config.clients))
+
+
+# -- the process
+
+
+def _raise_file_limit() -> None:
+    """Every stream is two sockets: use all that the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _spare_the_collector() -> None:
+    """What exists now lives as long as the process; a full collection that walks it would only stop the loop."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+
+
+async def _watch_lag(gateway: Gateway) -> None:
+    """How late the loop wakes this task is how late it wakes everybody."""
+    while True:
+        due = gateway.loop.time() + _LAG_EVERY_S
+        await asyncio.sleep(_LAG_EVERY_S)
+        gateway.metrics.loop_delay.observe(max(0.0, gateway.loop.time() - due))

@@ -1,0 +1,37 @@
+"""Which headers cross the gateway, and in which direction."""
+
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+Header = tuple[bytes, bytes]
+
+_NOT_SENT_ON = frozenset(
+    (b"authorization", b"x-api-key", b"x-request-id", b"accept-encoding", b"x-data-parallel-rank")
+)
+"""The client's credentials end at the gateway; the rest is the gateway's to say. Hop-by-hop headers are left out by
+the upstream client.
+"""
+_NOT_SENT_BACK = frozenset(
+    (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date", b"x-request-id")
+)
+
+
+def to_worker(scope: MutableMapping[str, Any], request: bytes, own: Iterable[Header]) -> list[Header]:
+    """The client's headers as a worker gets them, with the request's id and the worker's own (key, rank)."""
+    headers = [pair for pair in scope["headers"] if pair[0] not in _NOT_SENT_ON]
+    headers.append((b"x-request-id", request))
+    headers.extend(own)
+    return headers
+
+
+def to_client(headers: Iterable[Header], request: bytes, length: int | None) -> list[Header]:
+    """A worker's headers as the client gets them; without a length the body is sent in chunks."""
+    kept = [pair for pair in headers if pair[0] not in _NOT_SENT_BACK]
+    if length is not None:
+        kept.append((b"content-length", str(length).encode()))
+    kept.append((b"x-request-id", request))
+    return kept
+
+
+def content_type(headers: Iterable[Header]) -> bytes:
+    return next((value for name, value in headers if name == b"content-type"), b"")

@@ -1,0 +1,149 @@
+"""A routed request: placed by the scheduler, run on a worker, and on another one if that fails.
+
+identify ─► place ─► run a leg ─► answered
+▲          │
+└── failed ┘   before anything has reached the client
+"""
+
+import logging
+
+from policies.model import LegFailure, Reject, RejectReason, RequestView
+from router.admission import Admitted
+from router.answer import Receive, Scope, Send
+from router.clients import Client
+from router.errors import Overloaded, RequestError, Unavailable, WorkerFailed, WorkerTimeout
+from router.headers import to_worker
+from router.leg import Leg, LegFailed
+from router.life import Life
+from router.openai import Ask, Surface, parse
+from router.pools import Route
+from router.rewrite import for_worker
+from router.state import Gateway
+
+_log = logging.getLogger("fairlead.gateway")
+
+
+class Inference(Life):
+    """One request to one of the routed entry points."""
+
+    __slots__ = ("_admitted", "_leg", "_route", "_surface", "_why")
+
+    def __init__(self, gateway: Gateway, surface: Surface, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(gateway, scope, receive, send, anthropic=surface is Surface.MESSAGES)
+        self._surface = surface
+        self._route: Route | None = None
+        self._admitted: Admitted | None = None
+        self._leg: Leg | None = None
+        self._why = ""
+        """What the last failed leg said."""
+
+    async def _serve(self, body: bytes) -> None:
+        ask = parse(self._surface, body)
+        self._record.asked(ask, prompt=self._gateway.request_log.prompts)
+        client = self._client(ask.user)
+        route = self._route = self._gateway.pools.route(ask.model)
+        self._record.line = route.line
+        await self._until_answered(self._place(ask, client, route), ask, route)
+
+    def _end(self, now: float) -> None:
+        if self._leg is not None:
+            self._record.answered(self._leg)
+        if self._admitted is not None and self._route is not None:
+            self._route.pool.forget(self._admitted)
+        super()._end(now)
+
+    # -- placing
+
+    def _place(self, ask: Ask, client: Client, route: Route) -> Admitted:
+        """Into the scheduler, past the client's own limits."""
+        view = self._view(ask, client, route)
+        each = view.max_output_tokens if view.max_output_tokens is not None else view.expected_output_tokens
+        self._lease = self._gateway.clients.quota.admit(
+            client.account, client.limits, view.input_tokens + each * ask.sequences, self._gateway.loop.time()
+        )
+        self._admitted = route.pool.submit(view)
+        return self._admitted
+
+    def _view(self, ask: Ask, client: Client, route: Route) -> RequestView:
+        gateway = self._gateway
+        per_byte = gateway.scale.tokens_per_byte(route.line)
+        holder = gateway.holders.find(ask.previous_response)
+        return RequestView(
+            id=f"{self._id}/{id(self):x}",  # two clients may choose the same id at the same time
+            client=client.path,
+            line=route.line,
+            key=ask.key(per_byte),
+            input_tokens=ask.input_tokens(per_byte),
+            expected_output_tokens=route.pool.scheduler.lengths.expect(client.path, ask.max_output_tokens),
+            arrived=self._record.arrived,
+            max_output_tokens=ask.max_output_tokens,
+            sequences=ask.sequences,
+            streams=ask.stream,
+            weight=client.weight,
+            priority=ask.priority,
+            session=ask.session,
+            media=ask.media,
+            pinned=holder if holder in gateway.pools.members else None,
+        )
+
+    # -- legs, one after the other until one answers
+
+    async def _until_answered(self, admitted: Admitted, ask: Ask, route: Route) -> None:
+        while True:
+            decision = await admitted.place()
+            if isinstance(decision, Reject):
+                raise _rejection(decision, self._why)
+            self._record.placed(decision)
+            worker = decision.place.placement.decode
+            try:
+                await self._run(admitted, ask, route, worker)
+            except LegFailed as failure:
+                _log.warning("request %s: attempt %d: %s", self._id, decision.ticket.attempt, failure.why)
+                self._failed(admitted, worker, failure)
+                if self._answer.started:
+                    raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}") from failure
+            else:
+                return
+
+    async def _run(self, admitted: Admitted, ask: Ask, route: Route, worker: str) -> None:
+        """One leg, from the decision to its answer."""
+        gateway = self._gateway
+        member = gateway.pools.members.get(worker)
+        if member is None:
+            raise LegFailed(LegFailure.CONNECT, f"{worker} has left the fleet")
+        leg = self._leg = Leg(admitted, ask, member, self._answer, gateway.holders, gateway.loop)
+        headers = to_worker(self._scope, self._id.encode(), member.headers)
+        with gateway.pools.busy(member):
+            await leg.run(self._target(), headers, for_worker(ask, route.rewrite))
+        gateway.fleet.request_ok(worker)
+        if leg.exact and leg.usage is not None:
+            gateway.scale.saw(route.line, admitted.view.key, leg.usage.input_tokens)
+
+    def _failed(self, admitted: Admitted, worker: str, failure: LegFailed) -> None:
+        """Tell everybody concerned that an attempt has come to nothing."""
+        self._why = failure.why
+        if not failure.busy:
+            self._gateway.fleet.request_failed(
+                worker,
+                failure.why,
+                refused=failure.reason is LegFailure.SHUTDOWN,
+                connect=failure.reason is LegFailure.CONNECT,
+            )
+        self._gateway.metrics.leg_failed(worker, failure.reason)
+        # More than zero says that the client has seen a part of the answer, so that nobody may start anew.
+        admitted.failed(failure.reason, 1 if self._answer.started else 0)
+
+
+def _rejection(reject: Reject, why: str) -> RequestError:
+    """What a client is told of the scheduler's reasons; `why` is what the last failed leg said."""
+    if reject.reason is RejectReason.QUEUE_FULL:
+        return Overloaded("Too many requests are waiting; come back later.", retry_after_s=5)
+    if reject.reason is RejectReason.WAITED_TOO_LONG:
+        return Overloaded(f"No worker had room for {reject.waited_s:.0f} s.", retry_after_s=10)
+    if reject.reason is RejectReason.NO_WORKER:
+        return Unavailable(f"No worker can serve the model `{reject.request.line}` now.", retry_after_s=2)
+    if reject.last_failure is LegFailure.TIMEOUT:
+        return WorkerTimeout(f"No worker answered in time; the last one: {why}")
+    if reject.last_failure in (LegFailure.CONNECT, LegFailure.SHUTDOWN):
+        return Unavailable(f"No worker could take the request; the last one: {why}", retry_after_s=2)
+    return WorkerFailed(f"Every attempt failed; the last one: {why}")

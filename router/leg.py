@@ -1,0 +1,163 @@
+"""One attempt of a request on one worker: send it there, and pass the answer on as it comes.
+
+A leg ends in an answer, whole, streamed or a 4xx of the worker's own, or in `LegFailed`. As long as the client has
+seen nothing of it, a failed leg can be replaced by another; so nothing is sent before the worker's first event has
+shown that the stream is none of the errors that vLLM hides inside a 200.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from policies.model import LegFailure, Outcome, Usage
+from router.admission import Admitted
+from router.answer import Answer
+from router.headers import content_type
+from router.holders import Holders
+from router.openai import Ask, Surface
+from router.pools import Member
+from router.tail import Tail, find_id, whole_aborted, whole_usage
+from workers.upstream import Exchange, NotConnected, TimedOut, UpstreamError
+
+_OUTPUT_EVERY = 32
+_OUTPUT_EVERY_S = 0.1
+"""How often the scheduler hears of output: whichever comes first."""
+_WHOLE_BYTES = 64 << 20
+"""The longest answer that is held whole before it is passed on."""
+_SHUTDOWN = b"cannot schedule new futures after shutdown"
+"""What a vLLM that drains says, with status 500, while its /health still says 200."""
+_GIVEN_UP = "the worker gave the answer up (finish_reason abort)"
+_BUSY = (429, 503)
+_DISTRUST = (401, 403)
+"""The worker refuses the gateway's own key: that is not the client's fault."""
+
+
+class LegFailed(Exception):  # noqa: N818 - an event that is told to the scheduler
+    """The attempt came to nothing. `busy`: the worker is well, but has no room; that is not held against it."""
+
+    def __init__(self, reason: LegFailure, why: str, *, busy: bool = False) -> None:
+        super().__init__(why)
+        self.reason = reason
+        self.why = why
+        self.busy = busy
+
+    @classmethod
+    def of(cls, error: UpstreamError) -> "LegFailed":
+        """What an error of the connection means for the attempt."""
+        if isinstance(error, NotConnected):
+            return cls(LegFailure.CONNECT, str(error))
+        return cls(LegFailure.TIMEOUT if isinstance(error, TimedOut) else LegFailure.LOST, str(error))
+
+
+@dataclass(slots=True)
+class Leg:
+    """An attempt under way. `usage` and `outcome` are set when the answer is all there."""
+
+    admitted: Admitted
+    ask: Ask
+    member: Member
+    answer: Answer
+    holders: Holders
+    loop: asyncio.AbstractEventLoop
+    exchange: Exchange | None = None
+    first_byte_at: float | None = None
+    outcome: Outcome | None = None
+    usage: Usage | None = None
+    exact: bool = False
+    """The usage is what the worker reported, not an estimate."""
+
+    async def run(self, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Perform it. Raises LegFailed; whatever happens, the worker is left alone afterwards."""
+        try:
+            exchange = self.exchange = await self.member.upstream.send(b"POST", target, headers, body)
+            await exchange.head()
+            if exchange.status >= 400:
+                await self._refused(exchange)
+            elif content_type(exchange.headers).startswith(b"text/event-stream"):
+                await self._stream(exchange)
+            else:
+                await self._whole(exchange)
+        except UpstreamError as error:
+            raise LegFailed.of(error) from error
+        finally:
+            if self.exchange is not None:
+                self.exchange.abort()
+
+    async def _refused(self, exchange: Exchange) -> None:
+        """A client's own mistake passes through untouched; the rest is the worker's."""
+        body = await exchange.read_all(_WHOLE_BYTES)
+        status = exchange.status
+        if status in _BUSY:
+            raise LegFailed(LegFailure.ERROR, f"the worker is busy: {_excerpt(body)}", busy=True)
+        if status in _DISTRUST:
+            raise LegFailed(LegFailure.ERROR, f"the worker refuses the gateway's key with status {status}")
+        if status >= 500 and status != 501:
+            reason = LegFailure.SHUTDOWN if _SHUTDOWN in body else LegFailure.ERROR
+            raise LegFailed(reason, f"the worker answered {status}: {_excerpt(body)}")
+        self._settle(Outcome.REFUSED, Usage(0, 0), exact=False)
+        await self.answer.whole(status, exchange.headers, body)
+
+    async def _whole(self, exchange: Exchange) -> None:
+        """An answer in one piece."""
+        body = await exchange.read_all(_WHOLE_BYTES)
+        if whole_aborted(body):
+            raise LegFailed(LegFailure.SHUTDOWN, _GIVEN_UP)
+        self.first_byte_at = self.loop.time()
+        if self.ask.surface is Surface.RESPONSES:
+            self._hold(find_id(body))
+        usage = whole_usage(body)
+        self._settle(
+            Outcome.COMPLETED, usage or Usage(self.admitted.view.input_tokens, 0), exact=usage is not None
+        )
+        await self.answer.whole(exchange.status, exchange.headers, body)
+
+    async def _stream(self, exchange: Exchange) -> None:
+        """An answer in events. `told` counts those that the scheduler has heard of."""
+        tail = Tail(self.ask.surface, strip_usage=not self.ask.wants_usage)
+        told, told_at = 0, 0.0
+        while piece := await exchange.read():
+            data = tail.feed(piece)
+            if tail.aborted or tail.error is not None:
+                raise _broken(tail)
+            if not data:
+                continue
+            if not self.answer.started:
+                self.first_byte_at = told_at = self.loop.time()
+                self.admitted.first_token()
+                self._hold(tail.response_id)
+                await self.answer.start(exchange.status, exchange.headers)
+            elif tail.events - told >= _OUTPUT_EVERY or self.loop.time() - told_at > _OUTPUT_EVERY_S:
+                self.admitted.output(tail.events - told)
+                told, told_at = tail.events, self.loop.time()
+            if tail.done:  # settled before its last bytes leave: the client's next request meets true accounts
+                self._streamed(tail)
+            await self.answer.body(data, more=True)
+        if not tail.done:
+            raise LegFailed(LegFailure.LOST, "the stream ended before its end")
+        if not self.answer.started:
+            await self.answer.start(exchange.status, exchange.headers)
+        await self.answer.body(tail.rest(), more=False)
+
+    def _streamed(self, tail: Tail) -> None:
+        """The stream has said its last word; without reported usage its events are the estimate."""
+        seen = Usage(self.admitted.view.input_tokens, max(0, tail.events - 2))
+        self._settle(Outcome.COMPLETED, tail.usage or seen, exact=tail.usage is not None)
+
+    def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool) -> None:
+        self.outcome, self.usage, self.exact = outcome, usage, exact
+        self.admitted.settle(usage, outcome)
+
+    def _hold(self, response: str | None) -> None:
+        if response is not None:
+            self.holders.keep(response, self.member.worker.id)
+
+
+def _broken(tail: Tail) -> LegFailed:
+    """The worker says inside the stream that there will be no answer."""
+    if tail.error is None:
+        return LegFailed(LegFailure.SHUTDOWN, _GIVEN_UP)
+    busy = b'"code":503' in tail.error.replace(b" ", b"")
+    return LegFailed(LegFailure.ERROR, f"an error inside the stream: {_excerpt(tail.error)}", busy=busy)
+
+
+def _excerpt(body: bytes) -> str:
+    return body[:300].decode("utf-8", "replace").strip()

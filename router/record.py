@@ -1,0 +1,113 @@
+"""What is remembered of one request, and told once at its end: to the metrics and to the log."""
+
+from typing import Any
+
+from policies.model import Dispatch, Outcome, Usage
+from router.errors import RequestError
+from router.leg import Leg
+from router.log import RequestLog
+from router.metrics import Metrics
+from router.openai import Ask
+
+
+class Record:
+    """Filled in step by step. Times are the loop's, in seconds."""
+
+    __slots__ = (
+        "_dispatch",
+        "_first_byte_at",
+        "_path",
+        "_prompt",
+        "_request",
+        "_stream",
+        "arrived",
+        "client",
+        "error",
+        "line",
+        "outcome",
+        "status",
+        "usage",
+    )
+
+    def __init__(self, request: str, path: str, now: float) -> None:
+        self.arrived = now
+        self.client = ""
+        self.line = ""
+        self.outcome = Outcome.REJECTED
+        self.status = 0
+        self.error: str | None = None
+        self.usage: Usage | None = None
+        self._request = request
+        self._path = path
+        self._stream = False
+        self._prompt: str | None = None
+        self._dispatch: Dispatch | None = None
+        self._first_byte_at: float | None = None
+
+    def asked(self, ask: Ask, *, prompt: bool) -> None:
+        self._stream = ask.stream
+        if prompt:
+            self._prompt = ask.prompt.decode("utf-8", "replace")
+
+    def placed(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+
+    def refused(self, error: RequestError) -> None:
+        self.error = error.message
+        if error.source == "client":
+            self.outcome = Outcome.REFUSED
+        elif error.source == "worker":
+            self.outcome = Outcome.FAILED
+
+    def answered(self, leg: Leg) -> None:
+        """The last leg has ended, with an answer or without."""
+        self._first_byte_at = leg.first_byte_at
+        self.usage = leg.usage
+        if leg.outcome is not None and self.outcome is Outcome.REJECTED:
+            self.outcome = leg.outcome
+
+    def write(self, now: float, metrics: Metrics, log: RequestLog) -> None:
+        """Tell the world."""
+        dispatch, usage = self._dispatch, self.usage
+        place = None if dispatch is None else dispatch.place
+        ttft = None if self._first_byte_at is None else self._first_byte_at - self.arrived
+        metrics.finished(
+            line=self.line,
+            client=self.client,
+            outcome=self.outcome,
+            streamed=self._stream,
+            waited_s=None if dispatch is None else dispatch.waited_s,
+            ttft_s=ttft,
+            e2e_s=now - self.arrived,
+            usage=usage,
+            predicted_cached=None if place is None else place.matched_tokens,
+            reason=None if place is None else place.reason,
+        )
+        line: dict[str, Any] = {
+            "request_id": self._request,
+            "outcome": self.outcome.value,
+            "status": self.status,
+            "client": self.client,
+            "model": self.line,
+            "path": self._path,
+            "stream": self._stream,
+            "e2e_s": round(now - self.arrived, 6),
+        }
+        if dispatch is not None:
+            line["worker"] = dispatch.place.placement.decode
+            line["reason"] = dispatch.place.reason.value
+            line["matched_tokens"] = dispatch.place.matched_tokens
+            line["attempt"] = dispatch.ticket.attempt
+            line["wait_s"] = round(dispatch.waited_s, 6)
+            line["input_tokens"] = dispatch.request.input_tokens
+        if ttft is not None:
+            line["ttft_s"] = round(ttft, 6)
+        if usage is not None:
+            line["input_tokens"] = usage.input_tokens
+            line["output_tokens"] = usage.output_tokens
+            line["cached_tokens"] = usage.cached_tokens
+        if self.error is not None:
+            line["error"] = self.error
+        if self._prompt is not None:
+            line["prompt"] = self._prompt
+        log.write(line)

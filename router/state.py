@@ -1,0 +1,40 @@
+"""What every request needs: the parts of the gateway that outlive it, and the count of what is open."""
+
+import asyncio
+from dataclasses import dataclass
+
+from router.clients import Clients
+from router.config import Limits
+from router.errors import Overloaded, Unavailable
+from router.holders import Holders
+from router.log import RequestLog
+from router.metrics import Metrics
+from router.pools import Pools
+from router.tokens import TokenScale
+from workers.fleet import Fleet
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One gateway; put together in `app`."""
+
+    pools: Pools
+    fleet: Fleet
+    clients: Clients
+    holders: Holders
+    scale: TokenScale
+    metrics: Metrics
+    request_log: RequestLog
+    limits: Limits
+    loop: asyncio.AbstractEventLoop
+    open: int = 0
+    """Requests inside, the one that asks included."""
+    draining: bool = False
+
+    def check_room(self) -> None:
+        """Raises if the gateway takes no more requests."""
+        if self.draining:
+            raise Unavailable("The gateway is shutting down.", retry_after_s=1)
+        if self.open > self.limits.concurrent_requests:
+            limit = self.limits.concurrent_requests
+            raise Overloaded(f"{limit} requests are open, which is the gateway's limit.", retry_after_s=1)

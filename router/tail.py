@@ -1,0 +1,176 @@
+"""The end of an answer: usage and finish, read without parsing what goes before.
+
+A stream is a sequence of server-sent events, each ending with a blank line. Events pass through unread; only a
+usage event (vLLM marks it with an empty `choices`), an error, an abort, or the closing `[DONE]` is looked at,
+and each can be told by a substring: inside JSON strings quotes are escaped, so `"choices":[]` is always structure.
+
+Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes).
+"""
+
+from typing import Any
+
+import orjson
+
+from policies.model import Usage
+from router.openai import Surface
+
+_MAX_PARTIAL = 1 << 20
+_DONE = b"data: [DONE]"
+_ERROR = b'data: {"error"'
+_ABORT = b'"finish_reason":"abort"'
+_NO_CHOICES = b'"choices":[]'
+
+
+class Tail:
+    """Watches one stream pass. `feed` returns the bytes that the client gets."""
+
+    __slots__ = ("_partial", "_strip", "_surface", "aborted", "done", "error", "events", "response_id", "usage")
+
+    def __init__(self, surface: Surface, *, strip_usage: bool) -> None:
+        self._surface = surface
+        self._strip = strip_usage
+        self._partial = b""
+        self.events = 0
+        """Events so far: a running estimate of output tokens."""
+        self.usage: Usage | None = None
+        self.done = False
+        """The stream came to its proper end."""
+        self.aborted = False
+        """The worker gave the answer up (it is shutting down)."""
+        self.error: bytes | None = None
+        """The error event, if the worker sent one inside the stream."""
+        self.response_id: str | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        if self._partial:
+            data = self._partial + data
+        end = data.rfind(b"\n\n") + 2
+        if end < len(data) and (end >= 2 or len(data) <= _MAX_PARTIAL):
+            self._partial = data[end:] if end >= 2 else data
+            data = data[:end] if end >= 2 else b""
+        else:
+            self._partial = b""
+        if not data:
+            return data
+        self.events += data.count(b"data: ")
+        if self._surface in (Surface.CHAT, Surface.COMPLETIONS):
+            return self._openai(data)
+        self._typed(data)
+        return data
+
+    def rest(self) -> bytes:
+        """What is left of a stream that ended without a blank line."""
+        rest, self._partial = self._partial, b""
+        return rest
+
+    def _openai(self, data: bytes) -> bytes:
+        if _NO_CHOICES in data:
+            data = self._usage_event(data)
+        if _ERROR in data:
+            self.error = data[data.index(_ERROR) :]
+        if _ABORT in data:
+            self.aborted = True
+        if _DONE in data:
+            self.done = True
+        return data
+
+    def _usage_event(self, data: bytes) -> bytes:
+        """Read the usage event among these, and take it out unless the client asked for it."""
+        kept = []
+        for event in data.split(b"\n\n")[:-1]:
+            if _NO_CHOICES in event:
+                usage = _parsed(event).get("usage")
+                if usage:
+                    self.usage = read_usage(usage)
+                    if self._strip:
+                        self.events -= 1
+                        continue
+            kept.append(event + b"\n\n")
+        return b"".join(kept)
+
+    def _typed(self, data: bytes) -> None:
+        """Events with names: `/v1/responses` and `/v1/messages`, which bring their own usage."""
+        if self.response_id is None and self._surface is Surface.RESPONSES:
+            self.response_id = find_id(data)
+        if b'"usage"' in data:
+            for event in data.split(b"\n\n"):
+                if b'"usage":{' in event:
+                    self._named_usage(_parsed(event))
+        if b"event: error\n" in data or _ERROR in data:
+            self.error = data
+        if any(mark in data for mark in _CLOSING):
+            self.done = True
+
+    def _named_usage(self, event: dict[str, Any]) -> None:
+        found = event.get("usage") or (event.get("response") or event.get("message") or {}).get("usage")
+        if found:
+            seen = self.usage
+            usage = read_usage(found)
+            # Anthropic's first event carries the input, its last the output: keep the larger of each.
+            self.usage = (
+                usage
+                if seen is None
+                else Usage(
+                    max(seen.input_tokens, usage.input_tokens),
+                    max(seen.output_tokens, usage.output_tokens),
+                    usage.cached_tokens if usage.cached_tokens is not None else seen.cached_tokens,
+                )
+            )
+
+
+_CLOSING = (
+    b"event: response.completed",
+    b"event: response.incomplete",
+    b"event: response.failed",
+    b"event: message_stop",
+)
+
+
+def whole_usage(body: bytes) -> Usage | None:
+    """The usage of an answer that is one JSON object, read from its end: bodies are long, usage stands last."""
+    at = body.rfind(b'"usage":{')
+    if at < 0:
+        return None
+    start = at + len(b'"usage":')
+    depth = 0
+    for index in range(start, min(len(body), start + 4096)):
+        depth += {0x7B: 1, 0x7D: -1}.get(body[index], 0)
+        if depth == 0:
+            try:
+                return read_usage(orjson.loads(body[start : index + 1]))
+            except orjson.JSONDecodeError:
+                return None
+    return None
+
+
+def whole_aborted(body: bytes) -> bool:
+    return _ABORT in body
+
+
+def find_id(data: bytes) -> str | None:
+    """The id of a stored response, from the first bytes that name it."""
+    at = data.find(b'"id":"resp_')
+    if at < 0:
+        return None
+    end = data.find(b'"', at + 6)
+    return data[at + 6 : end].decode("ascii", "replace") if end > 0 else None
+
+
+def read_usage(usage: dict[str, Any]) -> Usage:
+    """Usage in any of the API's dialects."""
+    if "prompt_tokens" in usage:
+        details = usage.get("prompt_tokens_details") or {}
+        return Usage(usage["prompt_tokens"], usage.get("completion_tokens") or 0, details.get("cached_tokens"))
+    details = usage.get("input_tokens_details") or {}
+    cached = details.get("cached_tokens", usage.get("cache_read_input_tokens"))
+    return Usage(usage.get("input_tokens") or 0, usage.get("output_tokens") or 0, cached)
+
+
+def _parsed(event: bytes) -> dict[str, Any]:
+    """The JSON of an event's data line; an empty object if it is not JSON."""
+    at = event.find(b"data: ")
+    try:
+        value = orjson.loads(event[at + 6 :])
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}

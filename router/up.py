@@ -1,0 +1,99 @@
+"""`fairlead up MODEL`, without the gateway: vLLM on every GPU, shown while it loads, stopped at the end."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from rich.console import Console
+
+from router.up_display import LaunchDisplay
+from workers.devices import Cpu, Gpu, choose_gpus, find_cpus, find_gpus
+from workers.launch import check_vllm, plan
+from workers.launch_errors import LaunchError
+from workers.supervisor import Backoff, Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the command line says."""
+
+    model: str
+    vllm_python: str
+    log_dir: Path
+    gpus: list[int] | None = None
+    """Positions in the list of visible GPUs; None: all of them."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    workers: int = 1
+    """With `cpu`: how many. With `cuda` the GPUs decide."""
+    tensor_parallel: int = 1
+    base_port: int = 8101
+    """The first worker's port; the others count up from it."""
+    extra_args: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedFleet:
+    """Workers that are healthy, in the order of their devices."""
+
+    urls: list[str]
+    models: list[str]
+    """The names that they serve the model under, the first one being vLLM's own choice."""
+
+
+@asynccontextmanager
+async def launched(options: UpOptions, *, backoff: Backoff | None = None) -> AsyncIterator[LaunchedFleet]:
+    """The fleet, healthy on entry and gone on exit; restarts in between are reported to the log.
+
+    Raises LaunchError, whose message is for the person at the terminal.
+    """
+    await check_vllm(options.vllm_python)
+    devices = find_devices(options)
+    specs = plan(
+        options.model,
+        devices,
+        tensor_parallel=options.tensor_parallel,
+        ports=worker_ports(options.base_port, len(devices)),
+        extra_args=options.extra_args,
+        vllm_python=options.vllm_python,
+        log_dir=options.log_dir,
+        scratch_prefix=f"{tempfile.gettempdir()}/fairlead-{secrets.token_hex(4)}-",
+        user_environment=os.environ,
+    )
+    with LaunchDisplay([spec.name for spec in specs], Console(stderr=True)) as display:
+        async with Supervisor(specs, display.tell, backoff=backoff):
+            models = await served_models(specs[0].url)
+            display.finish()
+            yield LaunchedFleet([spec.url for spec in specs], models)
+
+
+def find_devices(options: UpOptions) -> list[Gpu] | list[Cpu]:
+    """What the workers run on. Raises NoGpu, and LaunchError for a number of workers below one."""
+    if options.device == "cpu":
+        if options.workers < 1:
+            raise LaunchError(f"--workers {options.workers}: at least one is needed")
+        return find_cpus(options.workers)
+    gpus = find_gpus()
+    return gpus if options.gpus is None else choose_gpus(gpus, options.gpus)
+
+
+def worker_ports(base_port: int, count: int) -> range:
+    """One port for each worker, counted up from `base_port`."""
+    if not 1 <= base_port <= 65536 - count:
+        raise LaunchError(f"--base-port {base_port}: {count} ports from there on do not exist")
+    return range(base_port, base_port + count)
+
+
+async def served_models(url: str) -> list[str]:
+    """The ids in the worker's `/v1/models`, its default model first."""
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=10) as client:
+            answer = (await client.get(f"{url}/v1/models")).raise_for_status()
+    except httpx.HTTPError as error:
+        raise LaunchError(f"{url} is healthy but does not tell which models it serves: {error!r}") from error
+    return [model["id"] for model in answer.json()["data"]]
