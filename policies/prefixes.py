@@ -50,8 +50,9 @@ class Prefixes:
         line = self._line(request.line, request.key)
         return Pinned(line, line.tree.insert(worker, request.key.data, now))
 
-    def release(self, pinned: Pinned) -> None:
-        pinned.tree.tree.release(pinned.pin)
+    def release(self, pinned: Pinned, now: float) -> None:
+        """The request has ended; its path counts as used until now, as vLLM frees blocks at the end."""
+        pinned.tree.tree.release(pinned.pin, now)
 
     def forget(self, worker: WorkerId, request: RequestView, keep_tokens: int) -> None:
         """The worker never computed this prompt beyond the first `keep_tokens`."""

@@ -95,7 +95,7 @@ class Radix:
         return node
 
     def detach(self, leaf: Node) -> None:
-        """Remove a leaf. Unlinked both ways, it is freed without the collector."""
+        """Remove a leaf, unlinked both ways: it is freed at once, and whoever still has it keeps no other node."""
         parent = leaf.parent
         assert parent is not None  # noqa: S101 - the root is no leaf
         del parent.children[leaf.edge[: self.width]]

@@ -378,7 +378,7 @@ class Scheduler:
         running.decoder.end_sequences(running.leg)
         worker = running.leg.placement.decode
         if running.pinned is not None:
-            self.prefixes.release(running.pinned)
+            self.prefixes.release(running.pinned, now)
         running.decoder.pin(self.prefixes.pinned_tokens(worker))
         for load in (running.prefiller, running.decoder):
             if load.idle:

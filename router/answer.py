@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from router.errors import BodyTooLarge, HeadersTooLarge, RequestError, to_event, to_http
+from router.errors import BodyTooLarge, RequestError, UploadTimeout, to_event, to_http
 from router.headers import Header, to_client
 
 Scope = MutableMapping[str, Any]
@@ -46,7 +46,8 @@ class Answer:
             return
         status, headers, body = to_http(error, anthropic=self._anthropic)
         headers.append((b"x-request-id", self._request))
-        if isinstance(error, BodyTooLarge | HeadersTooLarge):  # the rest of the upload is not waited for
+        if isinstance(error, BodyTooLarge | UploadTimeout):
+            # The rest of the upload is not waited for.
             headers.append((b"connection", b"close"))
         await self._start(status, headers)
         await self.body(body, more=False)

@@ -35,6 +35,7 @@ from router.settings_file import ConfigError
 from router.state import Gateway
 from router.tokens import TokenScale
 from workers.fleet import Fleet, FleetSettings
+from workers.health import HealthSettings
 from workers.upstream import Timeouts, Upstream
 from workers.watch import WatchSettings
 from workers.worker import FleetEvent, WorkerChanged, WorkerJoined
@@ -150,6 +151,8 @@ def _fleet_settings(config: Config) -> FleetSettings:
             probe_timeout_s=health.probe_timeout_s,
             scrape_every_s=health.scrape_every_s,
         ),
+        # What a scrape says of sleep has to last until the next one.
+        health=HealthSettings(asleep_for_s=max(20.0, 4 * health.scrape_every_s)),
         scrape_stale_s=health.stale_after_s,
     )
 
@@ -193,7 +196,7 @@ def _server(config: Config, app: Any, host: str, port: int, *, tls: bool) -> uvi
     listen = config.listen
     return _Server(
         uvicorn.Config(
-            app,  
+            app,
             host=host,
             port=port,
             http=listener(config.limits.header_bytes),

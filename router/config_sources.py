@@ -31,7 +31,7 @@ SECRET = ("key", "keys", "key_hash", "key_hashes", "api_key")
 C = TypeVar("C", bound=BaseModel)
 
 
-class SeveralProblems(PydanticCustomError):  # noqa: N818  # named after what it holds
+class SeveralProblems(PydanticCustomError):  # named after what it holds
     """Raised by a validator that looks at many values at once and finds something wrong with several."""
 
     def __new__(cls, problems: list[tuple[At, str]]) -> Self:

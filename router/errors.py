@@ -2,6 +2,7 @@
 
     RequestError                 status, type, code, param, retry_after_s; `source` says whose fault it is
     ├── BadRequest        400    the client's request cannot be understood (source: client)
+    │   ├── UploadTimeout 408
     │   ├── BodyTooLarge  413
     │   └── HeadersTooLarge 431
     ├── Unauthorized      401
@@ -9,14 +10,15 @@
     ├── NoSuchRoute       404
     ├── Unsupported       501
     ├── OverQuota         429    this client asks for more than its limits (Retry-After)
-    ├── Overloaded        429    come back later: queue full, waited too long, too many open requests (source: router)
+    ├── Overloaded        429    queue full, waited too long, too many open requests: come back later
     ├── Unavailable       503    nobody can serve this model now, or the gateway is shutting down
-    ├── WorkerFailed      502    the worker broke off or talked nonsense, and no other could take over (source: worker)
+    ├── WorkerFailed      502    the worker broke off or talked nonsense, and no other could take over
     └── WorkerTimeout     504
 
 A 4xx that a worker answers is not here: it passes through untouched.
 """
 
+import math
 from typing import Any, ClassVar, Literal
 
 import orjson
@@ -40,7 +42,7 @@ class RequestError(Exception):
     def headers(self) -> list[tuple[bytes, bytes]]:
         if self.retry_after_s is None:
             return []
-        return [(b"retry-after", str(max(1, round(self.retry_after_s))).encode())]
+        return [(b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]
 
     def body(self) -> dict[str, Any]:
         """The error as OpenAI's clients and vLLM's users know it."""
@@ -51,6 +53,11 @@ class BadRequest(RequestError):
     status = 400
     type = "BadRequestError"
     source: ClassVar[Source] = "client"
+
+
+class UploadTimeout(BadRequest):
+    status = 408
+    type = "RequestTimeoutError"
 
 
 class BodyTooLarge(BadRequest):

@@ -8,8 +8,8 @@ Header = tuple[bytes, bytes]
 _NOT_SENT_ON = frozenset(
     (b"authorization", b"x-api-key", b"x-request-id", b"accept-encoding", b"x-data-parallel-rank")
 )
-"""The client's credentials end at the gateway; the rest is the gateway's to say. Hop-by-hop headers are left out by
-the upstream client.
+"""The client's credentials end at the gateway; the rest is the gateway's to say. Hop-by-hop headers are left out
+by the upstream client.
 """
 _NOT_SENT_BACK = frozenset(
     (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date", b"x-request-id")
@@ -34,4 +34,5 @@ def to_client(headers: Iterable[Header], request: bytes, length: int | None) -> 
 
 
 def content_type(headers: Iterable[Header]) -> bytes:
+    """The value of Content-Type, parameters included; empty if there is none."""
     return next((value for name, value in headers if name == b"content-type"), b"")

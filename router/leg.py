@@ -31,7 +31,7 @@ _DISTRUST = (401, 403)
 """The worker refuses the gateway's own key: that is not the client's fault."""
 
 
-class LegFailed(Exception):  # noqa: N818 - an event that is told to the scheduler
+class LegFailed(Exception):
     """The attempt came to nothing. `busy`: the worker is well, but has no room; that is not held against it."""
 
     def __init__(self, reason: LegFailure, why: str, *, busy: bool = False) -> None:

@@ -15,9 +15,9 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from policies.model import Outcome
-from router.answer import Answer, Receive, Scope, Send
+from router.answer import Answer, Message, Receive, Scope, Send
 from router.clients import Client
-from router.errors import BodyTooLarge, RequestError
+from router.errors import BodyTooLarge, RequestError, Unavailable, UploadTimeout
 from router.quota import Lease
 from router.record import Record
 from router.state import Gateway
@@ -26,9 +26,12 @@ _log = logging.getLogger("fairlead.gateway")
 
 _ID_BYTES = 128
 """A longer X-Request-Id is replaced."""
+_UPLOAD_WITHIN_S = 300.0
+_DISCARDED = 8
+"""How many times the limit of a body is read and thrown away before the connection is closed on it."""
 
 
-class ClientGone(Exception):  # noqa: N818 - what happened
+class ClientGone(Exception):
     """The client left before its request was complete."""
 
 
@@ -57,13 +60,22 @@ class Life(ABC):
         except ClientGone:
             self._record.outcome = Outcome.CANCELLED
         except asyncio.CancelledError:
-            self._record.outcome = Outcome.CANCELLED
-            if not self._gone:
+            # Ours in both cases: nobody above needs to hear of it.
+            if self._gone:
+                self._record.outcome = Outcome.CANCELLED
+            elif self._gateway.draining:
+                await self._cut_off()
+            else:
                 raise
-            # The cancellation was our own: the client has left, and nobody above needs to hear of it.
         finally:
             self._gateway.open -= 1
             self._end(self._gateway.loop.time())
+
+    async def _cut_off(self) -> None:
+        """The gateway ends before the request does."""
+        error = Unavailable("The gateway is shutting down.", retry_after_s=1)
+        self._record.refused(error)
+        await self._answer.refuse(error)
 
     @abstractmethod
     async def _serve(self, body: bytes) -> None:
@@ -124,23 +136,40 @@ class Life(ABC):
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body of a request, at most `limit` bytes. Raises BodyTooLarge, or ClientGone."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise BodyTooLarge(f"The request body has {int(value)} bytes; the limit is {limit}.")
+    """The whole body of a request. Raises BodyTooLarge, UploadTimeout, or ClientGone.
+
+    A body beyond the limit is still taken in for a while, and thrown away: to close on a client that is writing
+    would reset the connection before it has read why.
+    """
+    announced = next((int(v) for name, v in scope["headers"] if name == b"content-length" and v.isdigit()), 0)
+    if announced > limit and any(name == b"expect" for name, _ in scope["headers"]):
+        raise BodyTooLarge(f"The request body has {announced} bytes; the limit is {limit}.")
+    message = await receive()
+    if not message.get("more_body") and message["type"] == "http.request" and len(message["body"]) <= limit:
+        whole: bytes = message["body"]
+        return whole
+    try:
+        async with asyncio.timeout(_UPLOAD_WITHIN_S):
+            return await _read_pieces(message, receive, limit)
+    except TimeoutError:
+        raise UploadTimeout(f"The request body did not arrive within {_UPLOAD_WITHIN_S:.0f} s.") from None
+
+
+async def _read_pieces(message: Message, receive: Receive, limit: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
         size += len(piece)
-        if size > limit:
+        if size <= limit:
+            pieces.append(piece)
+        elif size > _DISCARDED * limit or not message.get("more_body"):
             raise BodyTooLarge(f"The request body has more than {limit} bytes, which is the limit.")
-        pieces.append(piece)
         if not message.get("more_body"):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return b"".join(pieces)
+        message = await receive()
 
 
 def request_id(scope: Scope) -> str:

@@ -38,7 +38,7 @@ class Metrics:
     """The counters of one gateway, in a registry of their own."""
 
     def __init__(self, version: str, *, max_clients: int = 100, clients: Iterable[str] = ()) -> None:
-        disable_created_metrics()  # a second series for each one, which nobody reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody reads
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)

@@ -144,6 +144,7 @@ def whole_usage(body: bytes) -> Usage | None:
 
 
 def whole_aborted(body: bytes) -> bool:
+    """Whether the worker gave the answer up because it is shutting down."""
     return _ABORT in body
 
 

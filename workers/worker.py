@@ -74,6 +74,8 @@ class Worker:
     """Base model id it serves, None until known."""
     lines: frozenset[str] = frozenset()
     """Every model name it answers to: the base, its aliases, LoRA adapters."""
+    adapters: frozenset[str] = frozenset()
+    """Those of the lines that are LoRA adapters."""
     max_model_len: int | None = None
     version: str | None = None
     scrape: Scrape | None = None
@@ -91,3 +93,31 @@ class Worker:
     @property
     def routable(self) -> bool:
         return self.state in (State.UP, State.SUSPECT) and self.model is not None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker that was not there before. Its model may not be known yet: it is routable only later."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerChanged:
+    """The same worker, with another snapshot.
+
+    Its `model` changes at most once in its life, from None to a name; whatever the engine holds is kept.
+    """
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker that is no more, and its cache with it. Streams that still run there end by themselves."""
+
+    id: str
+    why: str
+
+
+FleetEvent = WorkerJoined | WorkerChanged | WorkerLeft

@@ -1,0 +1,192 @@
+"""Whose turn is it by the work they have caused, and whose prompt is best placed among those?
+
+Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm 1). Every client has a deficit `q`, in units of service
+(`w_e` per extend token, `w_q` per output token). Whoever has `q > 0` is eligible; when nobody who waits is, every
+client with `q <= 0` gains a quantum (times its weight), as often as it takes. Placing charges the extend tokens,
+output is charged as it streams past, and the end corrects both to what the worker reports.
+
+Among the eligible the order is free as far as the bound goes: `order` says which (`lpm` is the paper's).
+
+Invariants: `q <= Q_u` plus what is charged and not yet settled; between two clients that stay backlogged the
+difference in service is at most `2 (U + Q_u)`, `U = w_e L + w_q M` (paper, theorem on fairness).
+
+A step is cheap: refills are a count of rounds that each account applies to itself when it is looked at, and only
+the first few requests of a bounded number of clients are compared.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from policies.knowledge import Knowledge
+from policies.model import Candidate, Event, Left, Output, Placed, RequestView, WorkerView
+from policies.queue.ageing import aged_first, arrival
+from policies.queue.backlog import Backlog
+from policies.queue.volume import volume
+
+_MAX_CLIENTS = 10_000
+"""Accounts kept of clients that are idle and owe nothing; to forget one that owes would be an amnesty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    quantum: int = 8192
+    """Service per refill, Q_u: larger keeps prefixes together longer, smaller is fairer over short times."""
+    order: Literal["lpm", "svf", "fcfs"] = "lpm"
+    """Among eligible requests: longest matched prefix, smallest volume, or arrival."""
+    extend_weight: float = 1.0
+    """Service per prompt token that has to be computed, w_e."""
+    output_weight: float = 2.0
+    """Service per output token, w_q."""
+    patience_s: float = 10.0
+    """From here on a request comes before the order, if its client is eligible."""
+    window: int = 64
+    """Requests compared per step."""
+    depth: int = 4
+    """Of each client at most so many."""
+    forget_idle: bool = False
+    """An idle client leaves: its debt is forgiven, its credit forfeited. False keeps its account, as printed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Account:
+    quantum: float
+    round: int
+    deficit: float = 0.0
+    running: int = 0
+
+
+class Dlpm:
+    """Deficits per client over one queue: that of the fleet, or of one worker under early binding."""
+
+    def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
+        self._settings = settings
+        self._knowledge = knowledge
+        self._backlog = Backlog()
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self._charged: dict[str, int] = {}
+        self._round = 0
+
+    def __len__(self) -> int:
+        return len(self._backlog)
+
+    def push(self, request: RequestView, *, again: bool = False) -> None:
+        self._account(request)
+        self._backlog.push(request, again=again)
+
+    def remove(self, request: RequestView) -> None:
+        self._backlog.remove(request)
+        self._retire(request.client)
+
+    def waiting(self) -> Iterator[RequestView]:
+        return iter(self._backlog)
+
+    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
+        if not self._backlog:
+            return iter(())
+        rounds = {client: self._rounds_needed(self._accounts[client]) for client in self._backlog.lines}
+        least = min(rounds.values())
+        eligible = sorted(
+            (client for client, needed in rounds.items() if needed == least),
+            key=lambda client: arrival(self._backlog.head(client)),
+        )
+        settings = self._settings
+        requests = (request for client in eligible for request in self._backlog.heads(client, settings.depth))
+        ordered = self._in_order(list(islice(requests, settings.window)))
+        return aged_first(ordered, workers, now, settings.patience_s)
+
+    def deficit(self, client: str) -> float | None:
+        """What a client is owed (positive) or owes; None for one that is not known."""
+        account = self._accounts.get(client)
+        return None if account is None else self._level(account)
+
+    def on(self, event: Event) -> None:
+        """Move the accounts: the only place that does."""
+        if isinstance(event, Placed):
+            account = self._account(event.request)
+            self._round += self._rounds_needed(account)
+            self._level(account)
+            account.running += 1
+            self._charged[event.request.id] = event.extend_tokens
+            account.deficit -= self._settings.extend_weight * event.extend_tokens
+        elif isinstance(event, Output):
+            self._charge(event.request.client, self._settings.output_weight * event.tokens)
+        elif isinstance(event, Left) and event.placement is not None:
+            self._settle(event)
+
+    def _settle(self, event: Left) -> None:
+        """Replace the extend tokens that were predicted by those that were computed.
+
+        A failed attempt is not the client's fault and is given back whole; a cancelled one stays charged, or long
+        prompts with early cancels would be free.
+        """
+        charged = self._charged.pop(event.request.id, 0)
+        usage = event.usage
+        if event.outcome is None:
+            actual = 0
+        elif usage is None or usage.cached_tokens is None:
+            actual = charged
+        else:
+            actual = max(0, usage.input_tokens - usage.cached_tokens)
+        self._charge(event.request.client, self._settings.extend_weight * (actual - charged))
+        account = self._accounts.get(event.request.client)
+        if account is not None:
+            account.running -= 1
+        self._retire(event.request.client)
+
+    def _charge(self, client: str, service: float) -> None:
+        account = self._accounts.get(client)
+        if account is not None:
+            self._level(account)
+            account.deficit -= service
+
+    def _level(self, account: _Account) -> float:
+        """Apply the rounds that have gone by: while `q <= 0` each one adds a quantum."""
+        passed = self._round - account.round
+        account.round = self._round
+        if passed and account.deficit <= 0:
+            account.deficit += min(passed, math.floor(-account.deficit / account.quantum) + 1) * account.quantum
+        return account.deficit
+
+    def _rounds_needed(self, account: _Account) -> int:
+        """Refills until this client is eligible; 0 if it is."""
+        deficit = self._level(account)
+        return 0 if deficit > 0 else math.floor(-deficit / account.quantum) + 1
+
+    def _account(self, request: RequestView) -> _Account:
+        account = self._accounts.get(request.client)
+        if account is None:
+            account = self._accounts[request.client] = _Account(0.0, self._round)
+            self._forget_the_oldest()
+        self._level(account)
+        account.quantum = self._settings.quantum * request.weight
+        return account
+
+    def _retire(self, client: str) -> None:
+        account = self._accounts.get(client)
+        if account is None or account.running or client in self._backlog.lines:
+            return
+        if self._settings.forget_idle:
+            del self._accounts[client]
+        else:
+            self._accounts.move_to_end(client)
+
+    def _forget_the_oldest(self) -> None:
+        """Bound the table: look at the few that have been quiet longest, and drop those that owe nothing."""
+        for client in list(islice(self._accounts, 8 if len(self._accounts) > _MAX_CLIENTS else 0)):
+            account = self._accounts[client]
+            if not account.running and client not in self._backlog.lines and self._level(account) >= 0:
+                del self._accounts[client]
+            else:
+                self._accounts.move_to_end(client)
+
+    def _in_order(self, requests: list[RequestView]) -> list[RequestView]:
+        if self._settings.order == "fcfs":
+            return sorted(requests, key=arrival)
+        match = self._knowledge.prefixes.match
+        if self._settings.order == "lpm":
+            return sorted(requests, key=lambda r: (-max(match(r).values(), default=0), *arrival(r)))
+        return sorted(requests, key=lambda r: (volume(r, max(match(r).values(), default=0)), *arrival(r)))

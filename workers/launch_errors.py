@@ -1,0 +1,58 @@
+"""Why vLLM could not be launched. Every message is written for the person at the terminal.
+
+LaunchError
+├── NoGpu                this machine, or CUDA_VISIBLE_DEVICES, has no GPU to use
+├── BadTensorParallel    the GPUs cannot be divided into groups of that size
+├── BadArgument          an argument for vLLM that the launcher has to choose itself
+├── VllmNotInstalled     the interpreter does not have vLLM, or there is no such interpreter
+├── PortTaken            somebody else listens where a worker should
+└── LaunchFailed         vLLM started and ended before it was healthy; shows the end of its log
+"""
+
+from pathlib import Path
+
+
+class LaunchError(Exception):
+    """The base of the tree: one clear sentence, and nothing is left running."""
+
+
+class NoGpu(LaunchError):
+    """There is no GPU, or not the one that was asked for."""
+
+
+class BadTensorParallel(LaunchError):
+    """The devices cannot be divided into groups of the size asked for."""
+
+
+class BadArgument(LaunchError):
+    """One of the arguments meant for vLLM would break what the launcher promises."""
+
+
+class VllmNotInstalled(LaunchError):
+    """The interpreter that should run vLLM cannot import it."""
+
+    def __init__(self, python: str, reason: str) -> None:
+        super().__init__(
+            f"{reason}: {python}. Install it there with `pip install 'fairlead[vllm]'`, "
+            "or name an interpreter that has it with `--vllm-python PATH`."
+        )
+
+
+class PortTaken(LaunchError):
+    """The port of a worker is in use by another program."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"port {port} on {host} is taken; choose others with `--base-port`")
+        self.port = port
+
+
+class LaunchFailed(LaunchError):
+    """A worker ended before it was healthy for the first time."""
+
+    def __init__(self, worker: str, status: int, causes: list[str], tail: list[str], log: Path) -> None:
+        lines = [f"{worker} ended with status {status} before it was ready."]
+        lines += causes
+        lines += [f"The end of its log ({log}):", *(f"    {line}" for line in tail)]
+        super().__init__("\n".join(lines))
+        self.worker = worker
+        self.status = status

@@ -1,0 +1,307 @@
+"""Bodies of the API: read, checked, and turned into what one call asks of the engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from workers.simulator.api_errors import bad_request, invalid, prompt_too_long, unknown_model
+from workers.simulator.sequences import draw_output_tokens
+from workers.simulator.tokens import Reply, at_least, chat_tokens, least_value, tokenize
+
+_NUMBER = (int, float)
+# Field: accepted types and how pydantic would say it. A boolean is no number here.
+_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "model": ((str,), "Input should be a valid string"),
+    "max_tokens": ((int,), "Input should be a valid integer"),
+    "max_completion_tokens": ((int,), "Input should be a valid integer"),
+    "max_output_tokens": ((int,), "Input should be a valid integer"),
+    "min_tokens": ((int,), "Input should be a valid integer"),
+    "n": ((int,), "Input should be a valid integer"),
+    "priority": ((int,), "Input should be a valid integer"),
+    "seed": ((int,), "Input should be a valid integer"),
+    "top_logprobs": ((int,), "Input should be a valid integer"),
+    "temperature": (_NUMBER, "Input should be a valid number"),
+    "top_p": (_NUMBER, "Input should be a valid number"),
+    "frequency_penalty": (_NUMBER, "Input should be a valid number"),
+    "presence_penalty": (_NUMBER, "Input should be a valid number"),
+    "stream": ((bool,), "Input should be a valid boolean"),
+    "ignore_eos": ((bool,), "Input should be a valid boolean"),
+    "background": ((bool,), "Input should be a valid boolean"),
+    "store": ((bool,), "Input should be a valid boolean"),
+    "stop": ((str, list), "Input should be a valid string or list"),
+    "stream_options": ((dict,), "Input should be a valid dictionary"),
+    "tools": ((list,), "Input should be a valid list"),
+    "cache_salt": ((str,), "Input should be a valid string"),
+    "user": ((str,), "Input should be a valid string"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one worker serves."""
+
+    model: str
+    names: Sequence[str] = ()
+    """Names of the base model, the first is shown in answers; empty: the model's own."""
+    loras: Sequence[str] = ()
+    max_model_len: int = 131_072
+    seed: int = 0
+
+    @property
+    def aliases(self) -> list[str]:
+        return list(self.names) or [self.model]
+
+    def line(self, body: dict[str, Any]) -> tuple[str, str | None]:
+        """The model name that the answer shows, and the LoRA adapter if one was asked for."""
+        name = body.get("model")
+        if not name or name in self.aliases:
+            return self.aliases[0], None
+        if name in self.loras:
+            return name, name
+        raise unknown_model(name, self.aliases)
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a call wants, independent of the endpoint."""
+
+    body: dict[str, Any]
+    line: str
+    lora: str | None
+    prompts: list[list[int]]
+    n: int = 1
+    max_tokens: int = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    logprobs: int | None = None
+    """Alternatives per token, None for no log probabilities at all."""
+    priority: int = 0
+    cache_salt: str | None = None
+    fixed: str | None = None
+    """Text that the answer has to be: arguments of a tool call or a structured answer."""
+    tool: str | None = None
+    stops: list[str] = field(default_factory=list)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    def reply(self, seed: int, prompt: list[int], choice: int) -> Reply:
+        """The answer that this prompt gets as its `choice`; equal on every worker with this seed."""
+        key = hash((seed, choice, tuple(prompt)))
+        if self.fixed is not None:
+            ids = tokenize(self.fixed)
+            fits = len(ids) < self.max_tokens
+            return Reply(key, min(len(ids) + 1, self.max_tokens), ended_by_stop=fits, fixed=ids)
+        limit = self.max_tokens
+        total = limit if self.ignore_eos else draw_output_tokens(seed, key, self.min_tokens, limit)
+        reply = Reply(key, total, ended_by_stop=total < limit)
+        if self.stops:
+            reply.cut_at(self.stops)
+        return reply
+
+
+def read_json(raw: bytes, content_type: str) -> dict[str, Any]:
+    """The JSON object of a request. Raises the 400s of vLLM."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise invalid("body", "Unsupported Media Type: Only application/json is allowed")
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise invalid(f"body.{error.pos}", f"JSON decode error: {error.msg}") from None
+    if not isinstance(body, dict):
+        raise invalid("body", "Input should be a valid dictionary")
+    for name, (types, message) in _FIELDS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise invalid(f"body.{name}", message)
+    return body
+
+
+def chat_ask(body: dict[str, Any], served: Served, headers: dict[str, str]) -> Ask:
+    """`POST /v1/chat/completions`."""
+    messages = check_messages(body, "messages")
+    line, lora = served.line(body)
+    check_size(sum(len(str(message.get("content") or "")) for message in messages), served)
+    ask = Ask(body, line, lora, [chat_tokens(body)])
+    if body.get("logprobs"):
+        ask.logprobs = body.get("top_logprobs") or 0
+    _force(ask)
+    _common(ask, served, headers, body.get("max_completion_tokens") or body.get("max_tokens"))
+    return ask
+
+
+def completion_ask(body: dict[str, Any], served: Served, headers: dict[str, str]) -> Ask:
+    """`POST /v1/completions`."""
+    line, lora = served.line(body)
+    ask = Ask(body, line, lora, read_prompts(body, "prompt", served))
+    if isinstance(body.get("logprobs"), int):
+        ask.logprobs = int(body["logprobs"])
+    _force(ask)
+    _common(ask, served, headers, body.get("max_tokens", 16))
+    return ask
+
+
+def conversation_ask(
+    body: dict[str, Any], messages: list[dict[str, Any]], served: Served, headers: dict[str, str]
+) -> Ask:
+    """`/v1/responses` and `/v1/messages`, once their input is written as chat messages."""
+    line, lora = served.line(body)
+    check_size(sum(len(str(message.get("content") or "")) for message in messages), served)
+    ask = Ask(body, line, lora, [chat_tokens({**body, "messages": messages})])
+    _common(ask, served, headers, body.get("max_output_tokens") or body.get("max_tokens"))
+    return ask
+
+
+def embedding_ask(body: dict[str, Any], served: Served, headers: dict[str, str]) -> Ask:
+    """`POST /v1/embeddings`: a prefill and nothing else."""
+    line, lora = served.line(body)
+    if body.get("messages"):
+        prompts = [chat_tokens({**body, "messages": check_messages(body, "messages")})]
+    else:
+        prompts = read_prompts(body, "input", served)
+    ask = Ask({**body, "stream": False, "n": 1}, line, lora, prompts)
+    _common(ask, served, headers, 1)
+    return ask
+
+
+def check_messages(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The messages of a body, each with a role."""
+    messages = body.get(name)
+    if messages is None:
+        raise invalid(f"body.{name}", "Field required")
+    if not isinstance(messages, list) or not messages:
+        raise invalid(f"body.{name}", "Input should be a valid list of messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise invalid(f"body.{name}.{index}", "Input should be a valid dictionary")
+        if not isinstance(message.get("role"), str):
+            raise invalid(f"body.{name}.{index}.role", "Field required")
+    return messages
+
+
+def check_size(characters: int, served: Served) -> None:
+    """Refuse what is far too long before it is tokenized."""
+    least = -(-characters // 5)
+    if least >= 2 * served.max_model_len:
+        raise prompt_too_long(least, served.max_model_len)
+
+
+def read_prompts(body: dict[str, Any], name: str, served: Served) -> list[list[int]]:
+    """A text, texts, token ids, or lists of token ids, as lists of token ids."""
+    value = body.get(name)
+    if value is None:
+        raise invalid(f"body.{name}", "Field required")
+    if (isinstance(value, list) and value and all(type(item) is int for item in value)) or isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise invalid(f"body.{name}", "Input should be a text, texts, token ids or lists of token ids")
+    prompts: list[list[int]] = []
+    for item in value:
+        if isinstance(item, str):
+            if at_least(item) >= 2 * served.max_model_len:
+                raise prompt_too_long(at_least(item), served.max_model_len)
+            prompts.append(tokenize(item))
+        elif isinstance(item, list) and all(type(part) is int and part >= 0 for part in item):
+            prompts.append(item)
+        else:
+            raise invalid(f"body.{name}", "Input should be a text or token ids")
+    return prompts
+
+
+def _force(ask: Ask) -> None:
+    """Where the answer is bound to a form, fix it: tool choice or response format."""
+    body = ask.body
+    tools, choice = body.get("tools") or [], body.get("tool_choice", "auto")
+    functions: list[dict[str, Any]] = [
+        tool["function"]
+        for tool in tools
+        if isinstance(tool, dict) and isinstance(tool.get("function"), dict) and tool["function"].get("name")
+    ]
+    if isinstance(choice, dict):
+        name = (choice.get("function") or {}).get("name")
+        functions = [function for function in functions if function["name"] == name]
+        if not functions:
+            raise bad_request(
+                f"tool_choice names the function {name!r}, which `tools` does not have", "tool_choice"
+            )
+    elif choice != "required":
+        functions = []
+    elif not functions:
+        raise bad_request("tool_choice is required, but `tools` is empty", "tool_choice")
+    if functions:
+        ask.tool = functions[0]["name"]
+        ask.fixed = orjson.dumps(least_value(functions[0].get("parameters") or {})).decode()
+        return
+    form = body.get("response_format")
+    if isinstance(form, dict) and form.get("type") in ("json_object", "json_schema"):
+        schema = (form.get("json_schema") or {}).get("schema") or {}
+        ask.fixed = orjson.dumps(least_value(schema)).decode()
+
+
+def _common(ask: Ask, served: Served, headers: dict[str, str], max_tokens: Any) -> None:
+    body, limit = ask.body, served.max_model_len
+    ask.stream = bool(body.get("stream"))
+    options = body.get("stream_options") or {}
+    if options and not ask.stream:
+        raise invalid("body", "Stream options can only be defined when `stream=True`.")
+    ask.include_usage = bool(options.get("include_usage"))
+    ask.continuous_usage = ask.include_usage and bool(options.get("continuous_usage_stats"))
+    ask.n = 1 if body.get("n") is None else body["n"]
+    if ask.n < 1:
+        raise bad_request(f"n must be at least 1, got {ask.n}.", "n")
+    for prompt in ask.prompts:
+        if not prompt:
+            raise bad_request("The decoder prompt cannot be empty", "prompt")
+        if len(prompt) >= limit:
+            raise prompt_too_long(len(prompt), limit)
+    longest = max(map(len, ask.prompts))
+    ask.max_tokens = limit - longest if max_tokens is None else max_tokens
+    if ask.max_tokens < 1:
+        raise bad_request(f"max_tokens must be at least 1, got {ask.max_tokens}.", "max_tokens")
+    if ask.max_tokens > limit:
+        raise bad_request(
+            f"max_tokens={ask.max_tokens} cannot be greater than max_model_len={limit}. Please request fewer "
+            f"output tokens. (parameter=max_tokens, value={ask.max_tokens})",
+            "max_tokens",
+        )
+    if ask.max_tokens + longest > limit:
+        ask.max_tokens = limit - longest
+    ask.min_tokens = body.get("min_tokens") or 0
+    if ask.min_tokens > ask.max_tokens:
+        raise bad_request(
+            f"min_tokens must be less than or equal to max_tokens={ask.max_tokens}, got {ask.min_tokens}.",
+            "min_tokens",
+        )
+    ask.ignore_eos = bool(body.get("ignore_eos"))
+    ask.cache_salt = body.get("cache_salt")
+    stop = body.get("stop")
+    ask.stops = [stop] if isinstance(stop, str) else [text for text in stop or () if isinstance(text, str)]
+    _read_headers(ask, headers)
+
+
+def _read_headers(ask: Ask, headers: dict[str, str]) -> None:
+    ask.priority = ask.body.get("priority") or 0
+    try:
+        ask.priority = int(headers.get("x-vllm-priority", ask.priority))
+        rank = int(headers.get("x-data-parallel-rank", 0))
+    except ValueError:
+        raise bad_request("X-Vllm-Priority and X-data-parallel-rank must be integers.") from None
+    if rank:
+        raise bad_request(f"data_parallel_rank {rank} is out of range [0, 1).")
+
+
+def vector(token_ids: Sequence[int], dimensions: int) -> list[float]:
+    """A unit vector that depends on nothing but the tokens."""
+    digest = blake2b(orjson.dumps(list(token_ids), option=orjson.OPT_PASSTHROUGH_SUBCLASS)).digest()
+    raw = [digest[index % 64] / 127.5 - 1.0 + index / 4096 for index in range(dimensions)]
+    norm = sum(value * value for value in raw) ** 0.5 or 1.0
+    return [value / norm for value in raw]

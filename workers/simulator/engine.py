@@ -1,0 +1,132 @@
+"""One vLLM engine in simulated time: requests in, tokens out, the clock is an argument.
+
+Times are seconds on whatever clock the caller keeps; they may not go backwards. A step's work is decided as it
+starts, so who arrives during a step waits for the next, and its results become visible as it ends:
+
+    engine.add(request, now)
+    while (at := engine.next_event()) is not None:
+        for result in engine.advance(at):
+            ...
+"""
+
+from workers.simulator.profiles import Profile
+from workers.simulator.scheduler import Counters, Plan, Scheduler, StepResult
+from workers.simulator.sequences import EngineConfig, EngineRequest, EngineSequence
+
+
+class Engine:
+    """Event-driven face of a `Scheduler`. Equal calls with an equal `seed` give equal results."""
+
+    def __init__(self, config: EngineConfig, profile: Profile, seed: int = 0) -> None:
+        self.config = config
+        self.profile = profile
+        self.seed = seed
+        self._scheduler = Scheduler(config, profile)
+        self._sequences: dict[str, EngineSequence] = {}
+        self._plan: Plan | None = None
+        self._free_at = 0.0
+        """When the last step ended, or when the first request came after an idle time."""
+        self._idle = True
+        self._arrivals = 0
+
+    @property
+    def counters(self) -> Counters:
+        return self._scheduler.counters
+
+    @property
+    def running(self) -> int:
+        return self._scheduler.running
+
+    @property
+    def waiting(self) -> int:
+        return self._scheduler.waiting
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks held by requests, 0..1."""
+        return self._scheduler.pool.used / self.config.kv_blocks
+
+    @property
+    def kv_blocks_used(self) -> int:
+        return self._scheduler.pool.used
+
+    def sequences(self) -> list[EngineSequence]:
+        """Everything that waits or runs, in order of arrival."""
+        return list(self._sequences.values())
+
+    def generated(self, sequence: EngineSequence) -> int:
+        """Output tokens that are visible after the latest `advance`."""
+        return self._scheduler.generated(sequence)
+
+    def add(self, request: EngineRequest, now: float) -> EngineSequence:
+        """Queue a request. Raises ValueError for an empty or too long prompt or an id in use."""
+        if request.id in self._sequences:
+            raise ValueError(f"request {request.id!r} is already there")
+        if not 0 < request.prompt_tokens < self.config.max_model_len:
+            raise ValueError(
+                f"a prompt of {request.prompt_tokens} tokens, where 1 to {self.config.max_model_len - 1} fit"
+            )
+        self._settle(now)
+        sequence = EngineSequence(request, self.config.block_size, self.seed, now, self._arrivals)
+        sequence.limit_output(self.config.max_model_len - sequence.prompt_tokens)
+        self._arrivals += 1
+        self._sequences[request.id] = sequence
+        self._scheduler.enqueue(sequence)
+        if self._idle:
+            self._idle, self._free_at = False, max(self._free_at, now)
+        return sequence
+
+    def abort(self, request_id: str, now: float) -> bool:
+        """End a request at once; False where it is not there (any more)."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return False
+        self._settle(now)
+        sequence.finished_at = now
+        return self._scheduler.abort(sequence)
+
+    def next_event(self) -> float | None:
+        """When the work under way becomes visible, None while idle. Plans the next step if none is planned."""
+        plan = self._planned()
+        return None if plan is None else plan.end
+
+    def next_step(self) -> float | None:
+        """As `next_event`, but the end of the very next step, where a run of steps is planned as one."""
+        plan = self._planned()
+        return None if plan is None else plan.start + plan.first_s
+
+    def advance(self, now: float) -> list[StepResult]:
+        """Carry out every step that ends by `now` and return their results in order."""
+        results: list[StepResult] = []
+        while (plan := self._planned()) is not None:
+            steps = plan.done_by(now)
+            if not steps:
+                break
+            results.append(self._complete(plan, steps))
+        return results
+
+    def advance_one(self, now: float) -> StepResult | None:
+        """As `advance`, but only up to the end of the first plan: for callers who must bound their work."""
+        plan = self._planned()
+        steps = plan.done_by(now) if plan is not None else 0
+        return self._complete(plan, steps) if plan is not None and steps else None
+
+    def _planned(self) -> Plan | None:
+        if self._plan is None and not self._idle:
+            self._plan = self._scheduler.plan(self._free_at)
+            self._idle = self._plan is None
+        return self._plan
+
+    def _complete(self, plan: Plan, steps: int) -> StepResult:
+        result = self._scheduler.complete(plan, steps)
+        self._plan, self._free_at = None, result.at
+        for sequence in result.finished:
+            del self._sequences[sequence.request.id]
+        return result
+
+    def _settle(self, now: float) -> None:
+        """Before an outside change at `now`: what has begun stays, the rest of a run of steps is planned anew."""
+        if self._plan is None and now > self._free_at:
+            self._planned()
+        if self._plan is not None and self._plan.steps > 1:
+            self._plan.steps = self._plan.begun_by(now)

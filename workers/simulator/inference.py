@@ -1,0 +1,302 @@
+"""The inference endpoints of one worker: from a body to queued sequences to what they say."""
+
+import asyncio
+import base64
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workers.simulator import asks
+from workers.simulator.api_errors import ApiError, busy, internal, invalid, response_not_found
+from workers.simulator.asks import Ask, Served
+from workers.simulator.chat import DONE, ChatShape, CompletionShape, Shape, event, usage
+from workers.simulator.conversations import (
+    MessagesShape,
+    ResponsesShape,
+    anthropic_messages,
+    responses_messages,
+)
+from workers.simulator.exchange import ClientLeft, Exchange
+from workers.simulator.live import Call, Generation, LiveEngine
+from workers.simulator.sequences import EngineRequest
+
+_KEPT_RESPONSES = 1000
+_DIMENSIONS = 64
+_STREAM_FAULTS = ("hang", "die_mid_stream", "error_in_stream")
+
+
+def read_body(exchange: Exchange) -> dict[str, Any]:
+    """The checked JSON object of a request."""
+    return asks.read_json(exchange.body, exchange.headers.get("content-type", ""))
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A response that can be asked for again."""
+
+    shape: ResponsesShape
+    call: Call
+    messages: list[dict[str, Any]]
+    cancelled: bool = False
+
+    def body(self) -> dict[str, Any]:
+        if self.cancelled:
+            return {**self.shape.whole(), "status": "cancelled"}
+        if self.call.open:
+            return self.shape.body("in_progress", [], None)
+        return self.shape.whole()
+
+
+class Inference:
+    """Calls of one worker, from admission to the last byte."""
+
+    def __init__(self, served: Served, live: LiveEngine, max_num_queued_reqs: int | None) -> None:
+        self.served = served
+        self.live = live
+        self.started = self.gone = 0
+        """Calls that reached the engine, and those whose client left before the end."""
+        self.draining = False
+        self._max_queued = max_num_queued_reqs
+        self._unblocked = asyncio.Event()
+        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+        self._serial = 0
+
+    def unblock(self) -> None:
+        """Let go what hangs in a fault; it goes on as if nothing had been."""
+        self._unblocked.set()
+        self._unblocked = asyncio.Event()
+
+    async def blocked(self, exchange: Exchange) -> None:
+        """Hang until `unblock`. Raises ClientLeft where the client does not wait for it."""
+        await exchange.unless_gone(self._unblocked.wait())
+
+    def _begin(self, ask: Ask, call_id: str) -> Call:
+        """Queue the sequences of an ask. Raises the errors of a full queue or a server that shuts down."""
+        if self.draining:
+            raise internal("cannot schedule new futures after shutdown")
+        engine = self.live.engine
+        if self._max_queued is not None and engine.running + engine.waiting >= self._max_queued:
+            raise busy()
+        generations: list[Generation] = []
+        requests: list[EngineRequest] = []
+        for prompt in ask.prompts:
+            for choice in range(ask.n):
+                reply = ask.reply(self.served.seed, prompt, choice)
+                generations.append(Generation(len(generations), reply, prompt))
+                self._serial += 1
+                requests.append(
+                    EngineRequest(
+                        id=f"{call_id}-{self._serial}",
+                        prompt=prompt,
+                        max_tokens=ask.max_tokens,
+                        output_tokens=reply.total,
+                        priority=ask.priority,
+                        cache_salt=ask.cache_salt,
+                        lora=ask.lora,
+                        reply=reply.ids,
+                    )
+                )
+        call = Call(call_id, generations, ask.stream)
+        self.live.start(call, requests)
+        self.started += 1
+        return call
+
+    async def _run(self, exchange: Exchange, ask: Ask, call_id: str, make: Callable[[Ask, Call], Shape]) -> None:
+        try:
+            call = self._begin(ask, call_id)
+        except ApiError as error:
+            if error.status != 503 or not ask.stream:
+                raise
+            await exchange.start(200, b"text/event-stream; charset=utf-8")
+            await exchange.send_body(event(error.body()) + DONE, more=False)
+            return
+        await self._serve(exchange, ask, call, make(ask, call))
+
+    async def _serve(self, exchange: Exchange, ask: Ask, call: Call, shape: Shape) -> None:
+        def leave() -> None:
+            call.gone = True
+            if call.open:
+                self.gone += 1
+            self.live.abort(call)
+
+        exchange.on_gone(leave)
+        try:
+            if ask.stream:
+                await self._stream(exchange, call, shape)
+            else:
+                await self._whole(exchange, call, shape)
+        finally:
+            self.live.abort(call)
+
+    async def _whole(self, exchange: Exchange, call: Call, shape: Shape) -> None:
+        while call.open and not call.gone:
+            await call.wait()
+        if call.gone:
+            raise ClientLeft
+        fault = exchange.fault
+        if fault is not None:
+            if fault.kind in ("die_mid_stream", "crash"):
+                await exchange.cut()
+            elif fault.kind == "hang":
+                await self.blocked(exchange)
+            elif fault.kind == "error_in_stream":
+                raise internal()
+        await exchange.json(200, shape.whole())
+
+    async def _stream(self, exchange: Exchange, call: Call, shape: Shape) -> None:
+        await exchange.start(200, b"text/event-stream; charset=utf-8")
+        fault, opened = exchange.fault, False
+        limit = fault.after_tokens if fault is not None and fault.kind in _STREAM_FAULTS else None
+        if limit == 0:
+            await self._break_stream(exchange)
+        while not call.gone:
+            ended = not call.open
+            parts = self._news(call, shape, limit)
+            if parts or ended:
+                if not opened:
+                    opened = True
+                    parts.insert(0, shape.opening())
+                over = limit is not None and (ended or sum(one.sent for one in call.generations) >= limit)
+                if ended and not over:
+                    parts.append(shape.closing())
+                if data := b"".join(parts):
+                    await exchange.send_body(data, more=over or not ended)
+                if over:
+                    await self._break_stream(exchange)
+                    limit = None
+                elif ended:
+                    return
+            else:
+                await call.wait()
+        raise ClientLeft
+
+    def _news(self, call: Call, shape: Shape, limit: int | None) -> list[bytes]:
+        """The chunks for what has been generated since the last look, up to `limit` tokens per sequence."""
+        parts = []
+        for one in call.generations:
+            if one.told:
+                continue
+            seen = self.live.progress(one)
+            if limit is not None and seen > limit:
+                seen = limit
+            finished = one.finish is not None and seen == one.final
+            if seen > one.sent or finished:
+                parts.append(shape.delta(one, one.sent, seen))
+                one.sent, one.told = seen, finished
+        return parts
+
+    async def _break_stream(self, exchange: Exchange) -> None:
+        """The fault strikes in the middle of a stream; returns only where the stream may go on."""
+        fault = exchange.fault
+        if fault is not None and fault.kind == "hang":
+            await self.blocked(exchange)
+            return
+        if fault is not None and fault.kind == "error_in_stream":
+            message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+            await exchange.send_body(event(internal(message).body()) + DONE, more=False)
+            raise ClientLeft
+        await exchange.cut()
+
+    async def chat(self, exchange: Exchange) -> None:
+        ask = asks.chat_ask(read_body(exchange), self.served, exchange.headers)
+        await self._run(exchange, ask, f"chatcmpl-{exchange.request_id}", ChatShape)
+
+    async def completion(self, exchange: Exchange) -> None:
+        ask = asks.completion_ask(read_body(exchange), self.served, exchange.headers)
+        await self._run(exchange, ask, f"cmpl-{exchange.request_id}", CompletionShape)
+
+    async def messages(self, exchange: Exchange) -> None:
+        body = read_body(exchange)
+        messages = anthropic_messages(body)
+        if body.get("max_tokens") is None:
+            raise invalid("body.max_tokens", "Field required")
+        ask = asks.conversation_ask(body, messages, self.served, exchange.headers)
+        await self._run(exchange, ask, f"msg_{exchange.request_id}", MessagesShape)
+
+    async def responses(self, exchange: Exchange) -> None:
+        body = read_body(exchange)
+        earlier: list[dict[str, Any]] = []
+        if previous := body.get("previous_response_id"):
+            stored = self._find(str(previous))
+            text = "".join(one.reply.text(0, one.final) for one in stored.call.generations)
+            earlier = [*stored.messages, {"role": "assistant", "content": text}]
+        messages = responses_messages(body, earlier)
+        ask = asks.conversation_ask(body, messages, self.served, exchange.headers)
+        call = self._begin(ask, f"resp_{exchange.request_id}")
+        shape = ResponsesShape(ask, call)
+        if body.get("store", True):
+            kept = [message for message in messages if message["role"] != "system"]
+            self._stored[call.id] = _Stored(shape, call, kept)
+            while len(self._stored) > _KEPT_RESPONSES:
+                self._stored.popitem(last=False)
+        if body.get("background") and not ask.stream:
+            await exchange.json(200, shape.body("queued", [], None))
+            return
+        await self._serve(exchange, ask, call, shape)
+
+    async def embeddings(self, exchange: Exchange) -> None:
+        ask = asks.embedding_ask(read_body(exchange), self.served, exchange.headers)
+
+        def make(_: Ask, call: Call) -> Shape:
+            return _Embeddings(ask, call)
+
+        await self._run(exchange, ask, f"embd-{exchange.request_id}", make)
+
+    def _find(self, response_id: str) -> _Stored:
+        stored = self._stored.get(response_id)
+        if stored is None:
+            raise response_not_found(response_id)
+        return stored
+
+    async def get_response(self, exchange: Exchange) -> None:
+        await exchange.json(200, self._find(exchange.path.removeprefix("/v1/responses/")).body())
+
+    async def cancel_response(self, exchange: Exchange) -> None:
+        path = exchange.path.removeprefix("/v1/responses/").removesuffix("/cancel")
+        stored = self._find(path)
+        if not stored.shape.ask.body.get("background"):
+            message = "Cannot cancel a synchronous response."
+            raise ApiError(400, message, "invalid_request_error", "response_id")
+        if stored.call.open:
+            self.live.abort(stored.call)
+            stored.cancelled = True
+        await exchange.json(200, stored.body())
+
+
+class _Embeddings:
+    """The answer of `/v1/embeddings`; never streamed."""
+
+    def __init__(self, ask: Ask, call: Call) -> None:
+        self.ask = ask
+        self.call = call
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, generation: Generation, start: int, stop: int) -> bytes:
+        del generation, start, stop
+        return b""
+
+    def closing(self) -> bytes:
+        return b""
+
+    def whole(self) -> dict[str, Any]:
+        size = self.ask.body.get("dimensions") or _DIMENSIONS
+        data = []
+        for one in self.call.generations:
+            values: Any = asks.vector(one.prompt, size)
+            if self.ask.body.get("encoding_format") == "base64":
+                values = base64.b64encode(struct.pack(f"<{size}f", *values)).decode()
+            data.append({"index": one.index, "object": "embedding", "embedding": values})
+        spent = usage(self.ask, self.call, 0)
+        return {
+            "id": self.call.id,
+            "object": "list",
+            "created": int(time.time()),
+            "model": self.ask.line,
+            "data": data,
+            "usage": spent,
+        }

@@ -1,0 +1,343 @@
+"""Continuous batching with chunked prefill over a block pool: what one engine does in its next step.
+
+After vLLM's v1 scheduler. Every step has a budget of `max_num_batched_tokens`: first one token for each decoding
+sequence, then chunks of the prefills under way, then waiting requests in order while a sequence slot and blocks
+are left. When a running sequence finds no block, the latest admitted one is preempted: its blocks go back and
+all its tokens are computed again later.
+
+A step is planned and then completed; requests may arrive and leave in between. Decoding costs nothing per
+sequence and step: what is kept is a heap of the steps at which a sequence needs a block or ends. A run of steps
+between two such points is planned as one, which makes long simulations cheap and changes no result.
+
+Invariants between calls: `context` is the sum of prompt + generated tokens over the decoding sequences, who are
+`decoding` many; a running sequence is either in `_prefilling` or decodes; a waiting or ended one holds no block.
+"""
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import sqrt
+
+from workers.simulator.kv_cache import BlockPool
+from workers.simulator.profiles import Profile, pairs
+from workers.simulator.sequences import EngineConfig, EngineSequence, Reason
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the engine started."""
+
+    steps: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    ended: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(Reason, 0))
+
+
+@dataclass(slots=True)
+class Plan:
+    """`steps` equal decode steps in a row, or one step of any kind, from `start` on (seconds)."""
+
+    start: float
+    first_s: float
+    growth_s: float
+    steps: int
+    chunks: dict[EngineSequence, int]
+
+    def duration(self, steps: int) -> float:
+        return steps * self.first_s + self.growth_s * steps * (steps - 1) / 2
+
+    @property
+    def end(self) -> float:
+        return self.start + self.duration(self.steps)
+
+    def done_by(self, now: float) -> int:
+        """How many of its steps have ended at `now`."""
+        if now >= self.end:
+            return self.steps
+        elapsed = now - self.start
+        if elapsed < self.first_s:
+            return 0
+        half = self.first_s - self.growth_s / 2
+        # Smaller root of growth/2 k^2 + half k = elapsed in the form that is stable for a small growth.
+        k = int(2 * elapsed / (half + sqrt(half * half + 2 * self.growth_s * elapsed)))
+        while self.start + self.duration(k + 1) <= now:
+            k += 1
+        while k and self.start + self.duration(k) > now:
+            k -= 1
+        return k
+
+    def begun_by(self, now: float) -> int:
+        """How many of its steps have started before `now`, at least one."""
+        done = self.done_by(now)
+        begun = done + (now > self.start + self.duration(done))
+        return min(self.steps, max(1, begun))
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What `steps` steps made visible at time `at`, the end of the last of them."""
+
+    at: float
+    duration_s: float
+    steps: int
+    decode_tokens: int
+    prefill_tokens: int
+    first: list[EngineSequence]
+    """Sequences that produced their first token."""
+    finished: list[EngineSequence]
+
+
+class Scheduler:
+    """The state of one engine, without a clock."""
+
+    def __init__(self, config: EngineConfig, profile: Profile) -> None:
+        self.config = config
+        self.profile = profile
+        self.pool = BlockPool(config.kv_blocks, caching=config.prefix_caching)
+        self.counters = Counters()
+        self.decoding = 0
+        self.context = 0
+        self.waiting = 0
+        self._running: dict[EngineSequence, None] = {}
+        self._prefilling: dict[EngineSequence, None] = {}
+        self._waiting: list[tuple[int, int, int, EngineSequence]] = []
+        self._turns: list[tuple[int, int, int, EngineSequence]] = []
+        """(2 * step + kind, order, life, sequence): kind 0 needs a block as `step` starts, 1 ends with `step`."""
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def generated(self, sequence: EngineSequence) -> int:
+        """Output tokens of a sequence so far."""
+        if sequence.decode_from < 0:
+            return sequence.base
+        return sequence.base + self.counters.steps - sequence.decode_from
+
+    def enqueue(self, sequence: EngineSequence) -> None:
+        rank = sequence.request.priority if self.config.scheduling == "priority" else 0
+        heappush(self._waiting, (rank, sequence.order, sequence.life, sequence))
+        self.waiting += 1
+
+    def abort(self, sequence: EngineSequence) -> bool:
+        """End a sequence now, False where it has ended already."""
+        if sequence.done:
+            return False
+        if sequence.running:
+            self._leave(sequence)
+        else:
+            self.waiting -= 1
+        self._end(sequence, Reason.ABORT)
+        return True
+
+    # Planning a step.
+
+    def plan(self, start: float) -> Plan | None:
+        """Decide the next step, or a run of equal ones; None where there is nothing to do."""
+        chunks: dict[EngineSequence, int] = {}
+        before = self.counters.preemptions
+        self._grow(chunks)
+        budget = self.config.max_num_batched_tokens - self.decoding
+        budget = self._continue_prefills(chunks, budget)
+        if self.counters.preemptions == before:
+            self._admit(chunks, budget)
+        if not chunks and not self.decoding:
+            return None
+        tokens, weight, samples = 0, 0.0, 0
+        for sequence, chunk in chunks.items():
+            tokens += chunk
+            weight += pairs(sequence.computed, chunk)
+            samples += sequence.computed + chunk == sequence.prompt_tokens + sequence.base
+        first = self.profile.step_s(self.decoding, self.context, tokens, weight, samples)
+        quiet = not chunks and self.counters.preemptions == before
+        growth = self.profile.decode_growth_s(self.decoding)
+        return Plan(start, first, growth, self._quiet_steps() if quiet else 1, chunks)
+
+    def _grow(self, chunks: dict[EngineSequence, int]) -> None:
+        """Give a block to each decoding sequence whose next token does not fit into its blocks."""
+        turns, step = self._turns, self.counters.steps
+        while turns and turns[0][0] <= 2 * step:
+            _, _, life, sequence = heappop(turns)
+            if life != sequence.life:
+                continue
+            self._name_full(sequence, len(sequence.blocks))
+            if not self._extend(sequence, 1, chunks):
+                continue
+            due = step + self.config.block_size
+            if due <= sequence.finish_step:
+                heappush(turns, (2 * due, sequence.order, life, sequence))
+
+    def _continue_prefills(self, chunks: dict[EngineSequence, int], budget: int) -> int:
+        for sequence in list(self._prefilling):
+            if budget <= 0:
+                break
+            if not sequence.running:  # preempted a moment ago for one before it
+                continue
+            chunk = min(sequence.prompt_tokens + sequence.base - sequence.computed, budget)
+            fresh = self._blocks_for(sequence.computed + chunk) - len(sequence.blocks)
+            if not self._extend(sequence, fresh, chunks):
+                continue
+            self._name_full(sequence, (sequence.computed + chunk) // self.config.block_size)
+            chunks[sequence] = chunk
+            budget -= chunk
+        return budget
+
+    def _admit(self, chunks: dict[EngineSequence, int], budget: int) -> None:
+        config, waiting = self.config, self._waiting
+        while waiting and budget > 0 and len(self._running) < config.max_num_seqs:
+            _, _, life, sequence = waiting[0]
+            if sequence.done or life != sequence.life:
+                heappop(waiting)
+                continue
+            total = sequence.prompt_tokens + sequence.base
+            shared = self.pool.match(sequence.names, (total - 1) // config.block_size)
+            cached = len(shared) * config.block_size
+            chunk = min(total - cached, budget)
+            blocks = self.pool.take(shared, self._blocks_for(cached + chunk) - len(shared))
+            if blocks is None:
+                break
+            heappop(waiting)
+            self.waiting -= 1
+            self._start(sequence, blocks, cached)
+            self._name_full(sequence, (cached + chunk) // config.block_size)
+            chunks[sequence] = chunk
+            budget -= chunk
+
+    def _start(self, sequence: EngineSequence, blocks: list[int], cached: int) -> None:
+        sequence.running = True
+        sequence.blocks = blocks
+        sequence.computed = cached
+        sequence.named = cached // self.config.block_size
+        self._running[sequence] = None
+        self._prefilling[sequence] = None
+        if sequence.cached is None:
+            sequence.cached = min(cached, sequence.prompt_tokens - 1)
+            self.counters.prompt_tokens += sequence.prompt_tokens
+            self.counters.prefix_queries += sequence.prompt_tokens
+            self.counters.prefix_hits += sequence.cached
+
+    def _quiet_steps(self) -> int:
+        """Steps from the next one on in which no sequence needs a block and none ends before the last."""
+        turns, step = self._turns, self.counters.steps
+        while turns[0][2] != turns[0][3].life:
+            heappop(turns)
+        due, ends = divmod(turns[0][0], 2)
+        return due - step + ends
+
+    # Blocks.
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.config.block_size)
+
+    def _extend(self, sequence: EngineSequence, fresh: int, chunks: dict[EngineSequence, int]) -> bool:
+        """Take `fresh` more blocks, preempting others for them; False where the sequence itself had to go."""
+        if fresh <= 0:
+            return True
+        while (blocks := self.pool.take((), fresh)) is None:
+            victim = self._victim()
+            self._preempt(victim)
+            chunks.pop(victim, None)
+            if victim is sequence:
+                return False
+        sequence.blocks += blocks
+        return True
+
+    def _victim(self) -> EngineSequence:
+        if self.config.scheduling == "fcfs":
+            return next(reversed(self._running))
+        return max(self._running, key=lambda sequence: (sequence.request.priority, sequence.order))
+
+    def _preempt(self, sequence: EngineSequence) -> None:
+        self._leave(sequence)
+        self.counters.preemptions += 1
+        self.enqueue(sequence)
+
+    def _leave(self, sequence: EngineSequence) -> None:
+        """Stop running: give back the blocks, keep the tokens generated so far."""
+        generated = self.generated(sequence)
+        if sequence.decode_from >= 0:
+            self.decoding -= 1
+            self.context -= sequence.prompt_tokens + generated
+            self._name_full(sequence, (sequence.prompt_tokens + generated - 1) // self.config.block_size)
+        else:
+            del self._prefilling[sequence]
+        del self._running[sequence]
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.named = sequence.computed = 0
+        sequence.base, sequence.decode_from = generated, -1
+        sequence.life += 1
+        sequence.running = False
+
+    def _name_full(self, sequence: EngineSequence, full: int) -> None:
+        """Make the first `full` blocks of a sequence known to later prompts."""
+        if not self.config.prefix_caching:
+            return
+        for index in range(sequence.named, full):
+            name = sequence.name_of(index, self.config.block_size)
+            if name is None:
+                break
+            self.pool.name(sequence.blocks[index], name)
+        sequence.named = max(sequence.named, full)
+
+    # Completing a step.
+
+    def complete(self, plan: Plan, steps: int) -> StepResult:
+        """Carry out the first `steps` steps of a plan; the caller plans again afterwards."""
+        duration = plan.duration(steps)
+        at = plan.start + duration
+        counters = self.counters
+        index = counters.steps
+        counters.steps += steps
+        decoded = self.decoding * steps
+        self.context += decoded
+        counters.generation_tokens += decoded
+        result = StepResult(at, duration, steps, decoded, sum(plan.chunks.values()), [], [])
+        self._finish_decodes(result)
+        for sequence, chunk in plan.chunks.items():
+            if sequence.running:
+                self._prefilled(sequence, chunk, index, result)
+        return result
+
+    def _finish_decodes(self, result: StepResult) -> None:
+        turns, last = self._turns, 2 * self.counters.steps - 1
+        while turns and turns[0][0] <= last:
+            _, _, life, sequence = heappop(turns)
+            if life == sequence.life:
+                self._finish(sequence, result)
+
+    def _prefilled(self, sequence: EngineSequence, chunk: int, step: int, result: StepResult) -> None:
+        sequence.computed += chunk
+        if sequence.computed < sequence.prompt_tokens + sequence.base:
+            return
+        sequence.base += 1
+        self.counters.generation_tokens += 1
+        if sequence.first_at is None:
+            sequence.first_at = result.at
+            result.first.append(sequence)
+        del self._prefilling[sequence]
+        sequence.decode_from = step + 1
+        self.decoding += 1
+        self.context += sequence.prompt_tokens + sequence.base
+        if sequence.base >= sequence.target:
+            self._finish(sequence, result)
+            return
+        sequence.finish_step = step + sequence.target - sequence.base
+        heappush(self._turns, (2 * sequence.finish_step + 1, sequence.order, sequence.life, sequence))
+        room = len(sequence.blocks) * self.config.block_size - sequence.computed
+        if (due := step + 1 + room) <= sequence.finish_step:
+            heappush(self._turns, (2 * due, sequence.order, sequence.life, sequence))
+
+    def _finish(self, sequence: EngineSequence, result: StepResult) -> None:
+        self._leave(sequence)
+        sequence.finished_at = result.at
+        self._end(sequence, sequence.reason)
+        result.finished.append(sequence)
+
+    def _end(self, sequence: EngineSequence, reason: Reason) -> None:
+        sequence.done = True
+        sequence.reason = reason
+        sequence.life += 1
+        self.counters.ended[reason] += 1

@@ -1,0 +1,153 @@
+"""A tokenizer that needs no vocabulary, and answers made of words.
+
+Text is cut, from left to right, into pieces of at most five bytes of UTF-8: one leading white space if there is
+one, then up to four other bytes. That gives about four bytes per token for English, like a real tokenizer, and
+equal beginnings of texts give equal beginnings of token ids. The id of a piece is its bytes as an integer, with
+a 1 in front: the same everywhere, and reversible without a table. Other integers are accepted as ids, too.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import orjson
+
+_PIECE = re.compile(rb"\s?\S{1,4}|\s", re.DOTALL)
+_MAX_PIECE = 5
+
+# Each is one piece with the space before it, so that an answer sent back as part of a later prompt has the token
+# ids that it had when it was generated, and hits the same cache blocks.
+_WORDS = """
+the of and to in is that it was for on are as with his they at be this from have or by one had not but what all
+were when we can said use an each she do how if will up out then them so some her make like him into time has look
+two more go see no way who oil its now find long down day did get come made may part over new take only work know
+year live me back give most very our good just name form help low line turn same mean tell boy want show also set
+put end does home read hand port add even land here must big high such act why
+"""
+_STOPS = ("a.", "us.", "it.", "so,", "me,", "on,", "all,", "now,")
+WORDS = tuple(" " + word for word in (*_WORDS.split(), *_STOPS))
+
+Pieces = Callable[[int, int], Sequence[int]]
+
+
+def tokenize(text: str) -> list[int]:
+    """Token ids of a text."""
+    from_bytes = int.from_bytes
+    return [from_bytes(b"\x01" + piece, "big") for piece in _PIECE.findall(text.encode(errors="replace"))]
+
+
+def at_least(text: str) -> int:
+    """A lower bound of the number of tokens of a text, without tokenizing it."""
+    return -(-len(text) // _MAX_PIECE)
+
+
+def token_bytes(token_id: int) -> bytes:
+    """The bytes of one token; an id that no text produces stands for the bytes of its number."""
+    raw = max(0, token_id).to_bytes((max(1, token_id).bit_length() + 7) // 8, "big")
+    return raw[1:] if raw[0] == 1 and len(raw) > 1 else raw
+
+
+def detokenize(token_ids: Iterable[int]) -> str:
+    """Text of token ids; the inverse of `tokenize`."""
+    return b"".join(map(token_bytes, token_ids)).decode(errors="replace")
+
+
+def chat_tokens(body: dict[str, Any]) -> list[int]:
+    """The chat template: tools, then each message between markers, then the start of the answer.
+
+    Markers and contents are tokenized one by one, so that a conversation which grows keeps its token ids.
+    """
+    ids: list[int] = []
+    for part in ("tools", "documents", "chat_template_kwargs"):
+        if body.get(part):
+            ids += tokenize(f"<|{part}|>")
+            ids += tokenize(orjson.dumps(body[part]).decode())
+    for message in body["messages"]:
+        ids += tokenize(f"<|{message['role']}|>\n")
+        for text in message_texts(message):
+            ids += tokenize(text)
+        ids += tokenize("<|end|>\n")
+    if body.get("add_generation_prompt", True):
+        ids += tokenize("<|assistant|>\n")
+    return ids
+
+
+def message_texts(message: dict[str, Any]) -> list[str]:
+    """What the template reads of one message: texts as they are, all other parts as JSON."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content] if content else []
+    texts = [
+        part if isinstance(part, str) else str(part.get("text") or orjson.dumps(part).decode()) for part in parts
+    ]
+    if message.get("tool_calls"):
+        texts.append(orjson.dumps(message["tool_calls"]).decode())
+    return texts
+
+
+class Reply:
+    """The text of one answer, known from the start but computed only where it is asked for.
+
+    `total` tokens in all. An answer that ends by itself has an end-of-text token, which counts but shows nothing.
+    """
+
+    __slots__ = ("_fixed", "_key", "ended_by_stop", "silent", "stop_string", "total")
+
+    def __init__(self, key: int, total: int, *, ended_by_stop: bool, fixed: Sequence[int] | None = None) -> None:
+        self._key = key
+        self._fixed = fixed
+        self.total = total
+        self.ended_by_stop = ended_by_stop
+        self.silent = int(ended_by_stop and total > 1)
+        self.stop_string: str | None = None
+
+    def ids(self, start: int, stop: int) -> list[int]:
+        """Ids of the output tokens start..stop, the end-of-text token included."""
+        shown = self.total - self.silent
+        if self._fixed is not None:
+            ids = list(self._fixed[start : min(stop, shown)])
+        else:
+            key, count = self._key, len(WORDS)
+            ids = [_WORD_IDS[hash((key, at)) % count] for at in range(start, min(stop, shown))]
+        return ids + [0] * (min(stop, self.total) - max(start, shown))
+
+    def text(self, start: int, stop: int) -> str:
+        """Text of the output tokens start..stop."""
+        stop = min(stop, self.total - self.silent)
+        if self._fixed is not None:
+            return detokenize(self._fixed[start:stop])
+        key, count = self._key, len(WORDS)
+        return "".join([WORDS[hash((key, at)) % count] for at in range(start, stop)])
+
+    def cut_at(self, stops: Sequence[str]) -> None:
+        """End before the earliest of the stop strings, at a token boundary."""
+        text = self.text(0, self.total)
+        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+        if not found:
+            return
+        at, self.stop_string = min(found)
+        kept = tokenize(text[:at])
+        self._fixed, self.silent, self.ended_by_stop = kept, 1, True
+        self.total = len(kept) + 1
+
+
+_WORD_IDS = tuple(tokenize(word)[0] for word in WORDS)
+
+
+def least_value(schema: Any) -> Any:
+    """The smallest value that a JSON schema allows, for tool calls and structured answers."""
+    if not isinstance(schema, dict):
+        return {}
+    if "const" in schema:
+        return schema["const"]
+    for choice in ("enum", "anyOf", "oneOf", "allOf"):
+        if schema.get(choice):
+            return schema[choice][0] if choice == "enum" else least_value(schema[choice][0])
+    kind = schema.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) and kind else kind
+    if kind == "array":
+        return [least_value(schema.get("items", {"type": "null"}))] * int(schema.get("minItems", 0))
+    if kind == "object":
+        properties = schema.get("properties") or {}
+        return {name: least_value(properties.get(name, {"type": "string"})) for name in schema.get("required", ())}
+    least = {"string": "x" * int(schema.get("minLength", 1)), "boolean": False}
+    return least.get(kind, schema.get("minimum", 0) if kind in ("integer", "number") else None)
