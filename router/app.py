@@ -19,10 +19,9 @@ from typing import Any
 
 import uvicorn
 
-from policies import catalog
-from policies.scheduler import Scheduler, SchedulerSettings
 from router import log
 from router.admin import admin_pages
+from router.brain import scheduler_for
 from router.clients import Clients
 from router.config import Config
 from router.gateway import Door
@@ -35,7 +34,6 @@ from router.settings_file import ConfigError
 from router.state import Gateway
 from router.tokens import TokenScale
 from workers.fleet import Fleet, FleetSettings
-from workers.health import HealthSettings
 from workers.upstream import Timeouts, Upstream
 from workers.watch import WatchSettings
 from workers.worker import FleetEvent, WorkerChanged, WorkerJoined
@@ -91,7 +89,7 @@ async def _gateway(
     # The fleet watches workers; what it sees becomes events of each pool's scheduler.
     fleet = Fleet(_fleet_settings(config), loop.time, lambda event: on_fleet(event))  # noqa: PLW0108 - defined below
     pools = Pools(
-        make_scheduler=lambda: _scheduler(config),
+        make_scheduler=lambda: scheduler_for(config),
         connect=lambda url: Upstream(url, timeouts=Timeouts(**config.timeouts.model_dump())),
         rested=fleet.release,
         aliases=dict(config.models),
@@ -128,21 +126,6 @@ async def _gateway(
         log_lines.lines.flush()
 
 
-def _scheduler(config: Config) -> Scheduler:
-    """The brain of one pool, with the policies that the operator chose."""
-    chosen, limits = config.policies, config.limits
-    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings)
-    queue = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings)
-    settings = SchedulerSettings(
-        max_queued=limits.queue_requests,
-        max_wait_s=limits.queue_wait_s,
-        attempts=limits.attempts,
-        prefill_window_s=chosen.prefill_window_s,
-        prefill_window_tokens=chosen.prefill_window_tokens,
-    )
-    return Scheduler(queue, placement, settings)
-
-
 def _fleet_settings(config: Config) -> FleetSettings:
     health = config.health
     return FleetSettings(
@@ -151,8 +134,6 @@ def _fleet_settings(config: Config) -> FleetSettings:
             probe_timeout_s=health.probe_timeout_s,
             scrape_every_s=health.scrape_every_s,
         ),
-        # What a scrape says of sleep has to last until the next one.
-        health=HealthSettings(asleep_for_s=max(20.0, 4 * health.scrape_every_s)),
         scrape_stale_s=health.stale_after_s,
     )
 

@@ -5,6 +5,7 @@ they say as they say it; a client that leaves takes its sequences out of the eng
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from workers.simulator.sequences import Reason
 from workers.simulator.side_routes import SideRoutes
 
 _KEPT_BODY_BYTES = 65_536
+
+_LOG = logging.getLogger(__name__)
 
 Route = Callable[[Exchange], Awaitable[None]]
 
@@ -95,6 +98,12 @@ class Application:
             await exchange.json(error.status, error.body(exchange.path))
         except ClientLeft:
             pass
+        except Exception:
+            # Whatever a body can provoke gets the 500 that vLLM gives, and the worker lives on.
+            _LOG.exception("a request to %s failed", exchange.path)
+            if exchange.started:
+                raise
+            await exchange.json(500, internal().body(exchange.path))
         finally:
             exchange.close()
 
@@ -189,7 +198,8 @@ class Application:
 
     async def _set_fault(self, exchange: Exchange) -> None:
         values = read_body(exchange)
-        target = self._sibling(values.pop("worker", None))
+        index = values.pop("worker", None)
+        target = self._sibling(index if isinstance(index, int) else None)
         try:
             fault = Fault.parse(values)
         except ValueError as error:
@@ -198,8 +208,8 @@ class Application:
         target.on_fault(fault)
 
     async def _clear_fault(self, exchange: Exchange) -> None:
-        query = exchange.query
-        target = self._sibling(int(query) if query.isdigit() else None)
+        index = exchange.query.get("worker", "")
+        target = self._sibling(int(index) if index.isdigit() else None)
         target.on_fault(None)
         await exchange.json(200, {})
 

@@ -12,6 +12,8 @@ from workers.simulator.sequences import draw_output_tokens
 from workers.simulator.tokens import Reply, at_least, chat_tokens, least_value, tokenize
 
 _NUMBER = (int, float)
+_MAX_SEQUENCES = 16_384
+_MAX_LOGPROBS = 20
 # Field: accepted types and how pydantic would say it. A boolean is no number here.
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "model": ((str,), "Input should be a valid string"),
@@ -22,6 +24,7 @@ _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "n": ((int,), "Input should be a valid integer"),
     "priority": ((int,), "Input should be a valid integer"),
     "seed": ((int,), "Input should be a valid integer"),
+    "dimensions": ((int,), "Input should be a valid integer"),
     "top_logprobs": ((int,), "Input should be a valid integer"),
     "temperature": (_NUMBER, "Input should be a valid number"),
     "top_p": (_NUMBER, "Input should be a valid number"),
@@ -185,6 +188,8 @@ def check_messages(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
             raise invalid(f"body.{name}.{index}", "Input should be a valid dictionary")
         if not isinstance(message.get("role"), str):
             raise invalid(f"body.{name}.{index}.role", "Field required")
+        if not isinstance(message.get("content"), str | list | None):
+            raise invalid(f"body.{name}.{index}.content", "Input should be a valid string or list")
     return messages
 
 
@@ -227,7 +232,8 @@ def _force(ask: Ask) -> None:
         if isinstance(tool, dict) and isinstance(tool.get("function"), dict) and tool["function"].get("name")
     ]
     if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
         functions = [function for function in functions if function["name"] == name]
         if not functions:
             raise bad_request(
@@ -243,7 +249,8 @@ def _force(ask: Ask) -> None:
         return
     form = body.get("response_format")
     if isinstance(form, dict) and form.get("type") in ("json_object", "json_schema"):
-        schema = (form.get("json_schema") or {}).get("schema") or {}
+        schema = form.get("json_schema")
+        schema = schema.get("schema") if isinstance(schema, dict) else {}
         ask.fixed = orjson.dumps(least_value(schema)).decode()
 
 
@@ -258,6 +265,13 @@ def _common(ask: Ask, served: Served, headers: dict[str, str], max_tokens: Any) 
     ask.n = 1 if body.get("n") is None else body["n"]
     if ask.n < 1:
         raise bad_request(f"n must be at least 1, got {ask.n}.", "n")
+    if ask.n * len(ask.prompts) > _MAX_SEQUENCES:
+        raise bad_request(f"n must be at most {_MAX_SEQUENCES}, got {ask.n}.", "n")
+    if ask.logprobs is not None and ask.logprobs > _MAX_LOGPROBS:
+        raise bad_request(
+            f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: {_MAX_LOGPROBS}",
+            "logprobs",
+        )
     for prompt in ask.prompts:
         if not prompt:
             raise bad_request("The decoder prompt cannot be empty", "prompt")

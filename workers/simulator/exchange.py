@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -25,7 +26,7 @@ class Exchange:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.query: str = scope["query_string"].decode("latin-1").rpartition("worker=")[2]
+        self.query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = self.headers.get("x-request-id") or uuid.uuid4().hex
         self.body = b""
@@ -34,6 +35,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._gone: asyncio.Future[Any] | None = None
+        self._started = False
 
     async def read(self) -> bytes:
         """The whole body; afterwards the connection is watched for a client that leaves."""
@@ -80,7 +82,13 @@ class Exchange:
             self._gone = asyncio.ensure_future(self._receive())
         return self._gone
 
+    @property
+    def started(self) -> bool:
+        """Whether the head of an answer has been sent."""
+        return self._started
+
     async def start(self, status: int, content_type: bytes, length: int | None = None) -> None:
+        self._started = True
         headers = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode("latin-1"))]
         if length is not None:
             headers.append((b"content-length", b"%d" % length))

@@ -168,6 +168,8 @@ class LiveEngine:
         if sequence is None:
             return
         generation.final = self.engine.generated(sequence)
+        if reason is not Reason.ABORT:
+            reason = Reason.STOP if generation.reply.ended_by_stop else Reason.LENGTH
         generation.finish = reason.value
         del self._owner[sequence.request.id]
         call.open -= 1

@@ -84,7 +84,7 @@ class EngineRequest:
 
 def draw_output_tokens(seed: int, key: int, min_tokens: int, max_tokens: int) -> int:
     """Length of an answer, the same for equal arguments: log-normal, median 150, mean 200, within the bounds."""
-    drawn = int(Random(hash((seed, key))).lognormvariate(5.0, 0.8))  # noqa: S311
+    drawn = int(Random(hash((seed, key))).lognormvariate(5.0, 0.8))
     return min(max(2, min_tokens, drawn), max_tokens)
 
 

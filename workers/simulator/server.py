@@ -28,6 +28,7 @@ from workers.simulator.sequences import EngineConfig, Scheduling
 _KEEP_ALIVE_S = 5
 """vLLM closes idle connections after this time, too."""
 _CLOSE_S = 3.0
+_REOPEN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class SimulatedWorker:
         self._state.default_headers = [(b"server", b"uvicorn")]
         self._listener: asyncio.Server | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._reopening: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -178,8 +180,9 @@ class SimulatedWorker:
         self.app.faults.clear()
         self.app.inference.unblock()
         self.live.slow_down(1.0)
-        if self._listener is None and not self.app.inference.draining:
-            self._reopening = self._loop.create_task(self._listen())
+        closed = self._listener is None and not self.app.inference.draining
+        if closed and (self._reopening is None or self._reopening.done()):
+            self._reopening = self._loop.create_task(self._reopen())
 
     def _on_fault(self, fault: Fault | None) -> None:
         if fault is None:
@@ -188,7 +191,20 @@ class SimulatedWorker:
             # The answer to the request that sets the fault goes out first.
             self._loop.call_later(0.01, self.set_fault, fault)
 
+    async def _reopen(self) -> None:
+        """Listen again on the old port, as soon as nobody else has it."""
+        while True:
+            try:
+                await self._listen()
+            except OSError:
+                await asyncio.sleep(_REOPEN_S)
+            else:
+                return
+
     def _close_listener(self) -> None:
+        if self._reopening is not None:
+            self._reopening.cancel()
+            self._reopening = None
         if self._listener is not None:
             self._listener.close()
             self._listener = None

@@ -76,12 +76,17 @@ def message_texts(message: dict[str, Any]) -> list[str]:
     """What the template reads of one message: texts as they are, all other parts as JSON."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content] if content else []
-    texts = [
-        part if isinstance(part, str) else str(part.get("text") or orjson.dumps(part).decode()) for part in parts
-    ]
+    texts = [_part_text(part) for part in parts]
     if message.get("tool_calls"):
         texts.append(orjson.dumps(message["tool_calls"]).decode())
     return texts
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    text = part.get("text") if isinstance(part, dict) else None
+    return text if isinstance(text, str) else orjson.dumps(part).decode()
 
 
 class Reply:
@@ -145,9 +150,9 @@ def least_value(schema: Any) -> Any:
     kind = schema.get("type", "object")
     kind = kind[0] if isinstance(kind, list) and kind else kind
     if kind == "array":
-        return [least_value(schema.get("items", {"type": "null"}))] * int(schema.get("minItems", 0))
+        return [least_value(schema.get("items", {"type": "null"}))] * min(16, int(schema.get("minItems", 0)))
     if kind == "object":
         properties = schema.get("properties") or {}
         return {name: least_value(properties.get(name, {"type": "string"})) for name in schema.get("required", ())}
-    least = {"string": "x" * int(schema.get("minLength", 1)), "boolean": False}
+    least = {"string": "x" * min(256, int(schema.get("minLength", 1))), "boolean": False}
     return least.get(kind, schema.get("minimum", 0) if kind in ("integer", "number") else None)
