@@ -272,11 +272,25 @@ def _common(ask: Ask, served: Served, headers: dict[str, str], max_tokens: Any) 
             f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: {_MAX_LOGPROBS}",
             "logprobs",
         )
+    _check_prompts(ask, limit)
+    _limit_output(ask, limit, max_tokens)
+    ask.ignore_eos = bool(body.get("ignore_eos"))
+    ask.cache_salt = body.get("cache_salt")
+    stop = body.get("stop")
+    ask.stops = [stop] if isinstance(stop, str) else [text for text in stop or () if isinstance(text, str)]
+    _read_headers(ask, headers)
+
+
+def _check_prompts(ask: Ask, limit: int) -> None:
     for prompt in ask.prompts:
         if not prompt:
             raise bad_request("The decoder prompt cannot be empty", "prompt")
         if len(prompt) >= limit:
             raise prompt_too_long(len(prompt), limit)
+
+
+def _limit_output(ask: Ask, limit: int, max_tokens: Any) -> None:
+    """Read `max_tokens` and `min_tokens`; what does not fit behind the longest prompt is cut."""
     longest = max(map(len, ask.prompts))
     ask.max_tokens = limit - longest if max_tokens is None else max_tokens
     if ask.max_tokens < 1:
@@ -289,17 +303,12 @@ def _common(ask: Ask, served: Served, headers: dict[str, str], max_tokens: Any) 
         )
     if ask.max_tokens + longest > limit:
         ask.max_tokens = limit - longest
-    ask.min_tokens = body.get("min_tokens") or 0
+    ask.min_tokens = ask.body.get("min_tokens") or 0
     if ask.min_tokens > ask.max_tokens:
         raise bad_request(
             f"min_tokens must be less than or equal to max_tokens={ask.max_tokens}, got {ask.min_tokens}.",
             "min_tokens",
         )
-    ask.ignore_eos = bool(body.get("ignore_eos"))
-    ask.cache_salt = body.get("cache_salt")
-    stop = body.get("stop")
-    ask.stops = [stop] if isinstance(stop, str) else [text for text in stop or () if isinstance(text, str)]
-    _read_headers(ask, headers)
 
 
 def _read_headers(ask: Ask, headers: dict[str, str]) -> None:

@@ -1,0 +1,20 @@
+"""One pool's scheduler with the policies that the operator chose: the same for the gateway and for the lab."""
+
+from policies import catalog
+from policies.scheduler import Scheduler, SchedulerSettings
+from router.config import Config
+
+
+def scheduler_for(config: Config) -> Scheduler:
+    """A fresh scheduler with policies of its own."""
+    chosen, limits = config.policies, config.limits
+    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings)
+    queue = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings)
+    settings = SchedulerSettings(
+        max_queued=limits.queue_requests,
+        max_wait_s=limits.queue_wait_s,
+        attempts=limits.attempts,
+        prefill_window_s=chosen.prefill_window_s,
+        prefill_window_tokens=chosen.prefill_window_tokens,
+    )
+    return Scheduler(queue, placement, settings)
