@@ -9,7 +9,7 @@ Invariants: no counter is negative; with no leg in flight all of them are zero.
 
 from dataclasses import dataclass
 
-from policies.model import Placement, RequestView, WorkerFacts, WorkerView
+from policies.model import Placement, RequestView, WorkerFacts, WorkerLoad, WorkerView
 from policies.profile import Profile
 from policies.room import Room
 
@@ -56,6 +56,7 @@ class Load:
         self._period_at = 0.0
         self._period_tokens = 0
         self._period_seen = True
+        self._unseen = 0
         self._view: WorkerView | None = None
 
     # -- taking and giving back
@@ -65,7 +66,10 @@ class Load:
             self._open_period(now)
         self.prefills += 1
         self.prefill_owed += leg.extend_tokens
-        self.prefill_due = max(self.prefill_due, now) + self.profile.prefill_s(leg.extend_tokens)
+        in_line = max(self.prefill_due, now) + self.profile.prefill_s(leg.extend_tokens)
+        # Never later than if all that is owed began now: errors of the profile do not add up over a busy hour.
+        self.prefill_due = min(in_line, now + self.profile.prefill_s(self.prefill_owed))
+        self._unseen += not leg.request.streams
         self._period_seen = self._period_seen and leg.request.streams
         self._view = None
 
@@ -73,12 +77,13 @@ class Load:
         """The prompt is computed (`finished`), or will never be."""
         self.prefills -= 1
         self.prefill_owed -= leg.extend_tokens
+        self._unseen -= not leg.request.streams
         if finished:
             self._period_tokens += leg.extend_tokens
         else:
             self._period_seen = False
-        if self.prefills == 0:
-            self.prefill_due = now
+        left_s = self.profile.prefill_s(self.prefill_owed) if self.prefills else 0.0
+        self.prefill_due = min(self.prefill_due, now + left_s)
         if self.prefills == 0 or now - self._period_at > _PERIOD_S:
             if self._period_seen and self._period_tokens > 0:
                 self.profile = self.profile.saw_prefill(self._period_tokens, now - self._period_at)
@@ -159,6 +164,20 @@ class Load:
             )
         return self._view
 
+    def row(self) -> WorkerLoad:
+        """The counters, for metrics and the admin pages."""
+        view = self.view()
+        room = view.room
+        return WorkerLoad(
+            view.id,
+            view.requests,
+            view.sequences,
+            view.prefill_owed,
+            view.kv_reserved,
+            room.slots_free,
+            room.prefill_free,
+        )
+
     def window(self) -> int:
         """Extend tokens that may be in flight at once: about one engine step."""
         if self._window_tokens is not None:
@@ -182,7 +201,7 @@ class Load:
     def _open_period(self, now: float) -> None:
         self._period_at = now
         self._period_tokens = 0
-        self._period_seen = True
+        self._period_seen = self._unseen == 0
 
 
 class _LearnedSlots:

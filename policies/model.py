@@ -69,6 +69,8 @@ class Reason(Enum):
     TURN = "turn"
     PINNED = "pinned"
     ONLY_CHOICE = "only_choice"
+    CHANCE = "chance"
+    WARM_UP = "warm_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Ticket(NamedTuple):
 
     request: str
     attempt: int
+    serial: int = 0
+    """Different for all tickets of a scheduler, so that a request id used again later is told apart."""
 
 
 @dataclass(frozen=True, slots=True)

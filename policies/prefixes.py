@@ -41,7 +41,8 @@ class Prefixes:
             return {}
         most = max(0, request.input_tokens - 1)
         scale = request.key.tokens_per_unit
-        return {w: min(int(units * scale), most) for w, units in line.tree.match(request.key.data).items()}
+        held = line.tree.match(request.key.data).items()
+        return {w: tokens for w, units in held if (tokens := min(int(units * scale), most)) > 0}
 
     def insert(self, worker: WorkerId, request: RequestView, now: float) -> Pinned | None:
         """The worker will hold the request's prompt; pinned until `release`."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 _RATE = 0.1
 """Weight of one observation. Ten consistent ones close 65% of a gap."""
+_LEAST_S = 1e-9
+"""No time is learned to be shorter: windows are computed by dividing by it."""
 _STEP = 4.0
 """The largest factor between an estimate and an observation that is taken at face value."""
 
@@ -37,25 +39,29 @@ class Profile:
         factor = _blend(seconds / self.prefill_s(extend_tokens), self.observations)
         return replace(
             self,
-            base_s=self.base_s * factor,
-            per_token_s=self.per_token_s * factor,
+            base_s=_scaled(self.base_s, factor),
+            per_token_s=_scaled(self.per_token_s, factor),
             observations=self.observations + 1,
         )
 
     def saw_decode(self, output_tokens: int, seconds: float) -> "Profile":
         factor = _blend(seconds / output_tokens / self.step_s, self.observations)
-        return replace(self, step_s=self.step_s * factor, observations=self.observations + 1)
+        return replace(self, step_s=_scaled(self.step_s, factor), observations=self.observations + 1)
 
     def saw_whole(self, extend_tokens: int, output_tokens: int, seconds: float) -> "Profile":
         """Learn from an answer whose first token was not seen: both parts are scaled alike."""
         predicted = self.prefill_s(extend_tokens) + self.decode_s(output_tokens)
         factor = _blend(seconds / predicted, self.observations)
         return Profile(
-            self.base_s * factor,
-            self.per_token_s * factor,
-            self.step_s * factor,
+            _scaled(self.base_s, factor),
+            _scaled(self.per_token_s, factor),
+            _scaled(self.step_s, factor),
             self.observations + 1,
         )
+
+
+def _scaled(seconds: float, factor: float) -> float:
+    return max(_LEAST_S, seconds * factor)
 
 
 def _blend(ratio: float, seen: int) -> float:

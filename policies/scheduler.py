@@ -9,6 +9,7 @@ The gateway drives it with a real clock and sockets, the lab with a virtual cloc
 Invariants (tests/policies/test_scheduler.py):
 - each submitted request ends exactly once: by `settled`, `cancel`, a failed leg, or a `Reject`;
 - an event whose ticket is not the current attempt changes nothing;
+- policies hear of an attempt in one order: Queued, Placed, FirstToken, Output ..., Left;
 - with nothing in flight every counter of every worker is zero, and with no event nothing is decided twice;
 - while a request waits that some worker admits, `decisions` places one (unless the placement holds it back, or
   the queue keeps that worker for somebody older).
@@ -17,12 +18,10 @@ Late binding: a request stays in the queue until a worker has room for it (`room
 are ours for as long as possible.
 """
 
-import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from policies.alarms import Alarms
 from policies.lengths import Lengths
-from policies.load import Leg, Load
 from policies.model import (
     Decision,
     Dispatch,
@@ -47,12 +46,11 @@ from policies.model import (
     WorkerFacts,
     WorkerGone,
     WorkerId,
-    WorkerLoad,
-    WorkerView,
-    reserve,
 )
-from policies.prefixes import Pinned, Prefixes
+from policies.prefixes import Prefixes
 from policies.protocol import PlacementPolicy, QueuePolicy
+from policies.roster import Roster
+from policies.running import Running, Taking
 
 _PREDICTED_TOKENS = 32
 """Output tokens per predicted event of an answer that is not streamed."""
@@ -72,22 +70,10 @@ class SchedulerSettings:
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    """What a running request has taken; everything here is given back by `_release`."""
-
-    leg: Leg
-    prefiller: Load
-    decoder: Load
-    pinned: Pinned | None
-    matched_tokens: int
-
-
-@dataclass(slots=True, eq=False)
 class _Entry:
     request: RequestView
     ticket: Ticket
-    deadline: float
-    running: _Running | None = None
+    running: Running | None = None
     last_failure: LegFailure | None = None
 
 
@@ -102,25 +88,28 @@ class Scheduler:
         self.prefixes = Prefixes()
         self._queue = queue
         self._placement = placement
-        self._loads: dict[WorkerId, Load] = {}
-        self._gone: dict[WorkerId, Load] = {}
+        self._roster = Roster(
+            window_s=self.settings.prefill_window_s, window_tokens=self.settings.prefill_window_tokens
+        )
+        self._taking = Taking(self._roster, self.prefixes, self.lengths)
         self._entries: dict[str, _Entry] = {}
         self._rejects: list[Reject] = []
-        self._waits: list[tuple[float, Ticket]] = []
-        self._predictions: list[tuple[float, Ticket]] = []
+        self._waits = Alarms(lambda ticket: self._entry(ticket) is not None and self._running(ticket) is None)
+        self._predictions = Alarms(lambda ticket: self._running(ticket) is not None)
+        self._tickets = 0
         self._hold_until: float | None = None
 
     # -- events: requests
 
     def submit(self, request: RequestView, now: float) -> Ticket:
-        """Take a request in. What becomes of it is said by `decisions`."""
-        ticket = Ticket(request.id, 1)
-        deadline = min(now + self.settings.max_wait_s, request.deadline or float("inf"))
-        entry = _Entry(request, ticket, deadline)
-        self._entries[request.id] = entry
+        """Take a request in. What becomes of it is said by `decisions`. Raises ValueError if its id is in use."""
+        if request.id in self._entries:
+            raise ValueError(f"a request with the id {request.id} is already here")
+        ticket = self._ticket(request, 1)
+        entry = self._entries[request.id] = _Entry(request, ticket)
         if len(self._queue) >= self.settings.max_queued:
             self._reject(entry, RejectReason.QUEUE_FULL, now)
-        elif not self._usable(request):
+        elif not self._roster.serves(request):
             self._reject(entry, RejectReason.NO_WORKER, now)
         else:
             self._enqueue(entry, now, again=False)
@@ -133,19 +122,15 @@ class Scheduler:
     def prefill_done(self, ticket: Ticket, now: float) -> None:
         """The prefill worker of a pair has finished: its room is free again."""
         running = self._running(ticket)
-        if running is not None and running.leg.prefilling:
-            self._end_prefill(running, now, finished=True)
+        if running is not None:
+            self._taking.end_prefill(running, now, finished=True)
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         """The first token of a streamed answer has arrived."""
         running = self._running(ticket)
         if running is not None and running.leg.first_token_at is None:
-            if running.leg.prefilling:
-                self._end_prefill(running, now, finished=True)
-            leg = running.leg
-            leg.first_token_at = now
-            running.decoder.start_decode(leg)
-            self._tell(FirstToken(leg.request, leg.placement, now))
+            self._taking.first_token(running, now)
+            self._tell(FirstToken(running.leg.request, running.leg.placement, now))
 
     def output(self, ticket: Ticket, tokens: int, now: float) -> None:
         """So many more output tokens; drivers coalesce (every 32 tokens or 100 ms)."""
@@ -174,14 +159,15 @@ class Scheduler:
             self._end(ticket, Outcome.FAILED, None, now)
             return None
         running, request = entry.running, entry.request
-        self._release(entry, now, finished=False)
+        entry.running = None
+        self._taking.release(running, now, finished=False)
         if reason is LegFailure.CONNECT:
-            self.prefixes.forget(worker, request, running.matched_tokens)
+            self._taking.forget(running)
         self._tell(Left(request, running.leg.placement, None, None, now))
         entry.request = replace(request, excluded=request.excluded | {worker})
-        entry.ticket = Ticket(request.id, ticket.attempt + 1)
+        entry.ticket = self._ticket(request, ticket.attempt + 1)
         entry.last_failure = reason
-        if ticket.attempt >= self.settings.attempts or not self._usable(entry.request):
+        if ticket.attempt >= self.settings.attempts or not self._roster.serves(entry.request):
             self._reject(entry, RejectReason.LEGS_FAILED, now)
         else:
             self._enqueue(entry, now, again=True)
@@ -191,32 +177,27 @@ class Scheduler:
 
     def worker_joined(self, facts: WorkerFacts, now: float) -> None:
         """A worker that was not known; a restarted one comes under a new name, with an empty cache."""
-        settings = self.settings
-        self._loads[facts.id] = Load(
-            facts, window_s=settings.prefill_window_s, window_tokens=settings.prefill_window_tokens
-        )
+        if facts.id in self._roster:
+            self.worker_changed(facts, now)
+            return
+        self._roster.join(facts)
         self.prefixes.set_capacity(facts.id, facts.kv_tokens)
         self._tell(WorkerArrived(facts, now))
 
     def worker_changed(self, facts: WorkerFacts, now: float) -> None:
         """Facts about a known worker, whole. Its index stays through every change."""
-        load = self._loads.get(facts.id)
-        if load is None:
+        if facts.id not in self._roster:
             self.worker_joined(facts, now)
             return
-        shrinks = (load.facts.usable and not facts.usable) or not load.facts.lines <= facts.lines
-        load.tell(facts)
+        serves_less = self._roster.change(facts)
         self.prefixes.set_capacity(facts.id, facts.kv_tokens)
-        if shrinks:
+        if serves_less:
             self._reject_the_unserved(now)
 
     def worker_left(self, worker: WorkerId, now: float) -> None:
         """A worker is gone. Its running legs end as the driver sees them end."""
-        load = self._loads.pop(worker, None)
-        if load is None:
+        if not self._roster.leave(worker):
             return
-        if not load.idle:
-            self._gone[worker] = load
         self.prefixes.remove(worker)
         self._tell(WorkerGone(worker, now))
         self._reject_the_unserved(now)
@@ -236,38 +217,23 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `decisions` should be asked again, if nothing happens before."""
-        times = [heap[0][0] for heap in (self._waits, self._predictions) if heap]
-        if self._hold_until is not None:
-            times.append(self._hold_until)
-        return min(times, default=None)
+        times = (self._waits.next(), self._predictions.next(), self._hold_until)
+        return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> Snapshot:
         """Counts for metrics and the admin pages."""
-        rows = []
-        for load in (*self._loads.values(), *self._gone.values()):
-            view = load.view()
-            rows.append(
-                WorkerLoad(
-                    view.id,
-                    view.requests,
-                    view.sequences,
-                    view.prefill_owed,
-                    view.kv_reserved,
-                    view.room.slots_free,
-                    view.room.prefill_free,
-                )
-            )
-        return Snapshot(len(self._queue), len(self._entries) - len(self._queue), tuple(rows))
+        rows = tuple(load.row() for load in self._roster.loads())
+        return Snapshot(len(self._queue), len(self._entries) - len(self._queue), rows)
 
     # -- choosing
 
     def _next(self, now: float) -> Dispatch | None:
         """Place one request, if any can start."""
-        views = [load.view() for load in self._loads.values() if load.facts.usable]
+        views = self._roster.views()
         if not any(view.room.open for view in views):
             return None
         for request, keep_off in self._queue.candidates(views, now):
-            workers = self._usable(request)
+            workers = self._roster.able(request)
             if keep_off:
                 workers = [view for view in workers if view.id not in keep_off]
             if not any(view.room.open for view in workers):
@@ -283,44 +249,26 @@ class Scheduler:
 
     def _place(self, entry: _Entry, place: Place, matches: Matches, now: float) -> Dispatch:
         request, placement = entry.request, place.placement
-        computes = placement.prefill or placement.decode
-        matched = matches.get(computes, 0)
-        extend = max(1, request.input_tokens - matched)
-        leg = Leg(request, placement, extend, reserve(request), now, request.input_tokens)
-        prefiller, decoder = self._loads[computes], self._loads[placement.decode]
         self._queue.remove(request)
-        prefiller.start_prefill(leg, now)
-        decoder.start_sequences(leg)
-        pinned = self.prefixes.insert(placement.decode, request, now)
-        entry.running = _Running(leg, prefiller, decoder, pinned, matches.get(placement.decode, 0))
-        decoder.pin(self.prefixes.pinned_tokens(placement.decode))
+        entry.running = self._taking.start(request, placement, matches, now)
         if not request.streams:
-            heapq.heappush(self._predictions, (prefiller.prefill_due, entry.ticket))
-        self._tell(Placed(request, placement, matched, extend, now))
+            self._predictions.set(entry.running.prefiller.prefill_due, entry.ticket)
+        matched = matches.get(placement.prefill or placement.decode, 0)
+        self._tell(Placed(request, placement, matched, entry.running.leg.extend_tokens, now))
         return Dispatch(entry.ticket, request, place, now - request.arrived)
-
-    def _usable(self, request: RequestView) -> Sequence[WorkerView]:
-        """Workers that could serve the request, with room or without; suspects only where there is nobody else."""
-        views = [load.view() for load in self._loads.values() if load.facts.serves(request)]
-        if any(view.facts.suspect for view in views):
-            return [view for view in views if not view.facts.suspect] or views
-        return views
 
     # -- the passing of time
 
     def _expire(self, now: float) -> None:
         """Turn away who has waited too long."""
-        while self._waits and self._waits[0][0] <= now:
-            _, ticket = heapq.heappop(self._waits)
-            entry = self._entry(ticket)
-            if entry is not None and entry.running is None:
-                self._queue.remove(entry.request)
-                self._reject(entry, RejectReason.WAITED_TOO_LONG, now)
+        for _, ticket in self._waits.due(now):
+            entry = self._entries[ticket.request]
+            self._queue.remove(entry.request)
+            self._reject(entry, RejectReason.WAITED_TOO_LONG, now)
 
     def _predict(self, now: float) -> None:
         """First tokens and output of answers that are not streamed, by their worker's profile."""
-        while self._predictions and self._predictions[0][0] <= now:
-            due, ticket = heapq.heappop(self._predictions)
+        for due, ticket in self._predictions.due(now):
             running = self._running(ticket)
             if running is None:
                 continue
@@ -332,20 +280,24 @@ class Scheduler:
             if leg.output_tokens < leg.reserved:
                 per_sequence = -(-_PREDICTED_TOKENS // leg.request.sequences)
                 step = max(running.decoder.profile.decode_s(per_sequence), 1e-3)
-                heapq.heappush(self._predictions, (max(due, now - step) + step, ticket))
+                self._predictions.set(max(due, now - step) + step, ticket)
 
     # -- beginnings and ends
 
     def _enqueue(self, entry: _Entry, now: float, *, again: bool) -> None:
-        self._queue.push(entry.request, again=again)
-        heapq.heappush(self._waits, (entry.deadline, entry.ticket))
-        self._tell(Queued(entry.request, now, again=again))
+        request = entry.request
+        self._queue.push(request, again=again)
+        latest = now + self.settings.max_wait_s  # time spent on a worker that failed is not waiting
+        self._waits.set(latest if request.deadline is None else min(latest, request.deadline), entry.ticket)
+        self._tell(Queued(request, now, again=again))
 
     def _end(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, now: float) -> None:
         """The one way out for a request that was not rejected."""
         entry = self._entry(ticket)
         if entry is None:
             return
+        if usage is not None and usage.output_tokens > 0:
+            self.first_token(ticket, now)  # where it was neither seen nor predicted so far
         del self._entries[ticket.request]
         running = entry.running
         if running is None:
@@ -354,39 +306,13 @@ class Scheduler:
             return
         leg = running.leg
         if usage is not None:
-            self._learn(running, usage, outcome, now)
+            if outcome is Outcome.COMPLETED:
+                self._taking.learn(running, usage.output_tokens, now)
             correction = usage.output_tokens - leg.output_tokens
             if correction:
                 self._tell(Output(leg.request, leg.placement, correction, now))
-        self._release(entry, now, finished=outcome is Outcome.COMPLETED)
+        self._taking.release(running, now, finished=outcome is Outcome.COMPLETED)
         self._tell(Left(entry.request, leg.placement, outcome, usage, now))
-
-    def _learn(self, running: _Running, usage: Usage, outcome: Outcome, now: float) -> None:
-        if outcome is Outcome.COMPLETED and usage.output_tokens > 0:
-            request = running.leg.request
-            running.decoder.saw_answer(running.leg, usage.output_tokens, now)
-            self.lengths.saw(request.client, usage.output_tokens / request.sequences)
-
-    def _release(self, entry: _Entry, now: float, *, finished: bool) -> None:
-        """Give back everything a leg has taken; the only place that does."""
-        running = entry.running
-        if running is None:
-            return
-        entry.running = None
-        if running.leg.prefilling:
-            self._end_prefill(running, now, finished=finished)
-        running.decoder.end_sequences(running.leg)
-        worker = running.leg.placement.decode
-        if running.pinned is not None:
-            self.prefixes.release(running.pinned, now)
-        running.decoder.pin(self.prefixes.pinned_tokens(worker))
-        for load in (running.prefiller, running.decoder):
-            if load.idle:
-                self._gone.pop(load.facts.id, None)
-
-    def _end_prefill(self, running: _Running, now: float, *, finished: bool) -> None:
-        running.leg.prefilling = False
-        running.prefiller.end_prefill(running.leg, now, finished=finished)
 
     def _reject(self, entry: _Entry, reason: RejectReason, now: float) -> None:
         """Turn away a request that is not (or no longer) in the queue."""
@@ -397,7 +323,7 @@ class Scheduler:
 
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
-        for request in [r for r in self._queue.waiting() if not self._usable(r)]:
+        for request in [r for r in self._queue.waiting() if not self._roster.serves(r)]:
             entry = self._entries[request.id]
             self._queue.remove(entry.request)
             failed = RejectReason.LEGS_FAILED if request.excluded else RejectReason.NO_WORKER
@@ -409,9 +335,13 @@ class Scheduler:
         entry = self._entries.get(ticket.request)
         return entry if entry is not None and entry.ticket == ticket else None
 
-    def _running(self, ticket: Ticket) -> _Running | None:
+    def _running(self, ticket: Ticket) -> Running | None:
         entry = self._entry(ticket)
         return None if entry is None else entry.running
+
+    def _ticket(self, request: RequestView, attempt: int) -> Ticket:
+        self._tickets += 1
+        return Ticket(request.id, attempt, self._tickets)
 
     def _tell(self, event: Event) -> None:
         self._queue.on(event)

@@ -8,6 +8,7 @@
     ├── Unauthorized      401
     ├── NoSuchModel       404    in vLLM's own words, so that clients see one dialect
     ├── NoSuchRoute       404
+    ├── WrongMethod       405
     ├── Unsupported       501
     ├── OverQuota         429    this client asks for more than its limits (Retry-After)
     ├── Overloaded        429    queue full, waited too long, too many open requests: come back later
@@ -89,6 +90,15 @@ class NoSuchRoute(RequestError):
     status = 404
     type = "NotFoundError"
     source: ClassVar[Source] = "client"
+
+
+class WrongMethod(RequestError):
+    status = 405
+    type = "MethodNotAllowedError"
+    source: ClassVar[Source] = "client"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"allow", b"POST")]
 
 
 class Unsupported(RequestError):

@@ -9,7 +9,7 @@ import re
 from starlette.types import ASGIApp
 
 from router.answer import Answer, Receive, Scope, Send
-from router.errors import NoSuchRoute, RequestError, Unsupported
+from router.errors import NoSuchRoute, RequestError, Unsupported, WrongMethod
 from router.inference import Inference
 from router.life import request_id
 from router.openai import Surface
@@ -73,6 +73,8 @@ def _refused(scope: Scope) -> RequestError | None:
         return Unsupported("WebSockets are not supported; stream over HTTP with `stream: true`.")
     if scope["path"] in _ONE_WORKER_ONLY:
         return NoSuchRoute(f"{scope['path']} is not routed: it would change one worker. Call each worker itself.")
+    if scope["method"] != "POST" and (scope["path"] in _ROUTED or scope["path"] in _VLLM_OWN):
+        return WrongMethod(f"{scope['path']} takes POST, not {scope['method']}.")
     return None
 
 

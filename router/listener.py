@@ -1,18 +1,25 @@
 """The client's side of the wire: uvicorn's HTTP protocol with bounds on what comes before a body, and our errors.
 
-uvicorn on httptools knows no limit on header size, waits forever for the rest of a head, and answers garbage in
-plain text.
+uvicorn on httptools knows no limit on header size, waits forever for the rest of a head, answers garbage in plain
+text, and loses the body of a request that offers another protocol (`Upgrade: h2c`, as Java's client does).
 """
 
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from router.errors import BadRequest, HeadersTooLarge, RequestError, to_http
 
 HEAD_WITHIN_S = 30.0
 """From the first byte of a request, or from the connection, to the end of its headers."""
+_LINGER_S = 2.0
+_LINGER_BYTES = 16 << 20
+"""After a refusal, what still comes in is thrown away for so long: to close on a client that is writing would reset
+the connection before it has read why.
+"""
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 def listener(header_bytes: int) -> type[asyncio.Protocol]:
@@ -28,50 +35,92 @@ class Listener(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_size = 0
+        self._pending = 0
+        """Bytes received of a head that is not complete."""
+        self._turned = False
+        """A message has ended within the data at hand."""
+        self._resuming = False
+        """A new parser is being told how the body at hand is framed."""
         self._refusal: RequestError | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._discarded: int | None = None
+        """Bytes thrown away since the refusal; None without one."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_there()
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_size = 0
-        self._await_head()
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._head_there()
-        super().on_headers_complete()
-
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._discarded is not None:
+            self._discarded += len(data)
+            if self._discarded > _LINGER_BYTES:
+                self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self._turned = False
+        self._parse(data)
         # A header that never ends is not seen by `on_header`: what is still to be parsed counts as well.
-        if self._head_timer is not None and self._refusal is None and not self.transport.is_closing():
-            self._pending = getattr(self, "_pending", 0) + len(data)
+        if self._timer is None or self._turned:
+            self._pending = 0
+        else:
+            self._pending += len(data)
             if self._pending > self.header_bytes:
                 self._refuse(self._too_large())
-        else:
-            self._pending = 0
 
-    def send_400_response(self, msg: str) -> None:
-        """What the parser could not read is answered in the API's own shape."""
-        self._refuse(self._refusal or BadRequest(f"{msg.rstrip('.')}: it is not HTTP/1.1."))
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or BadRequest("Invalid HTTP request received: it is not HTTP/1.1."))
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """The door answers an upgrade with 501; there is nothing to warn of."""
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1. What follows the head is its body, though the parser took it for the other protocol's."""
+        framing = b"".join(name + b": " + value + b"\r\n" for name, value in self.headers if name in _FRAMING)
+        if framing:
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._resuming = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+            self._resuming = False
+        if rest:
+            self._parse(rest)
+
+    # -- what the parser finds
+
+    def on_message_begin(self) -> None:
+        if not self._resuming:
+            super().on_message_begin()
+            self._head_size = 0
+            self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._resuming:
+            self._count(len(url))
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._resuming:
+            self._count(len(name) + len(value) + 4)
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._resuming:
+            self._stop_timer()
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._turned = True
+        offered = self.parser.should_upgrade() and any(name in _FRAMING for name, _ in self.headers)
+        if not offered:  # otherwise the body is still to come, see `_decline_upgrade`
+            super().on_message_complete()
 
     def _count(self, size: int) -> None:
         self._head_size += size
@@ -79,28 +128,43 @@ class Listener(HttpToolsProtocol):
             self._refusal = self._too_large()
             raise self._refusal
 
+    # -- refusing
+
     def _too_large(self) -> RequestError:
         return HeadersTooLarge(f"Request line and headers have more than {self.header_bytes} bytes.")
 
     def _refuse(self, error: RequestError) -> None:
-        self._head_there()
+        """Answer what never became a request in the API's own shape, and take nothing more on this connection."""
+        self._stop_timer()
+        cycle = self.cycle
         if self.transport.is_closing():
             return
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # an error in the middle of another request's answer would pass for a part of it
+            return
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
         status, headers, body = to_http(error)
         lines = [STATUS_LINE[status], *(name + b": " + value + b"\r\n" for name, value in headers)]
         self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
-        self.transport.close()
+        self._discarded = 0
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+    # -- the clock
 
     def _await_head(self) -> None:
-        self._head_there()
-        self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self._head_late)
+        self._stop_timer()
+        self._timer = self.loop.call_later(HEAD_WITHIN_S, self._head_late)
 
-    def _head_there(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _head_late(self) -> None:
-        self._head_timer = None
+        self._timer = None
         if not self.transport.is_closing():
             self.transport.close()

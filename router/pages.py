@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from router.errors import NoSuchRoute, RequestError, to_http
+from router.errors import NoSuchRoute, RequestError, WrongMethod, to_http
 from router.openai import Surface
 from router.state import Gateway
 
@@ -66,7 +66,8 @@ def pages(gateway: Gateway, version: str) -> FastAPI:  # noqa: C901 - a list of 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
         what = f"{request.method} {request.url.path}: {error.detail}. See /docs for what there is."
-        refused = NoSuchRoute(what)
+        wrong_method = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+        refused = (WrongMethod if wrong_method else NoSuchRoute)(what)
         content = {"error": {**refused.body()["error"], "code": error.status_code}}
         return JSONResponse(content, error.status_code, headers=dict(error.headers or {}))
 

@@ -20,7 +20,8 @@ HOST = "127.0.0.1"
 """Workers listen on loopback only: what clients may see is the gateway's part."""
 
 GIB = 1 << 30
-CPU_KV_BYTES_MAX = 4 * GIB
+CPU_KV_BYTES_MAX = GIB
+"""vLLM clears its cache at the start; on a busy machine a GiB takes several seconds."""
 CPU_KV_SHARE = 0.25
 """Of the memory that is free now, for the KV caches of all CPU workers together. vLLM's own default would give
 the first worker nearly all of it."""
@@ -100,7 +101,7 @@ def plan(
                     *(word for flag in own if flag[0] not in given for word in flag),
                     *extra_args,
                 ),
-                environment=environment | _visible_devices(group) | {"VLLM_RPC_BASE_PATH": str(scratch)},
+                environment=environment | _fixed_environment(group, scratch),
                 url=f"http://{HOST}:{port}",
                 log=log_dir / f"{name}.log",
                 scratch=scratch,
@@ -170,10 +171,15 @@ def _device_environment(group: Sequence[Gpu | Cpu], *, is_local: bool) -> dict[s
     return environment | ({"HF_HUB_OFFLINE": "1"} if is_local else {})
 
 
-def _visible_devices(group: Sequence[Gpu | Cpu]) -> dict[str, str]:
+def _fixed_environment(group: Sequence[Gpu | Cpu], scratch: Path) -> dict[str, str]:
+    """What the user's environment does not override: these values belong to this one worker."""
+    sockets = {"VLLM_RPC_BASE_PATH": str(scratch)}
     ids = [device.id for device in group if isinstance(device, Gpu)]
+    if not ids:
+        # On a CPU it leaves a file behind in the temporary directory at each start.
+        return sockets | {"TMPDIR": str(scratch)}
     # NVML numbers GPUs in the order of the PCI bus; CUDA does so only when it is asked to.
-    return {"CUDA_VISIBLE_DEVICES": ",".join(ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if ids else {}
+    return sockets | {"CUDA_VISIBLE_DEVICES": ",".join(ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 async def check_vllm(python: str) -> None:

@@ -33,9 +33,7 @@ def request_head(
     ValueError if the method or a name is no token, or if the target or a value would break its line (CR, LF,
     NUL; in the target any space or byte outside visible ASCII).
     """
-    if _TARGET.fullmatch(target) is None:
-        raise ValueError(f"not a request target: {target!r}")
-    lines = [b"%b %b HTTP/1.1\r\nhost: %b" % (_method(method), target, host)]
+    lines = [_opening(method, target, host)]
     lines += [name + b": " + value for name, value in headers if _goes_on(name)]
     if length or method in _FRAMED_BODY:
         lines.append(b"content-length: %d" % length)
@@ -48,7 +46,7 @@ def request_head(
     return head
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _goes_on(name: bytes) -> bool:
     """Whether a header of this name is forwarded. Remembered: the same few names come with every request."""
     if _TOKEN.fullmatch(name) is None:
@@ -58,10 +56,13 @@ def _goes_on(name: bytes) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _method(method: bytes) -> bytes:
+def _opening(method: bytes, target: bytes, host: bytes) -> bytes:
+    """Request line and host, checked. Remembered likewise: an API has few paths."""
     if _TOKEN.fullmatch(method) is None or method == b"CONNECT":
         raise ValueError(f"not a method that can be forwarded: {method!r}")
-    return method
+    if _TARGET.fullmatch(target) is None:
+        raise ValueError(f"not a request target: {target!r}")
+    return b"%b %b HTTP/1.1\r\nhost: %b" % (method, target, host)
 
 
 def _broken(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -16,8 +16,6 @@ Every message begins with the origin, so that a log line needs nothing beside it
 """
 
 
-
-
 class UpstreamError(Exception):
     """Root of the tree; only its leaves are raised.
 

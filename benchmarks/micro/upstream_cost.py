@@ -102,14 +102,15 @@ async def stream(upstream: Upstream) -> int:
     return reads
 
 
-async def raw(port: int, requests: int) -> None:
-    """The floor: the same bytes on a bare socket through the loop, nothing built and nothing parsed."""
+async def bare(port: int, requests: int, path: bytes, end: bytes) -> None:
+    """The floor: the same traffic on a bare socket through the loop, nothing built and nothing parsed."""
     loop = asyncio.get_running_loop()
-    request = b"POST /plain HTTP/1.1\r\n\r\n" + PROMPT
+    request = b"POST " + path + b" HTTP/1.1\r\n\r\n" + PROMPT
 
     class Bare(asyncio.Protocol):
-        def data_received(self, _: bytes) -> None:
-            waiter.set_result(None)
+        def data_received(self, data: bytes) -> None:
+            if data.endswith(end):
+                waiter.set_result(None)
 
     transport, _ = await loop.create_connection(Bare, "127.0.0.1", port)
     for _ in range(requests):
@@ -135,25 +136,30 @@ async def measure(port: int, requests: int, streams: int, profile: cProfile.Prof
     """Print the figures."""
     upstream = Upstream(f"http://127.0.0.1:{port}")
     await plain(upstream, 200)
-    floor = await cost(raw(port, requests), None) / requests
-    one = await cost(plain(upstream, requests), profile) / requests
-    four = requests // 4
+    quarter = requests // 4
+    reads: list[int] = []
 
-    async def concurrently() -> None:
-        await asyncio.gather(*(plain(upstream, four) for _ in range(4)))
+    async def four_at_once() -> None:
+        await asyncio.gather(*(plain(upstream, quarter) for _ in range(4)))
 
-    several = await cost(concurrently(), None) / (4 * four)
+    async def bare_four() -> None:
+        await asyncio.gather(*(bare(port, quarter, b"/plain", b"}") for _ in range(4)))
 
     async def streamed() -> None:
         reads.extend(await asyncio.gather(*(stream(upstream) for _ in range(streams))))
 
-    reads: list[int] = []
-    whole = await cost(streamed(), profile) / streams
-    print(f"bare socket, one after the other      {floor:7.1f} us per request")
-    print(f"plain request, one after the other    {one:7.1f} us per request")
-    print(f"plain request, four at once           {several:7.1f} us per request")
-    print(f"stream of {CHUNKS} chunks, {streams} at once      {whole:7.1f} us per request")
-    print(f"                                      {whole / CHUNKS:7.2f} us per chunk ({sum(reads)} reads)")
+    async def bare_streams() -> None:
+        await asyncio.gather(*(bare(port, 1, b"/stream", b"0\r\n\r\n") for _ in range(streams)))
+
+    per_request = [await cost(bare_four(), None), await cost(four_at_once(), profile)]
+    per_stream = [await cost(bare_streams(), None), await cost(streamed(), profile)]
+    print(
+        f"CPU, microseconds                             bare socket    upstream ({requests} / {streams} requests)"
+    )
+    print("request with a JSON answer, 4 at once    {:16.1f}{:12.1f}".format(*(c / requests for c in per_request)))
+    print("stream of 64 chunks, 20 ms apart         {:16.1f}{:12.1f}".format(*(c / streams for c in per_stream)))
+    per_chunk = [c / streams / CHUNKS for c in per_stream]
+    print("  the same per chunk                     {:16.2f}{:12.2f}".format(*per_chunk), f"({sum(reads)} reads)")
     await upstream.aclose()
 
 

@@ -34,8 +34,9 @@ class Fcfs:
     def push(self, request: RequestView, *, again: bool = False) -> None:
         lane = self._lanes.setdefault(_lane(request), OrderedDict())
         lane[request.id] = request
-        if again:
-            lane.move_to_end(request.id, last=False)
+        if again:  # back to where it stood; those in its lane have all come back, in any order
+            for younger in [other.id for other in lane.values() if other.arrived > request.arrived]:
+                lane.move_to_end(younger)
         self._count += 1
 
     def remove(self, request: RequestView) -> None:
