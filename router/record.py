@@ -60,10 +60,13 @@ class Record:
             self.outcome = Outcome.FAILED
 
     def answered(self, leg: Leg) -> None:
-        """The last leg has ended, with an answer or without."""
+        """The last leg has ended, with an answer or without.
+
+        An answer that was all there stays one, although the client may have hung up on its closing bytes.
+        """
         self._first_byte_at = leg.first_byte_at
         self.usage = leg.usage
-        if leg.outcome is not None and self.outcome is Outcome.REJECTED:
+        if leg.outcome is not None:
             self.outcome = leg.outcome
 
     def write(self, now: float, metrics: Metrics, log: RequestLog) -> None:
