@@ -35,6 +35,10 @@ def admin_pages(gateway: Gateway, key_digest: str) -> FastAPI:  # noqa: C901 - a
     async def workers() -> dict[str, Any]:
         return {"workers": [_row(member) for member in gateway.pools.members.values()]}
 
+    @app.get("/decisions", summary="The last requests that were placed: where, why, and what became of them")
+    async def decisions() -> dict[str, Any]:
+        return {"decisions": list(gateway.decisions)}
+
     @app.post("/workers", status_code=201, summary="Add a worker")
     async def add(worker: WorkerConfig) -> dict[str, Any]:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from policies.model import Place
 from router.errors import BodyTooLarge, RequestError, UploadTimeout, to_event, to_http
 from router.headers import Header, to_client
 
@@ -15,15 +16,24 @@ Send = Callable[[Message], Awaitable[None]]
 class Answer:
     """The way back to one client. Awaiting `body` waits while the client reads slowly."""
 
-    __slots__ = ("_anthropic", "_request", "_send", "ended", "started", "status")
+    __slots__ = ("_anthropic", "_decision", "_request", "_send", "ended", "started", "status")
 
     def __init__(self, send: Send, request: bytes, *, anthropic: bool) -> None:
         self._send = send
         self._request = request
         self._anthropic = anthropic
+        self._decision: list[Header] = []
         self.started = False
         self.ended = False
         self.status = 0
+
+    def explain(self, place: Place) -> None:
+        """Say in the answer's headers where it comes from, and why from there."""
+        self._decision = [
+            (b"x-fairlead-worker", place.placement.decode.encode()),
+            (b"x-fairlead-reason", place.reason.value.encode()),
+            (b"x-fairlead-matched-tokens", str(place.matched_tokens).encode()),
+        ]
 
     async def start(self, status: int, headers: list[Header], length: int | None = None) -> None:
         """Send status and a worker's headers."""
@@ -55,4 +65,4 @@ class Answer:
     async def _start(self, status: int, headers: list[Header]) -> None:
         self.started = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._decision})

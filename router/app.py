@@ -103,6 +103,7 @@ async def _gateway(
         metrics=metrics,
         request_log=log_lines,
         limits=config.limits,
+        decision_headers=config.listen.decision_headers,
         loop=loop,
     )
     metrics.watch(pools, lambda: gateway.open)

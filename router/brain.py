@@ -1,15 +1,19 @@
 """One pool's scheduler with the policies that the operator chose: the same for the gateway and for the lab."""
 
+from random import Random
+
 from policies import catalog
+from policies.knowledge import Knowledge
 from policies.scheduler import Scheduler, SchedulerSettings
 from router.config import Config
 
 
-def scheduler_for(config: Config) -> Scheduler:
-    """A fresh scheduler with policies of its own."""
+def scheduler_for(config: Config, seed: int = 0) -> Scheduler:
+    """A fresh scheduler with policies of its own; `seed` decides what they leave to chance."""
     chosen, limits = config.policies, config.limits
-    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings)
-    queue = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings)
+    knowledge = Knowledge(rng=Random(seed))
+    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings, knowledge)
+    queue = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings, knowledge)
     settings = SchedulerSettings(
         max_queued=limits.queue_requests,
         max_wait_s=limits.queue_wait_s,
@@ -17,4 +21,4 @@ def scheduler_for(config: Config) -> Scheduler:
         prefill_window_s=chosen.prefill_window_s,
         prefill_window_tokens=chosen.prefill_window_tokens,
     )
-    return Scheduler(queue, placement, settings)
+    return Scheduler(queue, placement, settings, knowledge)

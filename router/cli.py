@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from router.lab import commands as lab
+
 if TYPE_CHECKING:
     from router.config import Config
 
@@ -26,6 +28,7 @@ Examples:
   fairlead up Qwen/Qwen3-8B -- --max-model-len 8192
   fairlead serve --config fairlead.yaml           in front of vLLM servers that already run
   fairlead check-config fairlead.yaml
+  fairlead compare trace.jsonl --all              which policy is best for this traffic
 """
 
 cli = typer.Typer(
@@ -191,6 +194,9 @@ async def _up(options: Any, path: Path | None, loaded: "Config") -> None:
                 on_ready=lambda: typer.echo(f"ready {config.listen.url}"),
                 reload=lambda: Config.load(path, overrides=overrides),
             )
+
+
+lab.register(cli)
 
 
 @cli.command("check-config")

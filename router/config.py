@@ -88,6 +88,9 @@ class Listen(Section):
     )
     tls_key: Path | None = Field(default=None, description="PEM file with the private key of the certificate.")
     keep_alive_s: Seconds = Field(default=75.0, description="How long an idle client connection stays open.")
+    decision_headers: bool = Field(
+        default=False, description="Answers carry x-fairlead-worker, -reason and -matched-tokens."
+    )
     backlog: Whole = Field(default=2048, description="Connections that may wait to be accepted.")
 
     @model_validator(mode="after")
@@ -302,6 +305,10 @@ class Log(Section):
         default="auto", description="auto: text on a terminal, else json."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level written.")
+    prefixes: bool = Field(
+        default=True,
+        description="Whether request lines carry hashes of the prompt's blocks, for replay in the lab.",
+    )
     prompts: bool = Field(default=False, description="Whether request lines carry the prompt's text.")
 
 

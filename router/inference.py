@@ -39,10 +39,9 @@ class Inference(Life):
 
     async def _serve(self, body: bytes) -> None:
         ask = parse(self._surface, body)
-        self._record.asked(ask, prompt=self._gateway.request_log.prompts)
         client = self._client(ask.user)
         route = self._route = self._gateway.pools.route(ask.model)
-        self._record.line = route.line
+        self._record.asked(ask, route.line, self._gateway.request_log)
         await self._until_answered(self._place(ask, client, route), ask, route)
 
     def _end(self, now: float) -> None:
@@ -67,14 +66,18 @@ class Inference(Life):
     def _view(self, ask: Ask, client: Client, route: Route) -> RequestView:
         gateway = self._gateway
         per_byte = gateway.scale.tokens_per_byte(route.line)
+        input_tokens = ask.input_tokens(per_byte)
+        lengths = route.pool.scheduler.lengths
+        length = lengths.estimate(client.path, route.line, input_tokens, ask.max_output_tokens)
         holder = gateway.holders.find(ask.previous_response)
         return RequestView(
             id=f"{self._id}/{id(self):x}",  # two clients may choose the same id at the same time
             client=client.path,
             line=route.line,
             key=ask.key(per_byte),
-            input_tokens=ask.input_tokens(per_byte),
-            expected_output_tokens=route.pool.scheduler.lengths.expect(client.path, ask.max_output_tokens),
+            input_tokens=input_tokens,
+            expected_output_tokens=length.expected,
+            length=length,
             arrived=self._record.arrived,
             max_output_tokens=ask.max_output_tokens,
             sequences=ask.sequences,
@@ -94,6 +97,8 @@ class Inference(Life):
             if isinstance(decision, Reject):
                 raise _rejection(decision, self._why)
             self._record.placed(decision)
+            if self._gateway.decision_headers:
+                self._answer.explain(decision.place)
             worker = decision.place.placement.decode
             try:
                 await self._run(admitted, ask, route, worker)

@@ -99,7 +99,7 @@ class Leg:
     async def _whole(self, exchange: Exchange) -> None:
         """An answer in one piece."""
         body = await exchange.read_all(_WHOLE_BYTES)
-        if whole_aborted(body):
+        if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
             raise LegFailed(LegFailure.SHUTDOWN, _GIVEN_UP)
         self.first_byte_at = self.loop.time()
         if self.ask.surface is Surface.RESPONSES:
@@ -112,7 +112,8 @@ class Leg:
 
     async def _stream(self, exchange: Exchange) -> None:
         """An answer in events. `told` counts those that the scheduler has heard of."""
-        tail = Tail(self.ask.surface, strip_usage=not self.ask.wants_usage)
+        ask = self.ask
+        tail = Tail(ask.surface, strip_usage=not ask.wants_usage, choices=ask.sequences)
         told, told_at = 0, 0.0
         while piece := await exchange.read():
             data = tail.feed(piece)

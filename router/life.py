@@ -89,7 +89,8 @@ class Life(ABC):
                 self._lease.settle(usage.input_tokens + usage.output_tokens, now)
             self._lease.release()
         self._record.status = self._answer.status
-        self._record.write(now, self._gateway.metrics, self._gateway.request_log)
+        gateway = self._gateway
+        self._record.write(now, gateway.metrics, gateway.request_log, gateway.decisions)
 
     async def _attempt(self) -> None:
         watch: asyncio.Task[None] | None = None

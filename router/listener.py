@@ -16,7 +16,7 @@ HEAD_WITHIN_S = 30.0
 """From the first byte of a request, or from the connection, to the end of its headers."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 16 << 20
-"""After a refusal, what still comes in is thrown away for so long: to close on a client that is writing would reset
+"""For so long what still comes in after a refusal is thrown away: to close on a client that is writing would reset
 the connection before it has read why.
 """
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -82,7 +82,7 @@ class Listener(HttpToolsProtocol):
             self._refuse(self._refusal or BadRequest("Invalid HTTP request received: it is not HTTP/1.1."))
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Go on in HTTP/1.1. What follows the head is its body, though the parser took it for the other protocol's."""
+        """Go on in HTTP/1.1: what follows the head is its body, which the parser took for the other protocol's."""
         framing = b"".join(name + b": " + value + b"\r\n" for name, value in self.headers if name in _FRAMING)
         if framing:
             self.parser = httptools.HttpRequestParser(self)
@@ -135,12 +135,12 @@ class Listener(HttpToolsProtocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what never became a request in the API's own shape, and take nothing more on this connection."""
-        self._stop_timer()
         cycle = self.cycle
-        if self.transport.is_closing():
+        if self._discarded is not None or self.transport.is_closing():
             return
+        self._stop_timer()
         if cycle is not None and cycle.response_started and not cycle.response_complete:
-            self.transport.close()  # an error in the middle of another request's answer would pass for a part of it
+            self.transport.close()  # in the middle of another answer an error would pass for a part of it
             return
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True

@@ -85,11 +85,14 @@ class RequestLog:
         text: bool,
         enabled: bool = True,
         prompts: bool = False,
+        prefixes: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.lines = lines
         self.prompts = prompts
         """Whether the text of prompts may be written; without it such keys are dropped."""
+        self.prefixes = prefixes and not text
+        """Whether lines carry hashes of the prompt's blocks: for the lab, so not on a terminal."""
         self._text = text
         self._enabled = enabled
         self._clock = clock
@@ -131,7 +134,9 @@ def configure(settings: Log, stream: TextIO) -> RequestLog:
     # A line per probe and scrape is for whoever asks for it.
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
-    return RequestLog(lines, text=text, enabled=level <= logging.INFO, prompts=settings.prompts)
+    return RequestLog(
+        lines, text=text, enabled=level <= logging.INFO, prompts=settings.prompts, prefixes=settings.prefixes
+    )
 
 
 class LineHandler(logging.Handler):

@@ -19,7 +19,7 @@ from router.pools import Member
 from router.state import Gateway
 from workers.upstream import NotConnected, TimedOut, UpstreamError
 
-_FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
+_FORM_MODEL = re.compile(rb'\bname="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
 """The `model` part of a multipart form (audio)."""
 
 
@@ -77,7 +77,7 @@ class Passage(Life):
             try:
                 await exchange.head()
                 piece = await exchange.read()
-                self._record.outcome = Outcome.COMPLETED if exchange.status < 400 else Outcome.REFUSED
+                self._record.outcome = _outcome(exchange.status)
                 whole = len(piece) if exchange.at_end else None
                 await self._answer.start(exchange.status, exchange.headers, whole)
                 while piece and not exchange.at_end:
@@ -86,6 +86,12 @@ class Passage(Life):
                 await self._answer.body(piece, more=False)
             finally:
                 exchange.abort()
+
+
+def _outcome(status: int) -> Outcome:
+    if status < 400:
+        return Outcome.COMPLETED
+    return Outcome.REFUSED if status < 500 else Outcome.FAILED
 
 
 def _fields(body: bytes, kind: bytes) -> dict[str, Any]:

@@ -64,8 +64,11 @@ class Pools:
     # -- finding
 
     def route(self, model: str | None) -> Route:
-        """The pool of a model name; None means the only model. Raises in the words that vLLM would use."""
-        if model is None:
+        """The pool of a model name; none, or as for vLLM an empty one, means the only model.
+
+        Raises in the words that vLLM would use.
+        """
+        if not model:
             return self._only()
         target = self.aliases.get(model, model)
         pool = self._lines.get(target)
@@ -120,6 +123,7 @@ class Pools:
                 worker, self._upstream(worker.spec.url), headers=_headers(worker)
             )
         member.worker = worker
+        member.upstream.deserted = worker.deserted
         self._assign(member)
         self._let_go(member)
 

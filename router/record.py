@@ -1,9 +1,11 @@
 """What is remembered of one request, and told once at its end: to the metrics and to the log."""
 
+from collections.abc import MutableSequence
 from typing import Any
 
 from policies.model import Dispatch, Outcome, Usage
 from router.errors import RequestError
+from router.fingerprint import PREFIX_TOKENS, fingerprint
 from router.leg import Leg
 from router.log import RequestLog
 from router.metrics import Metrics
@@ -17,6 +19,7 @@ class Record:
         "_dispatch",
         "_first_byte_at",
         "_path",
+        "_prefix",
         "_prompt",
         "_request",
         "_stream",
@@ -40,13 +43,18 @@ class Record:
         self._request = request
         self._path = path
         self._stream = False
+        self._prefix: list[int] = []
         self._prompt: str | None = None
         self._dispatch: Dispatch | None = None
         self._first_byte_at: float | None = None
 
-    def asked(self, ask: Ask, *, prompt: bool) -> None:
+    def asked(self, ask: Ask, line: str, log: RequestLog) -> None:
+        """The request is understood: it goes to this line."""
         self._stream = ask.stream
-        if prompt:
+        self.line = line
+        if log.prefixes:
+            self._prefix = fingerprint(ask, line)
+        if log.prompts:
             self._prompt = ask.prompt.decode("utf-8", "replace")
 
     def placed(self, dispatch: Dispatch) -> None:
@@ -69,8 +77,10 @@ class Record:
         if leg.outcome is not None:
             self.outcome = leg.outcome
 
-    def write(self, now: float, metrics: Metrics, log: RequestLog) -> None:
-        """Tell the world."""
+    def write(
+        self, now: float, metrics: Metrics, log: RequestLog, decisions: MutableSequence[dict[str, Any]]
+    ) -> None:
+        """Tell the world; `decisions` collects the lines of what was placed."""
         dispatch, usage = self._dispatch, self.usage
         place = None if dispatch is None else dispatch.place
         ttft = None if self._first_byte_at is None else self._first_byte_at - self.arrived
@@ -111,6 +121,16 @@ class Record:
             line["cached_tokens"] = usage.cached_tokens
         if self.error is not None:
             line["error"] = self.error
-        if self._prompt is not None:
-            line["prompt"] = self._prompt
+        if dispatch is not None:
+            decisions.append(line)
+        if self._prompt is not None or self._prefix:
+            line = {**line, **self._what_was_asked()}
         log.write(line)
+
+    def _what_was_asked(self) -> dict[str, Any]:
+        asked: dict[str, Any] = {}
+        if self._prefix:
+            asked |= {"prefix": self._prefix, "prefix_tokens": PREFIX_TOKENS}
+        if self._prompt is not None:
+            asked["prompt"] = self._prompt
+        return asked

@@ -23,6 +23,9 @@ def for_worker(ask: Ask, model: str | None) -> bytes:
             return _splice(ask.body, _USAGE)
         if options is None or isinstance(options, dict):  # anything else is for the worker to refuse
             changes["stream_options"] = {**(options or {}), "include_usage": True}
+            if options and "continuous_usage_stats" in options:
+                # Without `include_usage` it means nothing; with it every chunk would carry usage.
+                changes["stream_options"]["continuous_usage_stats"] = False
     return orjson.dumps({**ask.fields, **changes}) if changes else ask.body
 
 

@@ -1,7 +1,9 @@
 """What every request needs: the parts of the gateway that outlive it, and the count of what is open."""
 
 import asyncio
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
 
 from router.clients import Clients
 from router.config import Limits
@@ -12,6 +14,8 @@ from router.metrics import Metrics
 from router.pools import Pools
 from router.tokens import TokenScale
 from workers.fleet import Fleet
+
+_DECISIONS = 1000
 
 
 @dataclass(slots=True)
@@ -27,6 +31,10 @@ class Gateway:
     request_log: RequestLog
     limits: Limits
     loop: asyncio.AbstractEventLoop
+    decision_headers: bool = False
+    """Answers say which worker gave them, and why it."""
+    decisions: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_DECISIONS))
+    """The log lines of the last requests that were placed."""
     open: int = 0
     """Requests inside, the one that asks included."""
     draining: bool = False

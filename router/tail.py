@@ -2,9 +2,12 @@
 
 A stream is a sequence of server-sent events, each ending with a blank line. Events pass through unread; only a
 usage event (vLLM marks it with an empty `choices`), an error, an abort, or the closing `[DONE]` is looked at,
-and each can be told by a substring: inside JSON strings quotes are escaped, so `"choices":[]` is always structure.
+and each can be told by a substring: inside JSON strings quotes and line breaks are escaped, so `"choices":[]`, and
+`data: [DONE]` at the beginning of a line, are always structure.
 
-Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes).
+Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), and, where the usage
+event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint` in the very last
+chunk, so it has to move from the usage event, which follows at once, to the chunk that becomes the last one.
 """
 
 from typing import Any
@@ -18,18 +21,36 @@ _MAX_PARTIAL = 1 << 20
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error"'
 _ABORT = b'"finish_reason":"abort"'
+_NO_STOP = b'"type":"message_delta","delta":{"stop_reason":null'
+"""How vLLM says abort on `/v1/messages`. On `/v1/responses` it does not say it at all (0.32)."""
 _NO_CHOICES = b'"choices":[]'
+_FINISHED = b'"finish_reason":"'
+_FINGERPRINT = b',"system_fingerprint":'
 
 
 class Tail:
-    """Watches one stream pass. `feed` returns the bytes that the client gets."""
+    """Watches one stream of so many choices pass. `feed` returns the bytes that the client gets."""
 
-    __slots__ = ("_partial", "_strip", "_surface", "aborted", "done", "error", "events", "response_id", "usage")
+    __slots__ = (
+        "_held",
+        "_partial",
+        "_strip",
+        "_surface",
+        "_unfinished",
+        "aborted",
+        "done",
+        "error",
+        "events",
+        "response_id",
+        "usage",
+    )
 
-    def __init__(self, surface: Surface, *, strip_usage: bool) -> None:
+    def __init__(self, surface: Surface, *, strip_usage: bool, choices: int = 1) -> None:
         self._surface = surface
         self._strip = strip_usage
+        self._unfinished = choices
         self._partial = b""
+        self._held = b""
         self.events = 0
         """Events so far: a running estimate of output tokens."""
         self.usage: Usage | None = None
@@ -45,11 +66,9 @@ class Tail:
         if self._partial:
             data = self._partial + data
         end = data.rfind(b"\n\n") + 2
-        if end < len(data) and (end >= 2 or len(data) <= _MAX_PARTIAL):
-            self._partial = data[end:] if end >= 2 else data
-            data = data[:end] if end >= 2 else b""
-        else:
-            self._partial = b""
+        if end < 2:  # no event has ended
+            end = 0 if len(data) <= _MAX_PARTIAL else len(data)
+        data, self._partial = data[:end], data[end:]
         if not data:
             return data
         self.events += data.count(b"data: ")
@@ -60,30 +79,45 @@ class Tail:
 
     def rest(self) -> bytes:
         """What is left of a stream that ended without a blank line."""
-        rest, self._partial = self._partial, b""
+        rest, self._held, self._partial = self._held + self._partial, b"", b""
         return rest
 
     def _openai(self, data: bytes) -> bytes:
+        finished = data.count(_FINISHED) if self._strip else 0
+        if self._held:
+            data, self._held = self._held + data, b""
         if _NO_CHOICES in data:
             data = self._usage_event(data)
         if _ERROR in data:
             self.error = data[data.index(_ERROR) :]
         if _ABORT in data:
             self.aborted = True
-        if _DONE in data:
+        if _begins_line(_DONE, data):
             self.done = True
+        if finished:
+            self._unfinished -= finished
+            if self._unfinished <= 0 and self.usage is None and not self.done:
+                data = self._hold(data)
         return data
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keep back the event that ends the last choice, and what follows it."""
+        before, gap, _ = data[: data.rindex(_FINISHED)].rpartition(b"\n\n")
+        self._held = data[len(before) + len(gap) :]
+        return before + gap
 
     def _usage_event(self, data: bytes) -> bytes:
         """Read the usage event among these, and take it out unless the client asked for it."""
-        kept = []
+        kept: list[bytes] = []
         for event in data.split(b"\n\n")[:-1]:
             if _NO_CHOICES in event:
-                usage = _parsed(event).get("usage")
+                content = _parsed(event)
+                usage = content.get("usage")
                 if usage:
                     self.usage = read_usage(usage)
                     if self._strip:
                         self.events -= 1
+                        _sign(kept, content.get("system_fingerprint"))
                         continue
             kept.append(event + b"\n\n")
         return b"".join(kept)
@@ -98,7 +132,9 @@ class Tail:
                     self._named_usage(_parsed(event))
         if b"event: error\n" in data or _ERROR in data:
             self.error = data
-        if any(mark in data for mark in _CLOSING):
+        if _NO_STOP in data:
+            self.aborted = True
+        if any(_begins_line(mark, data) for mark in _CLOSING):
             self.done = True
 
     def _named_usage(self, event: dict[str, Any]) -> None:
@@ -126,6 +162,18 @@ _CLOSING = (
 )
 
 
+def _begins_line(mark: bytes, events: bytes) -> bool:
+    """Whether a line begins like this. Without quotes it may stand in a text too, but not behind a line break."""
+    return mark in events and (events.startswith(mark) or b"\n" + mark in events)
+
+
+def _sign(events: list[bytes], fingerprint: str | None) -> None:
+    """Put the fingerprint into the last of these chunks, if that is the end of a choice and has none."""
+    if fingerprint and events and _FINISHED in events[-1] and _FINGERPRINT not in events[-1]:
+        signature = _FINGERPRINT + orjson.dumps(fingerprint)
+        events[-1] = events[-1].removesuffix(b"}\n\n") + signature + b"}\n\n"
+
+
 def whole_usage(body: bytes) -> Usage | None:
     """The usage of an answer that is one JSON object, read from its end: bodies are long, usage stands last."""
     at = body.rfind(b'"usage":{')
@@ -143,8 +191,10 @@ def whole_usage(body: bytes) -> Usage | None:
     return None
 
 
-def whole_aborted(body: bytes) -> bool:
+def whole_aborted(body: bytes, *, anthropic: bool = False) -> bool:
     """Whether the worker gave the answer up because it is shutting down."""
+    if anthropic:
+        return b'"type":"message"' in body and b'"stop_reason":"' not in body
     return _ABORT in body
 
 

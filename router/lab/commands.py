@@ -1,0 +1,291 @@
+"""The commands `fairlead simulate` and `fairlead compare`.
+
+With `--json` standard output holds the result and nothing else; notes and progress go to standard error.
+"""
+
+# ruff: noqa: PLC0415, FBT002, PLR0917  # as in `router/cli.py`: late imports, and what typer makes of parameters
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from router.lab.compare import Entry
+    from router.lab.workload import Workload
+
+WORKLOAD_HELP = "A trace file, or a generator with options: tot, judge:clients=4, chat:misbehaving=s1 ..."
+SIMULATE_EXAMPLES = """\b
+Examples:
+  fairlead simulate chat                                   every option has a default
+  fairlead simulate trace.jsonl --workers 16 --rate 2      a trace, played twice as fast
+  fairlead simulate tot:clients=4,misbehaving=s1 --queue dlpm --set queue.quantum=2048
+  fairlead simulate judge --json --out judge.json | jq .ttft_s.p99
+"""
+COMPARE_EXAMPLES = """\b
+Examples:
+  fairlead compare chat --placement round_robin,cache_aware --queue fcfs,dlpm
+  fairlead compare trace.jsonl --all --sort ttft-p99 --plot pictures
+  fairlead compare tot:misbehaving=s1 --all --binding late,early --json
+"""
+
+WorkloadName = Annotated[str, typer.Argument(metavar="WORKLOAD", help=WORKLOAD_HELP)]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=4096, help="Simulated workers.", show_default="8, or as --roles says")
+]
+Roles = Annotated[str | None, typer.Option(help="Workers by role, such as 8xmixed.")]
+ProfileName = Annotated[
+    str,
+    typer.Option("--profile", help="What the workers simulate: h100-llama-3.1-8b, a100-llama-3.1-8b, or instant."),
+]
+Rate = Annotated[float, typer.Option(help="2 plays the workload twice as fast.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of a policy, the scheduler or the engines."),
+]
+RequestLimit = Annotated[int | None, typer.Option("--requests", min=1, help="Only the first so many.")]
+Ttft = Annotated[float, typer.Option("--slo-ttft-s", min=0, help="Target for the first token.")]
+Tpot = Annotated[float, typer.Option("--slo-tpot-s", min=0, help="Target for each further token.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+OutFile = Annotated[Path | None, typer.Option("--out", dir_okay=False, help="Write the JSON to this file, too.")]
+
+
+def register(cli: typer.Typer) -> None:
+    """Add the lab's commands to the command line."""
+    cli.command("simulate", epilog=SIMULATE_EXAMPLES)(simulate)
+    cli.command("compare", epilog=COMPARE_EXAMPLES)(compare)
+
+
+def simulate(
+    workload: WorkloadName,
+    workers: Workers = None,
+    roles: Roles = None,
+    profile: ProfileName = "h100-llama-3.1-8b",
+    placement: Annotated[str | None, typer.Option(help="Where a request runs.", show_default="as shipped")] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="Who is next; dlpm+svf names an order too.", show_default="as shipped")
+    ] = None,
+    binding: Annotated[
+        Literal["late", "early"] | None,
+        typer.Option(help="When a worker gets a request.", show_default="as shipped"),
+    ] = None,
+    rate: Rate = 1.0,
+    seed: Seed = 0,
+    settings: Settings = None,
+    requests: RequestLimit = None,
+    slo_ttft_s: Ttft = 2.0,
+    slo_tpot_s: Tpot = 0.1,
+    as_json: AsJson = False,
+    out: OutFile = None,
+) -> None:
+    """Replay a workload in virtual time.
+
+    The scheduler that serves, over simulated workers: hours of traffic in seconds.
+    """
+    from router.lab.driver import replay
+    from router.lab.report import Targets, rejections, summarize
+    from router.lab.setup import make_setup, parse_settings
+    from router.lab.workloads.opening import open_workload
+
+    with _refusals():
+        setup = make_setup(
+            placement=placement,
+            queue=queue,
+            binding=binding,
+            workers=_count(workers, roles),
+            profile=profile,
+            seed=seed,
+            settings=parse_settings(settings or ()),
+        )
+        traffic = _opened(open_workload(workload, seed=seed, rate=rate, limit=requests))
+        with _progress(traffic.name, len(traffic.requests)) as progress:
+            run = replay(traffic, setup, progress)
+    report = summarize(run, setup, Targets(slo_ttft_s, slo_tpot_s))
+    _tell_rejections(rejections(run))
+    _write(report, out)
+    if as_json:
+        typer.echo(_json(report), nl=False)
+    else:
+        from router.lab.tables import print_report
+
+        print_report(report, traffic)
+
+
+def compare(
+    workload: WorkloadName,
+    placement: Annotated[
+        str | None, typer.Option(help="Names with commas between.", show_default="as shipped")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="Names with commas between.", show_default="as shipped")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All placements and queues not named.")] = False,
+    binding: Annotated[
+        str | None, typer.Option(help="late, early, or both with a comma between.", show_default="as shipped")
+    ] = None,
+    workers: Workers = None,
+    roles: Roles = None,
+    profile: ProfileName = "h100-llama-3.1-8b",
+    rate: Rate = 1.0,
+    seed: Seed = 0,
+    settings: Settings = None,
+    requests: RequestLimit = None,
+    slo_ttft_s: Ttft = 2.0,
+    slo_tpot_s: Tpot = 0.1,
+    sort: Annotated[str, typer.Option(help="ttft, ttft-p99, e2e, service, jain, hit-ratio or slo.")] = "ttft",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.", show_default="2, on one core 1")] = min(
+        2, os.cpu_count() or 1
+    ),
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", file_okay=False, help="Draw PNGs there.")] = None,
+    as_json: AsJson = False,
+    out: OutFile = None,
+) -> None:
+    """Which policy is best for my traffic?
+
+    One workload under every combination of the named policies, as a sorted table.
+    """
+    from policies import catalog
+    from router.lab.compare import Source, combinations, load, ordered
+    from router.lab.compare import compare as run_all
+    from router.lab.report import Targets
+    from router.lab.setup import parse_settings
+
+    with _refusals():
+        setups = combinations(
+            _names(placement, catalog.placement_policies() if everything else None),
+            _names(queue, catalog.queue_policies() if everything else None),
+            _bindings(binding),
+            settings=parse_settings(settings or ()),
+            workers=_count(workers, roles),
+            profile=profile,
+            seed=seed,
+        )
+        ordered((), sort)
+        draw = None if plot is None else _draw()
+        source = Source(workload, seed, rate, requests)
+        traffic = _opened(load(source))
+        with _progress(traffic.name, len(setups)) as progress:
+            targets = Targets(slo_ttft_s, slo_tpot_s)
+            entries = ordered(run_all(source, setups, targets=targets, jobs=jobs, progress=progress), sort)
+    for entry in entries:
+        _tell_rejections(entry.rejected, entry.name)
+    reports = [entry.report for entry in entries]
+    _write(reports, out)
+    if draw is not None and plot is not None:
+        for file in draw(plot, entries, traffic.name):
+            typer.echo(f"wrote {file}", err=True)
+    if as_json:
+        typer.echo(_json(reports), nl=False)
+    else:
+        from router.lab.tables import print_comparison
+
+        print_comparison(reports, traffic)
+
+
+# -- options
+
+
+def _count(workers: int | None, roles: str | None) -> int:
+    from router.lab.setup import DEFAULT_WORKERS, SetupError, parse_roles
+
+    if roles is None:
+        return DEFAULT_WORKERS if workers is None else workers
+    total = parse_roles(roles)
+    if workers not in (None, total):
+        raise SetupError(f"--workers {workers} and --roles {roles}, which are {total} workers: leave one out")
+    return total
+
+
+def _names(text: str | None, everything: Sequence[str] | dict[str, Any] | None) -> list[str | None]:
+    if text is not None:
+        return list(dict.fromkeys(name.strip() for name in text.split(",")))
+    return [None] if everything is None else list(everything)
+
+
+def _bindings(text: str | None) -> list[str | None]:
+    from router.lab.setup import SetupError
+
+    names = _names(text, None)
+    for name in names:
+        if name not in ("late", "early", None):
+            raise SetupError(f"there is no binding `{name}`; known are late, early")
+    return names
+
+
+def _draw() -> "Callable[[Path, Sequence[Entry], str], list[Path]]":
+    try:
+        from router.lab.plots import draw
+    except ImportError:
+        _refuse("--plot needs matplotlib: pip install 'fairlead[plots]'")
+    return draw
+
+
+# -- input and output
+
+
+def _opened(traffic: "Workload") -> "Workload":
+    for warning in traffic.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    return traffic
+
+
+def _tell_rejections(reasons: dict[str, int], where: str = "") -> None:
+    for reason, number in list(reasons.items())[:5]:
+        typer.echo(f"note: {f'{where}: ' if where else ''}{number} rejected: {reason}", err=True)
+    if len(reasons) > 5:
+        typer.echo(f"note: {len(reasons) - 5} more reasons", err=True)
+
+
+def _json(value: Any) -> str:
+    import orjson
+
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def _write(value: Any, out: Path | None) -> None:
+    if out is not None:
+        try:
+            out.write_text(_json(value))
+        except OSError as error:
+            _refuse(f"cannot write {out}: {error.strerror}")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What was asked wrongly becomes one message and status 2, policies that never end a run one and status 1."""
+    from router.lab.driver import NeverEndsError
+    from router.lab.setup import SetupError
+    from router.lab.workload import WorkloadError
+    from router.settings_file import ConfigError
+
+    try:
+        yield
+    except (SetupError, WorkloadError, ConfigError) as error:
+        _refuse(str(error))
+    except NeverEndsError as error:
+        typer.echo(f"fairlead: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"fairlead: {message}", err=True)
+    raise typer.Exit(2)

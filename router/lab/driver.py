@@ -1,0 +1,296 @@
+"""The other driver of the scheduler: virtual time for a clock, simulated engines for vLLM.
+
+One heap of moments. The earliest thing happens, the scheduler hears of it in the words that the gateway uses
+(`router/admission.py`, `router/leg.py`), and what it decides is done at once:
+
+    arrival ──────────────────► submit ───────────────┐                 ┌─► engine.add
+    a step ends ──────────────► first_token, settled ─┼─► decisions ────┤
+    every 32 tokens or 100 ms ► output ───────────────┤                 └─► rejected
+    every 5 s ────────────────► worker_changed ───────┘
+
+The scheduler is told what the gateway would know: the estimate of an answer's length, never the truth, which only
+the engine gets. Equal workloads and setups give equal runs.
+
+What the lab leaves out: the network, the gateway's own cost, workers that fail, clients that leave early.
+"""
+
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from policies.model import Dispatch, PrefixKey, RequestView, Usage, WorkerFacts
+from router.brain import scheduler_for
+from router.lab.record import Record, Run
+from router.lab.setup import Setup
+from router.lab.station import Station
+from router.lab.workload import UNIT_BYTES, Request, Workload
+from workers.simulator.engine import Engine
+from workers.simulator.sequences import Blocks, EngineConfig, EngineRequest
+
+_OUTPUT_EVERY = 32
+_OUTPUT_EVERY_S = 0.1
+"""How often the scheduler hears of output, as in the gateway: whichever comes first."""
+_SOONEST_S = 1e-4
+"""A deadline that has passed already is looked at so much later, as in the gateway."""
+_LINE = "model"
+_PROGRESS_EVERY = 100
+
+_STEP, _TELL, _READ, _REACH, _ARRIVE, _DECIDE = range(6)
+"""Kinds of moment, in this order where several fall together: a step of an engine ends, the output of its answers
+is told, its metrics are read, the workload comes to its next request, a request that had to wait for another one
+arrives, the scheduler wants to be asked."""
+
+
+class NeverEndsError(RuntimeError):
+    """Requests wait and nothing is ever going to happen: a fault of the policies that were run."""
+
+
+def replay(workload: Workload, setup: Setup, progress: Callable[[int], None] | None = None) -> Run:
+    """Run a workload to its end. `progress` hears, every now and then, how many requests have ended.
+
+    A request that can never run is rejected. One that is to come `after` another arrives when that has ended, in
+    whatever way. Raises NeverEndsError, and SetupError where the setup does not go with the workload.
+    """
+    started = time.perf_counter()
+    driver = _Driver(workload, setup, progress or (lambda _: None))
+    driver.run()
+    return Run(driver.records, [s.totals() for s in driver.stations], time.perf_counter() - started)
+
+
+class _Driver:
+    """One replay.
+
+    Invariants: a request is either still to be reached, or held, or with the scheduler, or ended; at most one
+    moment of kind _STEP per worker counts, the one at `Station.due`.
+    """
+
+    def __init__(self, workload: Workload, setup: Setup, progress: Callable[[int], None]) -> None:
+        limits = setup.engine_config(workload.block_tokens)
+        self.records: list[Record] = []
+        self.stations = [
+            Station(_facts(number, limits), Engine(limits, setup.profile)) for number in range(setup.workers)
+        ]
+        self._workload = workload
+        self._most_tokens = limits.max_model_len
+        self._read_every_s = setup.read_every_s
+        self._progress = progress
+        self._scheduler = scheduler_for(setup.config, setup.seed)
+        self._by_id = {station.facts.id: number for number, station in enumerate(self.stations)}
+        self._requests = enumerate(workload.requests)
+        self._heap: list[tuple[float, int, int]] = []
+        """Moments: time, kind, and the number of the worker or request."""
+        self._touched: set[int] = set()
+        """Workers whose next step has to be planned before time goes on."""
+        self._deadline: float | None = None
+        self._held: dict[int, Request] = {}
+        """Requests that have not arrived yet."""
+        self._followers: dict[int, list[int]] = {}
+        """Who waits for the end of whom."""
+        self._open: dict[int, Request] = {}
+        """Requests that are with the scheduler."""
+        self._ended = 0
+
+    def run(self) -> None:
+        """Let time pass until every request has ended."""
+        heap = self._heap
+        happen = (self._step, self._tell, self._read, self._reach, self._arrive, self._ask)
+        for number, station in enumerate(self.stations):
+            self._scheduler.worker_joined(station.facts, 0.0)
+            heappush(heap, (self._read_every_s * (number + 1) / len(self.stations), _READ, number))
+        self._fetch()
+        total, now = len(self._workload.requests), 0.0
+        while self._ended < total:
+            if self._touched and heap[0][0] > now:
+                self._plan_steps()
+                continue
+            now, kind, number = heappop(heap)
+            happen[kind](number, now)
+        self._progress(self._ended)
+
+    # -- moments
+
+    def _step(self, number: int, now: float) -> None:
+        """An engine has something to show."""
+        if self.stations[number].due == now:
+            self._advance(number, now)
+            self._decide(now)
+
+    def _tell(self, number: int, now: float) -> None:
+        """The scheduler hears how far the answers of a worker are."""
+        station = self.stations[number]
+        station.telling = False
+        if not station.decoding:
+            return
+        ahead = station.engine.ahead(now)
+        generated, output = station.engine.generated, self._scheduler.output
+        long_ago = now - _OUTPUT_EVERY_S + 1e-9
+        for leg in station.decoding.values():
+            tokens = generated(leg.sequence, ahead) - leg.told
+            if tokens >= _OUTPUT_EVERY or (tokens and leg.told_at <= long_ago):
+                leg.told += tokens
+                leg.told_at = now
+                output(leg.ticket, tokens, now)
+        self._tell_later(number, now)
+        self._decide(now)
+
+    def _read(self, number: int, now: float) -> None:
+        """A worker's metrics are scraped."""
+        self._scheduler.worker_changed(self.stations[number].read(now), now)
+        self._decide(now)
+        if self._deadline is None and not self._held and not any(station.legs for station in self.stations):
+            raise NeverEndsError(
+                f"{len(self._open)} requests wait, no worker is busy, and the scheduler lets them"
+            )
+        heappush(self._heap, (now + self._read_every_s, _READ, number))
+
+    def _reach(self, number: int, now: float) -> None:
+        """The workload comes to a request: it arrives, or it waits for the end of another one."""
+        self._fetch()
+        after = self._held[number].after
+        if after is None:
+            self._arrive(number, now)
+            return
+        before, delay = after
+        ended = self.records[before].ended
+        if ended is None:
+            self._followers.setdefault(before, []).append(number)
+        else:
+            heappush(self._heap, (max(now, ended + delay), _ARRIVE, number))
+
+    def _arrive(self, number: int, now: float) -> None:
+        request, record = self._held.pop(number), self.records[number]
+        record.arrived = now
+        tokens = request.input_tokens + request.output_tokens
+        if tokens > self._most_tokens:
+            why = f"a prompt and its answer have {tokens} tokens, where {self._most_tokens} fit (max_model_len)"
+            self._rejected(number, why, now)
+            return
+        self._open[number] = request
+        self._scheduler.submit(self._view(number, request, now), now)
+        self._decide(now)
+
+    def _ask(self, _: int, now: float) -> None:
+        if self._deadline == now:
+            self._deadline = None
+            self._decide(now)
+
+    # -- the scheduler
+
+    def _view(self, number: int, request: Request, now: float) -> RequestView:
+        length = self._scheduler.lengths.estimate(request.client, _LINE, request.input_tokens, None)
+        return RequestView(
+            id=str(number),
+            client=request.client,
+            line=_LINE,
+            key=PrefixKey(request.key, UNIT_BYTES, self._workload.block_tokens),
+            input_tokens=request.input_tokens,
+            expected_output_tokens=length.expected,
+            arrived=now,
+            length=length,
+            streams=True,
+            weight=request.weight,
+            priority=request.priority,
+            session=request.session,
+        )
+
+    def _decide(self, now: float) -> None:
+        """Do what the scheduler has decided, and note when it wants to be asked again."""
+        for decision in self._scheduler.decisions(now):
+            number = int(decision.request.id)
+            if isinstance(decision, Dispatch):
+                self._dispatch(number, decision, now)
+            else:
+                self._open.pop(number)
+                self._rejected(number, decision.reason.value, now)
+        deadline = self._scheduler.next_deadline()
+        if deadline is not None and deadline <= now:
+            deadline = now + _SOONEST_S
+        if deadline != self._deadline:
+            self._deadline = deadline
+            if deadline is not None:
+                heappush(self._heap, (deadline, _DECIDE, 0))
+
+    def _dispatch(self, number: int, decision: Dispatch, now: float) -> None:
+        worker = self._by_id[decision.place.placement.decode]
+        request = self._open.pop(number)
+        prompt = Blocks(request.block_names, request.input_tokens)
+        asked = EngineRequest(
+            decision.request.id, prompt, request.output_tokens, request.output_tokens, priority=request.priority
+        )
+        record = self.records[number]
+        record.dispatched = now
+        self.stations[worker].take(asked, number, record, decision.ticket, now)
+        self._touched.add(worker)
+
+    def _rejected(self, number: int, why: str, now: float) -> None:
+        record = self.records[number]
+        record.rejected, record.ended = why, now
+        self._release(number, now)
+
+    # -- the engines
+
+    def _advance(self, number: int, now: float) -> None:
+        """Carry out an engine's work up to now, and tell the scheduler of the beginnings and ends in it."""
+        station, scheduler = self.stations[number], self._scheduler
+        station.due = None
+        self._touched.add(number)
+        for result in station.advance(now):
+            for sequence in result.first:
+                leg = station.started(sequence, result.at)
+                scheduler.first_token(leg.ticket, now)
+                self._tell_later(number, now)
+            for sequence in result.finished:
+                leg = station.finished(sequence, result.at)
+                record = leg.record
+                usage = Usage(record.input_tokens, record.output_tokens, record.cached_tokens)
+                scheduler.settled(leg.ticket, usage, now)
+                self._release(leg.number, now)
+
+    def _tell_later(self, number: int, now: float) -> None:
+        station = self.stations[number]
+        if not station.telling:
+            station.telling = True
+            heappush(self._heap, (now + min(_OUTPUT_EVERY_S, _OUTPUT_EVERY * station.step_s), _TELL, number))
+
+    def _plan_steps(self) -> None:
+        """Everything of this moment has happened: engines that were touched begin their next step."""
+        for number in sorted(self._touched):
+            station = self.stations[number]
+            due = station.engine.next_event()
+            if due is not None and due != station.due:
+                heappush(self._heap, (due, _STEP, number))
+            station.due = due
+        self._touched.clear()
+
+    # -- the workload
+
+    def _fetch(self) -> None:
+        """Take the next request out of the workload."""
+        number, request = next(self._requests, (0, None))
+        if request is not None:
+            record = Record(
+                request.client, request.weight, request.input_tokens, request.output_tokens, request.at
+            )
+            self.records.append(record)
+            self._held[number] = request
+            heappush(self._heap, (request.at, _REACH, number))
+
+    def _release(self, number: int, now: float) -> None:
+        """A request has ended: those that follow it may come."""
+        self._ended += 1
+        for follower in self._followers.pop(number, ()):
+            _, delay = self._held[follower].after or (0, 0.0)
+            heappush(self._heap, (now + delay, _ARRIVE, follower))
+        if self._ended % _PROGRESS_EVERY == 0:
+            self._progress(self._ended)
+
+
+def _facts(number: int, limits: EngineConfig) -> WorkerFacts:
+    """What the gateway knows of a worker that it has launched."""
+    return WorkerFacts(
+        id=f"worker-{number}",
+        lines=frozenset([_LINE]),
+        slots=limits.max_num_seqs,
+        kv_tokens=limits.kv_blocks * limits.block_size,
+        max_batched_tokens=limits.max_num_batched_tokens,
+    )

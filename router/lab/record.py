@@ -1,0 +1,61 @@
+"""What a replay leaves behind: one record per request, one row of totals per worker."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What became of one request. Times are seconds from the start of the workload."""
+
+    client: str
+    weight: float
+    input_tokens: int
+    output_tokens: int
+    arrived: float
+    dispatched: float | None = None
+    """When the scheduler gave it to a worker."""
+    first_at: float | None = None
+    """When its first token was there."""
+    ended: float | None = None
+    cached_tokens: int = 0
+    rejected: str | None = None
+    """Why nobody served it."""
+
+    @property
+    def completed(self) -> bool:
+        return self.ended is not None and self.rejected is None
+
+    @property
+    def service(self) -> int:
+        """What it is worth to its client: input + 2 x output."""
+        return self.input_tokens + 2 * self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTotals:
+    """What one engine counted."""
+
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    preemptions: int
+    busy_s: float
+    most_waiting: int
+    """The longest line inside the engine, counted whenever a request came in."""
+
+    @property
+    def work(self) -> int:
+        """Tokens that it had to compute, in the units of service: prompt tokens not in its cache + 2 x output."""
+        return self.prompt_tokens - self.cached_tokens + 2 * self.generated_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A replay from its first arrival to its last end."""
+
+    records: list[Record]
+    """In the order of the workload."""
+    workers: list[WorkerTotals]
+    wall_s: float
+    """Real time that it took."""

@@ -1,0 +1,181 @@
+"""What a replay runs: how many engines of which kind, and a configuration with the chosen policies.
+
+Settings are given by name, in the words of the configuration:
+
+    queue.quantum=2048  placement.match_ratio=0.5  prefill_window_s=0.1  queue_wait_s=60  engine.max_num_seqs=64
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from policies import catalog
+from router.config import Config, Policies
+from workers.simulator.profiles import PROFILES, Profile
+from workers.simulator.sequences import EngineConfig
+
+DEFAULT_PROFILE = "h100-llama-3.1-8b"
+DEFAULT_WORKERS = 8
+_CHOSEN = ("placement", "queue", "binding")
+_LIMITS = ("queue_requests", "queue_wait_s", "attempts")
+_ENGINE = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_tokens", "scheduling", "prefix_caching")
+
+
+class SetupError(ValueError):
+    """A setup that cannot be had; the message is for whoever asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One combination of policies over a fleet of equal simulated workers."""
+
+    placement: str
+    queue: str
+    """As they were named, with `+order` where one was given."""
+    config: Config
+    profile: Profile
+    workers: int = DEFAULT_WORKERS
+    seed: int = 0
+    """Decides what policies leave to chance."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Limits of each engine that differ from the profile's."""
+    read_every_s: float = 5.0
+    """Between two readings of a worker's metrics; `Health.scrape_every_s`."""
+
+    @property
+    def binding(self) -> str:
+        return self.config.policies.binding
+
+    def engine_config(self, block_tokens: int) -> EngineConfig:
+        """Limits of an engine with blocks of the workload's size. Raises SetupError."""
+        given = dict(self.engine)
+        kv_blocks = given.pop("kv_tokens", self.profile.kv_tokens) // block_tokens
+        limits: dict[str, Any] = {
+            "max_num_seqs": self.profile.max_num_seqs,
+            "max_num_batched_tokens": self.profile.max_num_batched_tokens,
+            "max_model_len": max(1, min(EngineConfig().max_model_len, kv_blocks * block_tokens)),
+            **given,
+            "kv_blocks": kv_blocks,
+            "block_size": block_tokens,
+        }
+        try:
+            return TypeAdapter(EngineConfig).validate_python(limits)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+            raise SetupError(f"engine: {problems}") from None
+
+
+def make_setup(
+    *,
+    placement: str | None = None,
+    queue: str | None = None,
+    binding: str | None = None,
+    workers: int = DEFAULT_WORKERS,
+    profile: str = DEFAULT_PROFILE,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    lenient: bool = False,
+) -> Setup:
+    """Build a setup from names and settings.
+
+    `lenient`: settings that only other policies have are left out, for comparisons. Raises SetupError for an
+    unknown name, ConfigError for a value that does not do.
+    """
+    placement = placement or catalog.DEFAULT_PLACEMENT
+    queue = queue or catalog.DEFAULT_QUEUE
+    if profile not in PROFILES:
+        raise SetupError(f"there is no profile `{profile}`; known are {', '.join(PROFILES)}")
+    parts: dict[str, dict[str, Any]] = {
+        "placement": _named("placement", placement),
+        "queue": _named("queue", queue),
+    }
+    policies: dict[str, Any] = {"binding": binding} if binding else {}
+    limits: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+    known = known_settings([placement], [queue])
+    given = settings or {}
+    if lenient:
+        given = {name: value for name, value in given.items() if name in known}
+    refuse_unknown(given, known)
+    for name, value in given.items():
+        part, _, key = name.rpartition(".")
+        if part in parts:
+            parts[part][key] = value
+        elif part == "engine":
+            engine[key] = value
+        elif name in _LIMITS:
+            limits[name] = value
+        else:
+            policies[name] = value
+    config = Config.load(None, {}, {"policies": {**policies, **parts}, "limits": limits})
+    return Setup(placement, queue, config, PROFILES[profile], workers, seed, engine, config.health.scrape_every_s)
+
+
+def known_settings(placements: Iterable[str], queues: Iterable[str]) -> list[str]:
+    """Every name that a setting may have with these policies."""
+    names = [name for name in Policies.model_fields if name not in _CHOSEN] + list(_LIMITS)
+    for part, chosen, known in (
+        ("placement", placements, catalog.placement_policies()),
+        ("queue", queues, catalog.queue_policies()),
+    ):
+        for choice in chosen:
+            entry = known[_named(part, choice)["name"]]
+            names += [f"{part}.{each.name}" for each in dataclasses.fields(entry.settings)]
+    return list(dict.fromkeys(names + [f"engine.{name}" for name in _ENGINE]))
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise SetupError for a name that is not among the known ones."""
+    for name in given:
+        if name not in known:
+            raise SetupError(f"there is no setting `{name}` here; known are {', '.join(known)}")
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """`name=value` as given on a command line; values are read as in the configuration file. Raises SetupError."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise SetupError(f"--set {pair}: expected NAME=VALUE, such as queue.quantum=2048")
+        try:
+            settings[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SetupError(f"--set {pair}: the value cannot be read") from None
+    return settings
+
+
+def parse_roles(roles: str) -> int:
+    """Workers in `6xmixed`. Raises SetupError for what cannot be simulated."""
+    total = 0
+    for part in roles.split(","):
+        found = re.fullmatch(r"\s*(?:([1-9][0-9]{0,3})\s*x\s*)?(mixed|prefill|decode)\s*", part)
+        if found is None:
+            raise SetupError(
+                f"--roles {roles}: expected numbers and roles such as 6xmixed; roles are mixed, prefill, decode"
+            )
+        if found[2] != "mixed":
+            raise SetupError(
+                f"--roles {roles}: the lab runs mixed workers only; it has no model of the KV transfer from a "
+                "prefill to a decode worker, and without one the result would mean nothing"
+            )
+        total += int(found[1] or 1)
+    return total
+
+
+def _named(part: str, choice: str) -> dict[str, Any]:
+    """`dlpm+svf` is the policy dlpm with its setting `order` at svf. Raises SetupError."""
+    known: Mapping[str, Any] = catalog.placement_policies() if part == "placement" else catalog.queue_policies()
+    name, plus, order = choice.partition("+")
+    if name not in known:
+        raise SetupError(f"there is no {part} policy `{name}`; known are {', '.join(known)}")
+    if not plus:
+        return {"name": name}
+    if "order" not in {each.name for each in dataclasses.fields(known[name].settings)}:
+        raise SetupError(f"{part} policy `{name}` has no order of its own, so `+{order}` says nothing")
+    return {"name": name, "order": order}

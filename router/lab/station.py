@@ -1,0 +1,99 @@
+"""A simulated engine as the driver holds it: what runs there, and what is known of it from outside."""
+
+from dataclasses import dataclass, replace
+
+from policies.model import Reading, Ticket, WorkerFacts
+from router.lab.record import Record, WorkerTotals
+from workers.simulator.engine import Engine
+from workers.simulator.scheduler import StepResult
+from workers.simulator.sequences import EngineRequest, EngineSequence
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """A request on its engine, and how much of its answer the scheduler has heard of."""
+
+    number: int
+    """Its place in the workload."""
+    record: Record
+    ticket: Ticket
+    sequence: EngineSequence
+    told: int = 0
+    told_at: float = 0.0
+
+
+class Station:
+    """One engine and the legs on it."""
+
+    __slots__ = (
+        "_busy_s",
+        "_most_waiting",
+        "_requests",
+        "decoding",
+        "due",
+        "engine",
+        "facts",
+        "legs",
+        "step_s",
+        "telling",
+    )
+
+    def __init__(self, facts: WorkerFacts, engine: Engine) -> None:
+        self.facts = facts
+        self.engine = engine
+        self.legs: dict[str, Leg] = {}
+        self.decoding: dict[str, Leg] = {}
+        self.due: float | None = None
+        """When the work in hand becomes visible; other moments in the driver's heap are void."""
+        self.telling = False
+        """A moment for telling output is in the heap."""
+        self.step_s = 0.0
+        """Duration of one step, as the last ones were."""
+        self._busy_s = 0.0
+        self._most_waiting = 0
+        self._requests = 0
+
+    def take(self, request: EngineRequest, number: int, record: Record, ticket: Ticket, now: float) -> None:
+        sequence = self.engine.add(request, now)
+        self.legs[request.id] = Leg(number, record, ticket, sequence)
+        self._requests += 1
+        self._most_waiting = max(self._most_waiting, self.engine.waiting)
+
+    def advance(self, now: float) -> list[StepResult]:
+        results = self.engine.advance(now)
+        for result in results:
+            self._busy_s += result.duration_s
+            self.step_s = result.duration_s / result.steps
+        return results
+
+    def started(self, sequence: EngineSequence, at: float) -> Leg:
+        """Its first token is there."""
+        leg = self.legs[sequence.request.id]
+        leg.record.first_at = leg.told_at = at
+        self.decoding[sequence.request.id] = leg
+        return leg
+
+    def finished(self, sequence: EngineSequence, at: float) -> Leg:
+        """Its last token is there."""
+        leg = self.legs.pop(sequence.request.id)
+        del self.decoding[sequence.request.id]
+        leg.record.ended = at
+        leg.record.cached_tokens = sequence.cached or 0
+        return leg
+
+    def read(self, now: float) -> WorkerFacts:
+        """What a scrape of its metrics adds to the facts."""
+        self.facts = replace(self.facts, reading=Reading(now, self.engine.running, self.engine.waiting))
+        return self.facts
+
+    def totals(self) -> WorkerTotals:
+        counters = self.engine.counters
+        return WorkerTotals(
+            self._requests,
+            counters.prefix_queries,
+            counters.prefix_hits,
+            counters.generation_tokens,
+            counters.preemptions,
+            self._busy_s,
+            self._most_waiting,
+        )

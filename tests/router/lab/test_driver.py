@@ -1,0 +1,230 @@
+"""The driver: the scheduler that serves, over simulated engines, in virtual time."""
+
+import dataclasses
+from array import array
+from itertools import pairwise
+
+import pytest
+
+from policies.model import Usage
+from router.lab import driver as driver_module
+from router.lab.driver import NeverEndsError, replay
+from router.lab.report import summarize
+from router.lab.setup import make_setup
+from router.lab.workload import Request, Workload
+from router.lab.workloads.opening import open_workload
+from workers.simulator.profiles import PROFILES
+
+INSTANT = PROFILES["instant"]
+H100 = PROFILES["h100-llama-3.1-8b"]
+
+
+def request(at=0.0, client="a", tokens=160, output=10, units=(), **more):
+    return Request(at, client, array("Q", units).tobytes(), tokens, output, **more)
+
+
+def workload(*requests, block_tokens=16):
+    return Workload("hand-made", block_tokens, requests, {each.client: each.weight for each in requests})
+
+
+def shared_prefixes(groups=6, each=20, gap_s=0.05):
+    """Requests of several groups in turn; a group shares 62 of its 64 blocks."""
+    requests = []
+    for number in range(groups * each):
+        group = number % groups
+        units = [1000 * (group + 1) + n for n in range(62)] + [10**6 + 2 * number, 10**6 + 2 * number + 1]
+        requests.append(request(number * gap_s, tokens=1024, units=units))
+    return workload(*requests)
+
+
+def times(run):
+    return [(record.arrived, record.dispatched, record.first_at, record.ended) for record in run.records]
+
+
+def test_equal_seeds_give_equal_runs():
+    setup = make_setup(placement="power_of_two", workers=3, seed=5)
+    traffic = open_workload("agents:requests=150", seed=5)
+    one, other = (summarize(replay(traffic, setup), setup) for _ in range(2))
+    assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
+    other = open_workload("agents:requests=150", seed=6)
+    assert summarize(replay(other, setup), setup)["duration_s"] != one["duration_s"]
+
+
+def test_an_idle_worker_answers_in_the_time_of_its_prefill_and_its_steps():
+    setup = make_setup(workers=1, profile="instant")
+    run = replay(workload(request(at=2.0, tokens=160, output=10)), setup)
+    record = run.records[0]
+    prefill = INSTANT.prefill_s(160)
+    assert record.dispatched == record.arrived == 2.0
+    assert record.first_at == pytest.approx(2.0 + prefill)
+    assert record.ended == pytest.approx(2.0 + prefill + 9 * INSTANT.step_s(1, 0))
+
+
+def test_who_arrives_during_a_step_waits_for_the_next_one():
+    setup = make_setup(workers=1, settings={"prefill_window_tokens": 100_000})
+    run = replay(workload(request(tokens=4000, output=1), request(at=0.001, tokens=4000, output=1)), setup)
+    first, second = run.records
+    assert first.first_at == pytest.approx(H100.prefill_s(4000))
+    assert second.first_at == pytest.approx(first.first_at + H100.prefill_s(4000))
+
+
+def test_who_arrives_at_the_same_moment_shares_a_step():
+    run = replay(workload(request(tokens=100, output=1), request(tokens=60, output=1)), make_setup(workers=1))
+    step = H100.step_s(0, 0, 160, 100 * 50 + 60 * 30, 2)
+    assert [record.first_at for record in run.records] == pytest.approx([step, step])
+
+
+def test_everything_that_arrives_is_completed_or_rejected_and_all_tokens_are_accounted_for():
+    traffic = open_workload("agents:requests=300,rate=40")
+    setup = make_setup(placement="cache_aware", workers=2)
+    run = replay(traffic, setup)
+    assert len(run.records) == len(traffic.requests) == 300
+    assert all(record.completed for record in run.records)
+    assert sum(worker.requests for worker in run.workers) == 300
+    assert sum(worker.prompt_tokens for worker in run.workers) == sum(r.input_tokens for r in run.records)
+    assert sum(worker.cached_tokens for worker in run.workers) == sum(r.cached_tokens for r in run.records)
+    assert sum(worker.generated_tokens for worker in run.workers) == sum(r.output_tokens for r in run.records)
+    for record in run.records:
+        assert record.arrived <= record.dispatched < record.first_at <= record.ended
+
+
+def test_a_request_that_can_never_fit_is_rejected_with_its_reason():
+    run = replay(workload(request(), request(tokens=200_000), request(tokens=131_000, output=100)), make_setup())
+    assert [record.completed for record in run.records] == [True, False, False]
+    assert "200010 tokens, where 131072 fit" in run.records[1].rejected
+    assert run.records[2].rejected is not None
+
+
+def test_what_the_scheduler_turns_away_is_rejected():
+    burst = workload(*[request(tokens=8000) for _ in range(30)])
+    run = replay(burst, make_setup(workers=1, settings={"queue_requests": 5}))
+    reasons = {record.rejected for record in run.records}
+    assert reasons == {None, "queue_full"}
+    assert sum(record.completed for record in run.records) >= 6
+
+
+def test_who_follows_arrives_after_the_end_and_the_delay_whatever_the_end_was():
+    run = replay(
+        workload(
+            request(tokens=200_000),
+            request(after=(0, 0.5)),
+            request(output=100),
+            request(after=(2, 0.25)),
+            request(at=9.0, after=(2, 0.25)),
+        ),
+        make_setup(workers=1),
+    )
+    rejected, second, third, fourth, late = run.records
+    assert rejected.rejected is not None
+    assert second.arrived == rejected.ended + 0.5
+    assert fourth.arrived == pytest.approx(third.ended + 0.25)
+    assert late.arrived == 9.0
+
+
+def test_late_binding_keeps_the_line_inside_each_engine_short():
+    flood = workload(*[request(number * 0.001, tokens=3000, output=40) for number in range(200)])
+    run = replay(flood, make_setup(workers=2, binding="late"))
+    assert max(worker.most_waiting for worker in run.workers) <= 4
+    waits = [record.dispatched - record.arrived for record in run.records]
+    assert max(waits) > 1.0
+
+
+def test_matching_prefixes_beats_taking_turns_where_prefixes_are_shared():
+    traffic = shared_prefixes()
+    hits = {}
+    for placement in ("cache_aware", "round_robin"):
+        run = replay(traffic, make_setup(placement=placement, workers=5))
+        hits[placement] = sum(w.cached_tokens for w in run.workers) / sum(w.prompt_tokens for w in run.workers)
+    assert hits["cache_aware"] > hits["round_robin"] + 0.1
+
+
+def test_a_later_turn_finds_the_answer_of_the_one_before_in_the_cache():
+    first = request(tokens=160, output=161, units=range(10), reply_key=array("Q", range(10, 20)).tobytes())
+    second = request(tokens=400, output=5, units=range(25), after=(0, 1.0))
+    run = replay(workload(first, second), make_setup(workers=1))
+    assert run.records[1].cached_tokens == 320
+
+
+class Recorder:
+    """Stands between the driver and the scheduler and writes down what the driver says."""
+
+    def __init__(self, scheduler, calls):
+        self._scheduler = scheduler
+        self._calls = calls
+
+    def __getattr__(self, name):
+        method = getattr(self._scheduler, name)
+        if name not in {"submit", "first_token", "output", "settled", "worker_changed"}:
+            return method
+
+        def recorded(*arguments):
+            self._calls.append((name, *arguments))
+            return method(*arguments)
+
+        return recorded
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    heard = []
+    original = driver_module.scheduler_for
+    monkeypatch.setattr(driver_module, "scheduler_for", lambda *args: Recorder(original(*args), heard))
+    return heard
+
+
+def test_the_scheduler_hears_what_the_gateway_would_tell_it(calls):
+    prompt = {"tokens": 320, "units": range(20)}
+    replay(workload(request(output=300, **prompt), request(at=12.0, **prompt)), make_setup(workers=1))
+    by_name = {name: [call for call in calls if call[0] == name] for name in {call[0] for call in calls}}
+    told = [tokens for _, ticket, tokens, _ in by_name["output"] if ticket.request == "0"]
+    moments = [now for _, ticket, _, now in by_name["output"] if ticket.request == "0"]
+    assert 200 <= sum(told) < 300
+    assert all(0.0999 <= after - before < 0.11 for before, after in pairwise(moments))
+    usages = [usage for _, _, usage, _ in by_name["settled"]]
+    assert usages == [Usage(320, 300, 0), Usage(320, 10, 304)]
+    assert [view.arrived for _, view, _ in by_name["submit"]] == [0.0, 12.0]
+    assert all(view.streams for _, view, _ in by_name["submit"])
+    readings = [facts.reading for _, facts, _ in by_name["worker_changed"]]
+    assert [reading.at for reading in readings] == [5.0, 10.0]
+
+
+def test_the_scheduler_is_never_told_how_long_an_answer_will_be(calls):
+    replay(workload(request(output=3000)), make_setup(workers=1))
+    view = next(call[1] for call in calls if call[0] == "submit")
+    assert view.expected_output_tokens != 3000
+    assert view.max_output_tokens is None
+
+
+def test_fast_engines_tell_of_output_every_32_tokens(calls):
+    replay(workload(request(output=500)), make_setup(workers=1, profile="instant"))
+    told = [call[2] for call in calls if call[0] == "output"]
+    assert len(told) >= 10
+    assert all(30 <= tokens <= 64 for tokens in told)
+
+
+def test_policies_that_leave_requests_waiting_for_ever_are_found_out(monkeypatch):
+    class Forgetful(Recorder):
+        def decisions(self, now):
+            del now
+            return []
+
+        def next_deadline(self):
+            return None
+
+    original = driver_module.scheduler_for
+    monkeypatch.setattr(driver_module, "scheduler_for", lambda *args: Forgetful(original(*args), []))
+    with pytest.raises(NeverEndsError, match="1 requests wait"):
+        replay(workload(request()), make_setup(workers=1))
+
+
+def test_progress_is_told_on_the_way_and_at_the_end():
+    heard = []
+    replay(open_workload("poisson:requests=250"), make_setup(workers=2), heard.append)
+    assert heard == [100, 200, 250]
+
+
+def test_a_run_has_a_record_for_each_request_in_the_order_of_the_workload():
+    traffic = open_workload("chat:requests=80")
+    run = replay(traffic, make_setup(workers=2))
+    assert [r.client for r in run.records] == [r.client for r in traffic.requests]
+    assert dataclasses.asdict(run.workers[0]).keys() >= {"busy_s", "preemptions"}
