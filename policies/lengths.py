@@ -1,31 +1,193 @@
-"""How long will the answer be? An estimate per client, from the answers it has had."""
+"""How long will the answer be? An interval and a mean, from the answers that came before.
 
+Decayed histograms of output tokens per sequence, keyed from the particular to the general: (client, line, length
+of the prompt), (client, line), (line), everything. The first that has seen enough speaks; before any, a prior.
+The interval is the 10% to 95% quantile, so the truth should lie inside for 85% of requests: `calibration` says for
+how many it did.
+
+Bins are a quarter of an octave wide (19%), so quantiles are as exact as that. Decay is a growing weight of the new
+instead of a shrinking of the old, which would touch every bin each time. Bounded: the keys used least recently are
+forgotten.
+"""
+
+import math
+from array import array
 from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
 
-_PRIOR_TOKENS = 256.0
-_RATE = 0.1
-_MAX_CLIENTS = 4096
+_PRIOR_TOKENS = 256
+_PRIOR_RANGE = (16, 2048)
+_LOWER, _UPPER = 0.10, 0.95
+_BINS_PER_OCTAVE = 4
+_BINS = 17 * _BINS_PER_OCTAVE + 1
+"""Up to 131,072 tokens; longer answers count as that long."""
+_GROWTH = 1.02
+"""Each answer weighs so much more than the one before: the memory is about fifty answers."""
+_ENOUGH = 8.0
+"""Effective answers from which on a histogram is believed."""
+_RESCALE = 1e12
+_REFRESH = 4
+"""Answers between two computations of a histogram's summary."""
+_MAX_KEYS = 8192
+
+_Key = tuple[str, ...]
+
+
+class Length(NamedTuple):
+    """Output tokens of one sequence: `lower <= expected <= upper`, none above what the request allows."""
+
+    lower: int
+    expected: int
+    upper: int
+
+
+@dataclass(slots=True)
+class Calibration:
+    """How often the truth lay inside the interval; it should be 85%."""
+
+    answers: int = 0
+    inside: int = 0
+
+    @property
+    def share(self) -> float | None:
+        return self.inside / self.answers if self.answers else None
 
 
 class Lengths:
-    """Decayed means of output tokens per sequence, by client, falling back to all clients together.
-
-    Bounded: the clients seen least recently are forgotten first.
-    """
+    """The estimates of one pool."""
 
     def __init__(self) -> None:
-        self._all = _PRIOR_TOKENS
-        self._by_client: OrderedDict[str, float] = OrderedDict()
+        self.calibration = Calibration()
+        self._histograms: OrderedDict[_Key, _Histogram] = OrderedDict()
 
-    def expect(self, client: str, max_output_tokens: int | None) -> int:
-        """Mean output tokens of one answer, at least 1 and at most what the request allows."""
-        mean = max(1, round(self._by_client.get(client, self._all)))
-        return mean if max_output_tokens is None else max(0, min(mean, max_output_tokens))
+    def estimate(self, client: str, line: str, input_tokens: int, max_output_tokens: int | None) -> Length:
+        """What to expect of a request before it runs."""
+        found = self._find(client, line, input_tokens)
+        return _bounded(found.summary() if found else _prior(), max_output_tokens)
 
-    def saw(self, client: str, output_tokens: float) -> None:
-        """Learn from one finished answer."""
-        self._all += _RATE * (output_tokens - self._all)
-        before = self._by_client.pop(client, self._all)
-        self._by_client[client] = before + _RATE * (output_tokens - before)
-        if len(self._by_client) > _MAX_CLIENTS:
-            self._by_client.popitem(last=False)
+    def given(
+        self, client: str, line: str, input_tokens: int, max_output_tokens: int | None, already: int
+    ) -> Length:
+        """What to expect of an answer that is `already` so long."""
+        found = self._find(client, line, input_tokens)
+        length = found.summary(already) if found else _prior()
+        longer = Length(*(max(tokens, already + 1) for tokens in length))
+        return _bounded(longer, max_output_tokens)
+
+    def saw(
+        self, client: str, line: str, input_tokens: int, output_tokens: float, estimate: Length | None = None
+    ) -> None:
+        """Learn from one finished answer, and from how far off its estimate was."""
+        if estimate is not None:
+            self.calibration.answers += 1
+            # A quantile is as wide as its bin: an answer in the same bin as the bound is inside.
+            self.calibration.inside += _bin(estimate.lower) <= _bin(output_tokens) <= _bin(estimate.upper)
+        for key in _keys(client, line, input_tokens):
+            histogram = self._histograms.get(key)
+            if histogram is None:
+                histogram = self._histograms[key] = _Histogram()
+                if len(self._histograms) > _MAX_KEYS:
+                    self._histograms.popitem(last=False)
+            self._histograms.move_to_end(key)
+            histogram.add(output_tokens)
+
+    def __len__(self) -> int:
+        return len(self._histograms)
+
+    def _find(self, client: str, line: str, input_tokens: int) -> "_Histogram | None":
+        for key in _keys(client, line, input_tokens):
+            histogram = self._histograms.get(key)
+            if histogram is not None and histogram.effective >= _ENOUGH:
+                return histogram
+        return None
+
+
+class _Histogram:
+    """Decayed counts of answers by length; `weight` is that of the next one."""
+
+    __slots__ = ("_bins", "_since", "_sum", "_summary", "_total", "_weight")
+
+    def __init__(self) -> None:
+        self._bins = array("d", bytes(8 * _BINS))
+        self._weight = 1.0
+        self._total = 0.0
+        self._sum = 0.0
+        self._since = 0
+        self._summary: Length | None = None
+
+    @property
+    def effective(self) -> float:
+        """How many answers of full weight the memory amounts to."""
+        return self._total * _GROWTH / self._weight
+
+    def add(self, tokens: float) -> None:
+        self._bins[_bin(tokens)] += self._weight
+        self._total += self._weight
+        self._sum += self._weight * tokens
+        self._weight *= _GROWTH
+        self._since += 1
+        if self._since >= _REFRESH:
+            self._summary, self._since = None, 0
+        if self._weight > _RESCALE:
+            self._rescale()
+
+    def summary(self, above: int = 0) -> Length:
+        """Quantiles and mean, of answers longer than `above` only."""
+        if above:
+            return self._summarise(_bin(above) + 1)
+        if self._summary is None:
+            self._summary = self._summarise(0)
+        return self._summary
+
+    def _summarise(self, first: int) -> Length:
+        weights = self._bins[first:]
+        total = sum(weights)
+        if total <= 0:  # nothing was ever so long: it ends soon, or it is the first of its kind
+            edge = _tokens(first)
+            return Length(edge, edge, 2 * edge)
+        lower = upper = first
+        seen = 0.0
+        for index, weight in enumerate(weights, first):
+            if seen <= _LOWER * total:
+                lower = index
+            if seen < _UPPER * total:
+                upper = index
+            seen += weight
+        mean = self._sum / self._total
+        if first:
+            mean = sum(w * _tokens(i) for i, w in enumerate(weights, first)) / total
+        low, high = _tokens(lower), _tokens(upper)
+        return Length(low, min(max(round(mean), low), max(high, low)), high)
+
+    def _rescale(self) -> None:
+        self._bins = array("d", (weight / self._weight for weight in self._bins))
+        self._total /= self._weight
+        self._sum /= self._weight
+        self._weight = 1.0
+
+
+def _keys(client: str, line: str, input_tokens: int) -> tuple[_Key, ...]:
+    """From the particular to the general."""
+    return (client, line, str(max(1, input_tokens).bit_length())), (client, line), (line,), ()
+
+
+def _prior() -> Length:
+    return Length(_PRIOR_RANGE[0], _PRIOR_TOKENS, _PRIOR_RANGE[1])
+
+
+def _bounded(length: Length, most: int | None) -> Length:
+    """At least one token, unless none is allowed, and at most what the request allows."""
+    least = 1 if most is None else min(1, most)
+    bound = math.inf if most is None else most
+    return Length(*(int(max(least, min(tokens, bound))) for tokens in length))
+
+
+def _bin(tokens: float) -> int:
+    """The bin of a length; 0 holds what is shorter than two tokens."""
+    return 0 if tokens < 1 else min(int(_BINS_PER_OCTAVE * math.log2(tokens)), _BINS - 1)
+
+
+def _tokens(index: int) -> int:
+    """The middle of a bin."""
+    return max(1, round(2 ** ((index + 0.5) / _BINS_PER_OCTAVE)))

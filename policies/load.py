@@ -10,7 +10,7 @@ Invariants: no counter is negative; with no leg in flight all of them are zero.
 from dataclasses import dataclass
 
 from policies.model import Placement, RequestView, WorkerFacts, WorkerLoad, WorkerView
-from policies.profile import Profile
+from policies.profile import Profile, pairs
 from policies.room import Room
 
 _PERIOD_S = 1.0
@@ -55,6 +55,7 @@ class Load:
         self._slots = _LearnedSlots()
         self._period_at = 0.0
         self._period_tokens = 0
+        self._period_pairs = 0.0
         self._period_seen = True
         self._unseen = 0
         self._view: WorkerView | None = None
@@ -66,7 +67,9 @@ class Load:
             self._open_period(now)
         self.prefills += 1
         self.prefill_owed += leg.extend_tokens
-        in_line = max(self.prefill_due, now) + self.profile.prefill_s(leg.extend_tokens)
+        in_line = max(self.prefill_due, now) + self.profile.prefill_s(
+            leg.extend_tokens, leg.context - leg.extend_tokens
+        )
         # Never later than if all that is owed began now: errors of the profile do not add up over a busy hour.
         self.prefill_due = min(in_line, now + self.profile.prefill_s(self.prefill_owed))
         self._unseen += not leg.request.streams
@@ -80,13 +83,16 @@ class Load:
         self._unseen -= not leg.request.streams
         if finished:
             self._period_tokens += leg.extend_tokens
+            self._period_pairs += pairs(leg.extend_tokens, leg.context - leg.extend_tokens)
         else:
             self._period_seen = False
         left_s = self.profile.prefill_s(self.prefill_owed) if self.prefills else 0.0
         self.prefill_due = min(self.prefill_due, now + left_s)
         if self.prefills == 0 or now - self._period_at > _PERIOD_S:
             if self._period_seen and self._period_tokens > 0:
-                self.profile = self.profile.saw_prefill(self._period_tokens, now - self._period_at)
+                self.profile = self.profile.saw_prefill(
+                    self._period_tokens, now - self._period_at, self._period_pairs
+                )
             self._open_period(now)
         self._view = None
 
@@ -142,9 +148,13 @@ class Load:
         per_sequence = output_tokens // leg.request.sequences
         if not leg.request.streams:
             elapsed = now - leg.dispatched_at
-            self.profile = self.profile.saw_whole(leg.extend_tokens, per_sequence, max(elapsed, 1e-6))
+            self.profile = self.profile.saw_whole(
+                leg.extend_tokens, per_sequence, max(elapsed, 1e-6), self.sequences, self.decode_tokens
+            )
         elif leg.first_token_at is not None and per_sequence >= 8 and now > leg.first_token_at:
-            self.profile = self.profile.saw_decode(per_sequence - 1, now - leg.first_token_at)
+            self.profile = self.profile.saw_decode(
+                per_sequence - 1, now - leg.first_token_at, self.sequences, self.decode_tokens
+            )
 
     # -- what policies see
 
@@ -201,6 +211,7 @@ class Load:
     def _open_period(self, now: float) -> None:
         self._period_at = now
         self._period_tokens = 0
+        self._period_pairs = 0.0
         self._period_seen = self._unseen == 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from policies.lengths import Length
 from policies.profile import Profile
 from policies.room import Room
 
@@ -99,6 +100,8 @@ class RequestView:
     expected_output_tokens: int
     """Mean estimate per sequence, at most `max_output_tokens`."""
     arrived: float
+    length: Length | None = None
+    """The whole estimate, an interval around that mean."""
     max_output_tokens: int | None = None
     sequences: int = 1
     """Answers wanted (`n`, lists of prompts); each takes a slot of the engine's batch."""
@@ -184,8 +187,11 @@ class WorkerView:
 
     def admits(self, request: RequestView, matched_tokens: int) -> bool:
         """Whether the request could start here now."""
+        room = self.room
+        if not room.open or room.idle:  # asked for each worker and request: the short ways first
+            return room.open
         extend_tokens = max(1, request.input_tokens - matched_tokens)
-        return self.room.admits(extend_tokens, extend_tokens + reserve(request), request.sequences)
+        return room.admits(extend_tokens, extend_tokens + reserve(request), request.sequences)
 
 
 def reserve(request: RequestView) -> int:

@@ -66,6 +66,10 @@ class Prefixes:
         """KV tokens of the prompts running on a worker, shared prefixes counted once."""
         return int(sum(line.tree.pinned(worker) * line.tokens_per_unit for line in self._trees.values()))
 
+    def held_tokens(self, worker: WorkerId) -> int:
+        """KV tokens that a worker is taken to hold, running or only cached."""
+        return int(sum(line.tree.held(worker) * line.tokens_per_unit for line in self._trees.values()))
+
     def set_capacity(self, worker: WorkerId, kv_tokens: int | None) -> None:
         tokens = kv_tokens or _KV_TOKENS
         if self._capacity.get(worker) == tokens:

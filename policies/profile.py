@@ -1,71 +1,128 @@
-"""How fast a worker is: times from tokens, learned from what is observed.
+"""How fast a worker is: times from tokens, batch and context, learned from what is observed.
 
-The model is the simplest that late binding needs: a prompt costs `base_s` plus `per_token_s` for each token that
-is not in the cache, and each output token costs `step_s`. Every observation moves the estimate by a bounded
-factor, so that one slow request (a preemption, a cold kernel) cannot teach nonsense.
+A prompt costs a base, each token that is not cached, and each pair of such a token with a token before it
+(attention: quadratic in length). A decode step costs a base (the weights are read once), each sequence, and each
+token of context (the KV cache is read). Six numbers, all of them seconds, start as those of an 8B model on a
+current GPU and are moved by every observation: first all of them by one factor, until the scale is right, then
+each by its share in the prediction, so that long prompts teach what is quadratic and full batches what a sequence
+costs.
+
+An observation moves an estimate by a bounded factor: one slow request (a preemption, a cold kernel) cannot teach
+nonsense.
 """
 
 from dataclasses import dataclass, replace
 
 _RATE = 0.1
 """Weight of one observation. Ten consistent ones close 65% of a gap."""
-_LEAST_S = 1e-9
-"""No time is learned to be shorter: windows are computed by dividing by it."""
+_SCALING = 16
+"""So many observations move everything by one factor."""
 _STEP = 4.0
 """The largest factor between an estimate and an observation that is taken at face value."""
+_LEAST_S = 1e-12
+"""No time is learned to be shorter: windows are computed by dividing by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Times of one worker, seconds. The start values are those of an 8B model on a current GPU."""
+    """Times of one worker, seconds."""
 
-    base_s: float = 0.01
-    per_token_s: float = 50e-6
-    step_s: float = 0.01
-    observations: int = 0
+    base_s: float = 0.006
+    per_token_s: float = 35e-6
+    """2 x 8e9 floating-point operations a token at half of an H100's dense rate."""
+    per_pair_s: float = 1e-9
+    """32 layers x 4 x 4096 operations for each pair of tokens, at the same rate."""
+    step_base_s: float = 0.007
+    """16 GB of weights at 70% of 3.35 TB/s."""
+    per_sequence_s: float = 30e-6
+    per_context_token_s: float = 55e-9
+    """128 kB of KV a token at the same bandwidth."""
+    prefills: int = 0
+    """Observations so far; so with decodes."""
+    decodes: int = 0
 
-    def prefill_s(self, extend_tokens: int) -> float:
-        return self.base_s + self.per_token_s * extend_tokens
+    # -- questions
 
-    def decode_s(self, output_tokens: int) -> float:
-        return self.step_s * output_tokens
+    def prefill_s(self, extend_tokens: int, context_tokens: int = 0) -> float:
+        """Time to compute a prompt's uncached tokens, of which `context_tokens` are in the cache already."""
+        return (
+            self.base_s + self.per_token_s * extend_tokens + self.per_pair_s * pairs(extend_tokens, context_tokens)
+        )
+
+    def step_s(self, batch: int = 1, context_tokens: int = 0) -> float:
+        """Time of one decode step, in which each sequence of the batch gets a token."""
+        return self.step_base_s + self.per_sequence_s * batch + self.per_context_token_s * context_tokens
+
+    def decode_s(self, output_tokens: int, batch: int = 1, context_tokens: int = 0) -> float:
+        return output_tokens * self.step_s(batch, context_tokens)
 
     def prefill_tokens(self, seconds: float) -> int:
-        """Extend tokens that can be computed in so many seconds, at least one."""
+        """Tokens of short prompts that can be computed in so many seconds, at least one."""
         return max(1, int((seconds - self.base_s) / self.per_token_s))
 
-    def saw_prefill(self, extend_tokens: int, seconds: float) -> "Profile":
-        """Learn from a first token that came after `seconds` of work on `extend_tokens`."""
-        factor = _blend(seconds / self.prefill_s(extend_tokens), self.observations)
+    # -- lessons
+
+    def saw_prefill(self, extend_tokens: int, seconds: float, token_pairs: float | None = None) -> "Profile":
+        """Learn from first tokens that came after `seconds` of work on so many tokens.
+
+        `token_pairs` sums `pairs` over the prompts; None: it was one prompt with nothing cached.
+        """
+        amount = pairs(extend_tokens) if token_pairs is None else token_pairs
+        terms = (self.base_s, self.per_token_s * extend_tokens, self.per_pair_s * amount)
+        base, token, pair = _lesson(terms, seconds, self.prefills)
         return replace(
             self,
-            base_s=_scaled(self.base_s, factor),
-            per_token_s=_scaled(self.per_token_s, factor),
-            observations=self.observations + 1,
+            base_s=_longer(self.base_s * base),
+            per_token_s=_longer(self.per_token_s * token),
+            per_pair_s=_longer(self.per_pair_s * pair),
+            prefills=self.prefills + 1,
         )
 
-    def saw_decode(self, output_tokens: int, seconds: float) -> "Profile":
-        factor = _blend(seconds / output_tokens / self.step_s, self.observations)
-        return replace(self, step_s=_scaled(self.step_s, factor), observations=self.observations + 1)
-
-    def saw_whole(self, extend_tokens: int, output_tokens: int, seconds: float) -> "Profile":
-        """Learn from an answer whose first token was not seen: both parts are scaled alike."""
-        predicted = self.prefill_s(extend_tokens) + self.decode_s(output_tokens)
-        factor = _blend(seconds / predicted, self.observations)
-        return Profile(
-            _scaled(self.base_s, factor),
-            _scaled(self.per_token_s, factor),
-            _scaled(self.step_s, factor),
-            self.observations + 1,
+    def saw_decode(self, output_tokens: int, seconds: float, batch: int = 1, context_tokens: int = 0) -> "Profile":
+        """Learn from so many steps that took `seconds`, in a batch of about this size and context."""
+        terms = (self.step_base_s, self.per_sequence_s * batch, self.per_context_token_s * context_tokens)
+        base, sequence, context = _lesson(terms, seconds / output_tokens, self.decodes)
+        return replace(
+            self,
+            step_base_s=_longer(self.step_base_s * base),
+            per_sequence_s=_longer(self.per_sequence_s * sequence),
+            per_context_token_s=_longer(self.per_context_token_s * context),
+            decodes=self.decodes + 1,
         )
 
+    def saw_whole(
+        self,
+        extend_tokens: int,
+        output_tokens: int,
+        seconds: float,
+        batch: int = 1,
+        context_tokens: int = 0,
+    ) -> "Profile":
+        """Learn from an answer whose first token was not seen: its time is split as predicted."""
+        prefill = self.prefill_s(extend_tokens)
+        decode = self.decode_s(output_tokens, batch, context_tokens)
+        share = prefill / (prefill + decode)
+        taught = self.saw_prefill(extend_tokens, seconds * share)
+        if output_tokens == 0:
+            return taught
+        return taught.saw_decode(output_tokens, seconds * (1 - share), batch, context_tokens)
 
-def _scaled(seconds: float, factor: float) -> float:
-    return max(_LEAST_S, seconds * factor)
+
+def pairs(extend_tokens: int, context_tokens: int = 0) -> float:
+    """How many pairs of a computed token and one before it attention looks at."""
+    return extend_tokens * (context_tokens + extend_tokens / 2)
 
 
-def _blend(ratio: float, seen: int) -> float:
-    """The factor by which an estimate moves: in full steps at first, by `_RATE` once it has settled."""
-    weight = max(_RATE, 1.0 / (seen + 1))
-    bounded: float = min(max(ratio, 1.0 / _STEP), _STEP) ** weight
-    return bounded
+def _lesson(terms: tuple[float, float, float], seconds: float, seen: int) -> tuple[float, float, float]:
+    """The factors by which three terms move so that their sum comes nearer to `seconds`."""
+    predicted = sum(terms)
+    ratio = min(max(seconds / predicted, 1.0 / _STEP), _STEP)
+    if seen < _SCALING:
+        factor: float = ratio ** max(_RATE, 1.0 / (seen + 1))
+        return factor, factor, factor
+    first, second, third = (ratio ** (2 * _RATE * term / predicted) for term in terms)
+    return first, second, third
+
+
+def _longer(seconds: float) -> float:
+    return max(seconds, _LEAST_S)

@@ -8,7 +8,7 @@ One request always fits a worker that has nothing in flight, however long its pr
 best what it cannot serve, and says so with a 4xx.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,16 @@ class Room:
     kv_free: int | None
     expected_at: float
     """When room is next expected: the past if there is some now."""
+    open: bool = field(init=False)
+    """Whether any request at all could start now."""
 
-    @property
-    def open(self) -> bool:
-        """Whether any request at all could start now."""
-        return self.idle or (
+    def __post_init__(self) -> None:
+        is_open = self.idle or (
             (self.prefill_idle or self.prefill_free > 0)
             and (self.slots_free is None or self.slots_free > 0)
             and (self.kv_free is None or self.kv_free > 0)
         )
+        object.__setattr__(self, "open", is_open)
 
     def admits(self, extend_tokens: int, kv_tokens: int, sequences: int) -> bool:
         """Whether a request fits: tokens to compute, KV tokens it will occupy at its end, sequences."""

@@ -19,9 +19,10 @@ are ours for as long as possible.
 """
 
 from dataclasses import dataclass, replace
+from itertools import count
 
 from policies.alarms import Alarms
-from policies.lengths import Lengths
+from policies.knowledge import Knowledge
 from policies.model import (
     Decision,
     Dispatch,
@@ -47,13 +48,9 @@ from policies.model import (
     WorkerGone,
     WorkerId,
 )
-from policies.prefixes import Prefixes
 from policies.protocol import PlacementPolicy, QueuePolicy
 from policies.roster import Roster
 from policies.running import Running, Taking
-
-_PREDICTED_TOKENS = 32
-"""Output tokens per predicted event of an answer that is not streamed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +64,8 @@ class SchedulerSettings:
     """Prefill in flight per worker, in time by its profile: about one engine step."""
     prefill_window_tokens: int | None = None
     """The same in extend tokens; set, it replaces the time."""
+    hold_s: float = 0.5
+    """How long in all a placement may let a request wait beside workers with room for it; 0: never."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,17 +74,25 @@ class _Entry:
     ticket: Ticket
     running: Running | None = None
     last_failure: LegFailure | None = None
+    held_at: float | None = None
+    """When it was first made to wait beside a worker with room."""
 
 
 class Scheduler:
     """One pool: its queue, its workers, and every request between `submit` and its end."""
 
     def __init__(
-        self, queue: QueuePolicy, placement: PlacementPolicy, settings: SchedulerSettings | None = None
+        self,
+        queue: QueuePolicy,
+        placement: PlacementPolicy,
+        settings: SchedulerSettings | None = None,
+        knowledge: Knowledge | None = None,
     ) -> None:
+        """`knowledge` is what the policies were built with, if they read any."""
         self.settings = settings or SchedulerSettings()
-        self.lengths = Lengths()
-        self.prefixes = Prefixes()
+        knowledge = knowledge or Knowledge()
+        self.lengths = knowledge.lengths
+        self.prefixes = knowledge.prefixes
         self._queue = queue
         self._placement = placement
         self._roster = Roster(
@@ -95,8 +102,8 @@ class Scheduler:
         self._entries: dict[str, _Entry] = {}
         self._rejects: list[Reject] = []
         self._waits = Alarms(lambda ticket: self._entry(ticket) is not None and self._running(ticket) is None)
-        self._predictions = Alarms(lambda ticket: self._running(ticket) is not None)
-        self._tickets = 0
+        self._predictions = Alarms(lambda ticket: (leg := self._running(ticket)) is not None and leg.predictable)
+        self._serials = count(1)
         self._hold_until: float | None = None
 
     # -- events: requests
@@ -105,7 +112,7 @@ class Scheduler:
         """Take a request in. What becomes of it is said by `decisions`. Raises ValueError if its id is in use."""
         if request.id in self._entries:
             raise ValueError(f"a request with the id {request.id} is already here")
-        ticket = self._ticket(request, 1)
+        ticket = Ticket(request.id, 1, next(self._serials))
         entry = self._entries[request.id] = _Entry(request, ticket)
         if len(self._queue) >= self.settings.max_queued:
             self._reject(entry, RejectReason.QUEUE_FULL, now)
@@ -149,8 +156,7 @@ class Scheduler:
     ) -> Ticket | None:
         """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.
 
-        None if there is no next one: part of the answer has reached the client, so the request ends here, or the
-        ticket is not the current attempt.
+        None if there is none: the client has part of the answer, so the request ends, or the ticket is an old one.
         """
         entry = self._entry(ticket)
         if entry is None or entry.running is None:
@@ -165,7 +171,7 @@ class Scheduler:
             self._taking.forget(running)
         self._tell(Left(request, running.leg.placement, None, None, now))
         entry.request = replace(request, excluded=request.excluded | {worker})
-        entry.ticket = self._ticket(request, ticket.attempt + 1)
+        entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
         entry.last_failure = reason
         if ticket.attempt >= self.settings.attempts or not self._roster.serves(entry.request):
             self._reject(entry, RejectReason.LEGS_FAILED, now)
@@ -177,21 +183,16 @@ class Scheduler:
 
     def worker_joined(self, facts: WorkerFacts, now: float) -> None:
         """A worker that was not known; a restarted one comes under a new name, with an empty cache."""
-        if facts.id in self._roster:
-            self.worker_changed(facts, now)
-            return
-        self._roster.join(facts)
-        self.prefixes.set_capacity(facts.id, facts.kv_tokens)
-        self._tell(WorkerArrived(facts, now))
+        self.worker_changed(facts, now)
 
     def worker_changed(self, facts: WorkerFacts, now: float) -> None:
-        """Facts about a known worker, whole. Its index stays through every change."""
-        if facts.id not in self._roster:
-            self.worker_joined(facts, now)
-            return
-        serves_less = self._roster.change(facts)
+        """Facts about a worker, whole; one not known joins. Its prefix index stays through every change."""
+        known = facts.id in self._roster
+        serves_less = self._roster.tell(facts)
         self.prefixes.set_capacity(facts.id, facts.kv_tokens)
-        if serves_less:
+        if not known:
+            self._tell(WorkerArrived(facts, now))
+        elif serves_less:
             self._reject_the_unserved(now)
 
     def worker_left(self, worker: WorkerId, now: float) -> None:
@@ -239,13 +240,22 @@ class Scheduler:
             if not any(view.room.open for view in workers):
                 continue
             matches = self.prefixes.match(request)
+            entry = self._entries[request.id]
             choice = self._placement.choose(request, matches, workers, now)
+            if isinstance(choice, Hold) and not self._holds(entry, choice, now):
+                workers = [view for view in workers if view.admits(request, matches.get(view.id, 0))]
+                choice = self._placement.choose(request, matches, workers, now)
             if isinstance(choice, Place):
-                return self._place(self._entries[request.id], choice, matches, now)
-            if isinstance(choice, Hold):
-                until = max(choice.until, now)
-                self._hold_until = until if self._hold_until is None else min(until, self._hold_until)
+                return self._place(entry, choice, matches, now)
         return None
+
+    def _holds(self, entry: _Entry, hold: Hold, now: float) -> bool:
+        """Whether the request may still wait for a better worker; if so, until when is noted."""
+        entry.held_at = now if entry.held_at is None else entry.held_at
+        until = min(hold.until, entry.held_at + self.settings.hold_s)
+        if until > now:
+            self._hold_until = until if self._hold_until is None else min(until, self._hold_until)
+        return until > now
 
     def _place(self, entry: _Entry, place: Place, matches: Matches, now: float) -> Dispatch:
         request, placement = entry.request, place.placement
@@ -272,15 +282,12 @@ class Scheduler:
             running = self._running(ticket)
             if running is None:
                 continue
-            leg = running.leg
-            if leg.first_token_at is None:
+            if running.leg.first_token_at is None:
                 self.first_token(ticket, now)
             else:
-                self.output(ticket, min(_PREDICTED_TOKENS, leg.reserved - leg.output_tokens), now)
-            if leg.output_tokens < leg.reserved:
-                per_sequence = -(-_PREDICTED_TOKENS // leg.request.sequences)
-                step = max(running.decoder.profile.decode_s(per_sequence), 1e-3)
-                self._predictions.set(max(due, now - step) + step, ticket)
+                self.output(ticket, running.predicted_tokens(), now)
+            if running.predictable:
+                self._predictions.set(running.next_prediction(due, now), ticket)
 
     # -- beginnings and ends
 
@@ -324,10 +331,9 @@ class Scheduler:
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
         for request in [r for r in self._queue.waiting() if not self._roster.serves(r)]:
-            entry = self._entries[request.id]
-            self._queue.remove(entry.request)
+            self._queue.remove(request)
             failed = RejectReason.LEGS_FAILED if request.excluded else RejectReason.NO_WORKER
-            self._reject(entry, failed, now)
+            self._reject(self._entries[request.id], failed, now)
 
     # -- looking up
 
@@ -338,10 +344,6 @@ class Scheduler:
     def _running(self, ticket: Ticket) -> Running | None:
         entry = self._entry(ticket)
         return None if entry is None else entry.running
-
-    def _ticket(self, request: RequestView, attempt: int) -> Ticket:
-        self._tickets += 1
-        return Ticket(request.id, attempt, self._tickets)
 
     def _tell(self, event: Event) -> None:
         self._queue.on(event)

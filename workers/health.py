@@ -118,6 +118,11 @@ class Health:
             return Verdict(State.SUSPECT, self._probe_why)
         return Verdict(State.UP)
 
+    @property
+    def deserted(self) -> bool:
+        """Nobody listens there: the process is gone, or on its way."""
+        return self._down and self._probe_found_nobody
+
     def next_change(self, now: float) -> float | None:
         """Return when the next mark expires, None where none is standing."""
         ends = [end for end in (self._suspect_until, self._refused_until, self._asleep_until) if end > now]

@@ -249,6 +249,7 @@ class Server:
             version=self.version,
             scrape=scrape,
             stale=scrape is None or now - scrape.at >= self._scrape_stale_s,
+            deserted=engine.health.deserted,
             why=verdict.why or ("" if model else self._why_no_model()),
         )
 

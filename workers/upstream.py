@@ -65,9 +65,12 @@ class Timeouts:
     connect_s: float = 5.0
     """For a connection: for a free place under `max_connections`, name, TCP and TLS together."""
     first_byte_s: float = 600.0
-    """From the request's write to the first byte of its response: a queue in the engine and a long prefill."""
+    """From the request's write to the first byte of its answer: a queue in the engine and a long prefill. The head
+    of a response does not count: vLLM sends that of a stream before its engine has begun."""
     idle_s: float = 120.0
     """Silence after the first byte. Time during which we had stopped reading does not count."""
+    deserted_s: float = 5.0
+    """Silence, before the first byte or after it, while nobody listens at the origin any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,9 @@ class Upstream:
         self.limits = limits or Limits()
         self.buffer_bytes = self.limits.buffer_bytes
         self.max_head_bytes = self.limits.max_head_bytes
+        self.deserted = False
+        """Nobody listens there any more. A server that is going away may still end its answers, but vLLM can also
+        leave them hanging: it kills its engine and then waits for its clients to hang up."""
         self._host = host
         self._host_is_address = ":" in host or host.replace(".", "").isdigit()
         self._port = parts.port or _PORTS[parts.scheme]
@@ -127,8 +133,6 @@ class Upstream:
         self._clock: asyncio.TimerHandle | None = None
         times = self.timeouts
         self._tick_s = min(8.0, times.first_byte_s, times.idle_s, self.limits.idle_expiry_s) / 8
-        self._first_byte_ticks = math.ceil(times.first_byte_s / self._tick_s)
-        self._idle_ticks = math.ceil(times.idle_s / self._tick_s)
 
     @property
     def open(self) -> int:
@@ -299,9 +303,11 @@ class Upstream:
     def _tick(self) -> None:
         """Count ticks, not seconds: a loop that stalled for long must not make every worker look silent."""
         self._clock = None
-        times = self.timeouts
+        longest = self.timeouts.deserted_s if self.deserted else math.inf
+        first_byte_s, idle_s = (min(longest, s) for s in (self.timeouts.first_byte_s, self.timeouts.idle_s))
+        first_byte_ticks, idle_ticks = (math.ceil(s / self._tick_s) for s in (first_byte_s, idle_s))
         for connection in tuple(self._connections):
-            connection.tick(self._first_byte_ticks, times.first_byte_s, self._idle_ticks, times.idle_s)
+            connection.tick(first_byte_ticks, first_byte_s, idle_ticks, idle_s)
         oldest_allowed = self._loop.time() - self.limits.idle_expiry_s
         while self._idle:
             connection, since = next(iter(self._idle.items()))

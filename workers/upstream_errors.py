@@ -6,8 +6,8 @@
     |   |-- ConnectTimeout      no connection within `connect_s`
     |   `-- PoolExhausted       every connection stayed in use for `connect_s`
     |-- TimedOut
-    |   |-- FirstByteTimeout    request written, not one byte of a response within `first_byte_s`
-    |   `-- IdleTimeout         the response began and then fell silent for `idle_s`
+    |   |-- FirstByteTimeout    request written, not one byte of a response's body within `first_byte_s`
+    |   `-- IdleTimeout         the body began and then fell silent for `idle_s`
     |-- ConnectionLost          closed or reset before the response was complete
     |-- ProtocolError           the bytes are no acceptable HTTP/1.1 response
     `-- ExchangeAborted         we gave up ourselves: `Exchange.abort` or `Upstream.aclose`
@@ -54,7 +54,7 @@ class TimedOut(UpstreamError):
 
 
 class FirstByteTimeout(TimedOut):
-    """Silent since the request was written."""
+    """Silent since the request was written, or since the head of its response."""
 
 
 class IdleTimeout(TimedOut):

@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_transfer_encoding",
         "_transport",
         "_used",
+        "answering",
         "closed",
         "exchange",
         "on_body",
@@ -81,6 +82,8 @@ class Connection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.received = 0
         """Bytes received for the present exchange."""
+        self.answering = False
+        """A piece of the response's body has come."""
         self.quiet_ticks = 0
         """Ticks of the pool's clock since the last byte, either way."""
         self._reset()
@@ -106,6 +109,7 @@ class Connection(asyncio.Protocol):
         """
         self._reset()
         self.received = 0
+        self.answering = False
         self.quiet_ticks = 0
         self.exchange = exchange
         exchange.wire = self
@@ -145,9 +149,10 @@ class Connection(asyncio.Protocol):
         if self.exchange is None or self.paused:
             return
         self.quiet_ticks += 1
-        if self.received == 0:
+        if not self.answering:
             if self.quiet_ticks > first_byte_ticks:
-                self.drop(FirstByteTimeout(self._pool.origin, f"no first byte within {first_byte_s:g} s"))
+                what = f"no first byte within {first_byte_s:g} s"
+                self.drop(FirstByteTimeout(self._pool.origin, what, self.received))
         elif self.quiet_ticks > idle_ticks:
             what = f"silent for {idle_s:g} s after {self.received} bytes"
             self.drop(IdleTimeout(self._pool.origin, what, self.received))
@@ -177,6 +182,7 @@ class Connection(asyncio.Protocol):
                 self._fault = f"malformed response: {error}"
         pieces = self._pieces
         if pieces:
+            self.answering = True
             self._framing_bytes = 0
             exchange.arrived(pieces, size)
             pieces.clear()

@@ -81,6 +81,8 @@ class Worker:
     scrape: Scrape | None = None
     stale: bool = True
     """The scrape is missing or older than the fleet allows."""
+    deserted: bool = False
+    """It is down and nobody listens there: its process is gone, or on its way."""
     why: str = ""
     """Why it is in this state, for people: `probe failed: connection refused`."""
 

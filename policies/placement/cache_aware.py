@@ -42,9 +42,10 @@ class CacheAware:
             return self._place(able[0], Reason.ONLY_CHOICE, matches)
         if self._imbalanced(workers):
             return self._place(min(able, key=_line), Reason.SPILL if matches else Reason.LOAD, matches)
-        holder = min(able, key=lambda worker: (-matches.get(worker.id, 0), load_s(worker)))
-        if matches.get(holder.id, 0) > self._settings.match_ratio * request.input_tokens:
-            return self._place(holder, Reason.HIT, matches)
+        longest = max(matches.get(worker.id, 0) for worker in able)
+        if longest > self._settings.match_ratio * request.input_tokens:
+            holders = [worker for worker in able if matches.get(worker.id, 0) == longest]
+            return self._place(min(holders, key=load_s), Reason.HIT, matches)
         return self._place(min(able, key=lambda w: (load_s(w), w.kv_reserved)), Reason.MISS, matches)
 
     def on(self, event: Event) -> None:

@@ -37,4 +37,6 @@ class LeastLoaded:
 
 def load_s(worker: WorkerView) -> float:
     """Work in hand, seconds."""
-    return worker.profile.prefill_s(worker.prefill_owed) + worker.profile.decode_s(worker.sequences)
+    return worker.profile.prefill_s(worker.prefill_owed) + worker.sequences * worker.profile.step_s(
+        worker.sequences, worker.decode_tokens
+    )

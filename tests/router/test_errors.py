@@ -3,7 +3,7 @@ import json
 import pytest
 
 from router import errors
-from router.errors import Overloaded, RequestError, Unauthorized, to_event, to_http
+from router.errors import Dialect, Overloaded, RequestError, Unauthorized, to_event, to_http
 
 
 def subclasses(base):
@@ -27,7 +27,7 @@ def test_every_error_is_said_in_both_dialects(error):
     content = json.loads(body)["error"]
     assert content == {"message": "what is wrong", "type": error.type, "param": "model", "code": status}
     assert dict(headers)[b"content-length"] == str(len(body)).encode()
-    _, _, body = to_http(error("what is wrong"), anthropic=True)
+    _, _, body = to_http(error("what is wrong"), Dialect.ANTHROPIC)
     assert json.loads(body) == {"type": "error", "error": {"type": error.type, "message": "what is wrong"}}
 
 
@@ -45,6 +45,17 @@ def test_an_error_within_a_stream_is_an_event_that_ends_it():
     first, last, rest = to_event(Overloaded("later")).split(b"\n\n")
     assert json.loads(first.removeprefix(b"data: "))["error"]["code"] == 429
     assert (last, rest) == (b"data: [DONE]", b"")
-    name, data, *_ = to_event(Overloaded("later"), anthropic=True).split(b"\n")
+    name, data, *_ = to_event(Overloaded("later"), Dialect.ANTHROPIC).split(b"\n")
     assert name == b"event: error"
     assert json.loads(data.removeprefix(b"data: "))["type"] == "error"
+
+
+def test_a_broken_responses_stream_ends_with_that_api_s_error_event():
+    name, data, *_ = to_event(Overloaded("later"), Dialect.RESPONSES).split(b"\n")
+    assert name == b"event: error"
+    assert orjson.loads(data.removeprefix(b"data: ")) == {
+        "type": "error",
+        "code": "OverloadedError",
+        "message": "later",
+        "param": None,
+    }

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_SCHEMA = "Bad Request"
+
 
 class ApiError(Exception):
     """An error that becomes an HTTP answer."""
@@ -14,8 +16,8 @@ class ApiError(Exception):
         self.param = param
 
     def body(self, path: str = "") -> dict[str, Any]:
-        """The JSON body; `/v1/messages` has Anthropic's shape."""
-        if path.startswith("/v1/messages"):
+        """The JSON body. `/v1/messages` has Anthropic's shape, but not for what does not fit its schema."""
+        if path.startswith("/v1/messages") and self.kind != _SCHEMA:
             return {"type": "error", "error": {"type": self.kind, "message": self.message}}
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
         return {"error": error}
@@ -26,10 +28,15 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, "BadRequestError", param)
 
 
-def invalid(where: str, message: str) -> ApiError:
+def invalid(where: str, message: str, kind: str = "value_error") -> ApiError:
     """A body that does not fit the schema; `where` is `body`, a dot, and the field or the position."""
-    place = tuple(where.split("."))
-    return ApiError(400, f"1 validation error:\n  {{'loc': {place}, 'msg': '{message}'}}", "Bad Request", where)
+    what = f"1 validation error:\n  {{'type': '{kind}', 'loc': '{where}', 'msg': '{message}'}}"
+    return ApiError(400, what, _SCHEMA, where)
+
+
+def missing(where: str) -> ApiError:
+    """A field that has to be there."""
+    return invalid(where, "Field required", "missing")
 
 
 def unknown_model(name: str, served: list[str]) -> ApiError:
@@ -65,9 +72,6 @@ def internal(message: str = "Internal server error") -> ApiError:
 
 
 def response_not_found(response_id: str) -> ApiError:
-    """The 404 (or 400) for a stored response that is not here."""
-    if not response_id.startswith("resp"):
-        message = f"Invalid 'response_id': '{response_id}'. Expected an ID that begins with 'resp'."
-        return ApiError(400, message, "invalid_request_error", "response_id")
+    """The 404 for a stored response that is not here."""
     message = f"Response with id '{response_id}' not found."
     return ApiError(404, message, "invalid_request_error", "response_id")

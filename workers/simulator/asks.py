@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from workers.simulator.api_errors import bad_request, invalid, prompt_too_long, unknown_model
+from workers.simulator.api_errors import bad_request, invalid, missing, prompt_too_long, unknown_model
 from workers.simulator.sequences import draw_output_tokens
 from workers.simulator.tokens import Reply, at_least, chat_tokens, least_value, tokenize
 
@@ -117,9 +117,10 @@ def read_json(raw: bytes, content_type: str) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise invalid(f"body.{error.pos}", f"JSON decode error: {error.msg}") from None
+        raise invalid(f"body.{error.pos}", "JSON decode error", "json_invalid") from None
     if not isinstance(body, dict):
-        raise invalid("body", "Input should be a valid dictionary")
+        message = "Input should be a valid dictionary or object to extract fields from"
+        raise invalid("body", message, "model_attributes_type")
     for name, (types, message) in _FIELDS.items():
         value = body.get(name)
         if value is None:
@@ -180,14 +181,16 @@ def check_messages(body: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The messages of a body, each with a role."""
     messages = body.get(name)
     if messages is None:
-        raise invalid(f"body.{name}", "Field required")
-    if not isinstance(messages, list) or not messages:
-        raise invalid(f"body.{name}", "Input should be a valid list of messages")
+        raise missing(f"body.{name}")
+    if not isinstance(messages, list):
+        raise invalid(f"body.{name}", "Input should be a valid list", "list_type")
+    if not messages:
+        raise bad_request("Cannot apply chat template to an empty conversation. Provide at least one message.")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise invalid(f"body.{name}.{index}", "Input should be a valid dictionary")
         if not isinstance(message.get("role"), str):
-            raise invalid(f"body.{name}.{index}.role", "Field required")
+            raise missing(f"body.{name}.{index}.role")
         if not isinstance(message.get("content"), str | list | None):
             raise invalid(f"body.{name}.{index}.content", "Input should be a valid string or list")
     return messages
@@ -203,8 +206,12 @@ def check_size(characters: int, served: Served) -> None:
 def read_prompts(body: dict[str, Any], name: str, served: Served) -> list[list[int]]:
     """A text, texts, token ids, or lists of token ids, as lists of token ids."""
     value = body.get(name)
+    if name == "prompt" and not value:
+        raise bad_request(
+            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", "prompt"
+        )
     if value is None:
-        raise invalid(f"body.{name}", "Field required")
+        raise missing(f"body.{name}")
     if (isinstance(value, list) and value and all(type(item) is int for item in value)) or isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or not value:
@@ -242,7 +249,7 @@ def _force(ask: Ask) -> None:
     elif choice != "required":
         functions = []
     elif not functions:
-        raise bad_request("tool_choice is required, but `tools` is empty", "tool_choice")
+        raise bad_request("When using `tool_choice`, `tools` must be set. (parameter=tool_choice)", "tool_choice")
     if functions:
         ask.tool = functions[0]["name"]
         ask.fixed = orjson.dumps(least_value(functions[0].get("parameters") or {})).decode()
@@ -259,17 +266,21 @@ def _common(ask: Ask, served: Served, headers: dict[str, str], max_tokens: Any) 
     ask.stream = bool(body.get("stream"))
     options = body.get("stream_options") or {}
     if options and not ask.stream:
-        raise invalid("body", "Stream options can only be defined when `stream=True`.")
+        raise bad_request(
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)", "stream_options"
+        )
     ask.include_usage = bool(options.get("include_usage"))
     ask.continuous_usage = ask.include_usage and bool(options.get("continuous_usage_stats"))
     ask.n = 1 if body.get("n") is None else body["n"]
     if ask.n < 1:
-        raise bad_request(f"n must be at least 1, got {ask.n}.", "n")
+        raise bad_request(f"n must be at least 1, got {ask.n}.")
+    _check_sampling(ask)
     if ask.n * len(ask.prompts) > _MAX_SEQUENCES:
         raise bad_request(f"n must be at most {_MAX_SEQUENCES}, got {ask.n}.", "n")
     if ask.logprobs is not None and ask.logprobs > _MAX_LOGPROBS:
         raise bad_request(
-            f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: {_MAX_LOGPROBS}",
+            f"Requested sample logprobs of {ask.logprobs}, which is greater than max allowed: {_MAX_LOGPROBS} "
+            f"(parameter=logprobs, value={ask.logprobs})",
             "logprobs",
         )
     _check_prompts(ask, limit)
@@ -279,6 +290,17 @@ def _common(ask: Ask, served: Served, headers: dict[str, str], max_tokens: Any) 
     stop = body.get("stop")
     ask.stops = [stop] if isinstance(stop, str) else [text for text in stop or () if isinstance(text, str)]
     _read_headers(ask, headers)
+
+
+def _check_sampling(ask: Ask) -> None:
+    temperature = ask.body.get("temperature")
+    if temperature is None:
+        return
+    if temperature < 0:
+        at = f"(parameter=temperature, value={float(temperature)})"
+        raise bad_request(f"temperature must be non-negative, got {float(temperature)}. {at}", "temperature")
+    if temperature == 0 and ask.n > 1:
+        raise bad_request(f"n must be 1 when using greedy sampling, got {ask.n}.")
 
 
 def _check_prompts(ask: Ask, limit: int) -> None:
@@ -294,7 +316,8 @@ def _limit_output(ask: Ask, limit: int, max_tokens: Any) -> None:
     longest = max(map(len, ask.prompts))
     ask.max_tokens = limit - longest if max_tokens is None else max_tokens
     if ask.max_tokens < 1:
-        raise bad_request(f"max_tokens must be at least 1, got {ask.max_tokens}.", "max_tokens")
+        at = f"(parameter=max_tokens, value={ask.max_tokens})"
+        raise bad_request(f"max_tokens must be at least 1, got {ask.max_tokens}. {at}", "max_tokens")
     if ask.max_tokens > limit:
         raise bad_request(
             f"max_tokens={ask.max_tokens} cannot be greater than max_model_len={limit}. Please request fewer "

@@ -13,6 +13,7 @@ from workers.simulator.live import Call, Generation
 from workers.simulator.tokens import token_bytes
 
 DONE = b"data: [DONE]\n\n"
+FINGERPRINT = "vllm-0.32.0-51a1a7ed"
 
 
 class Shape(Protocol):
@@ -37,16 +38,18 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 def usage(ask: Ask, call: Call, output_tokens: int | None = None) -> dict[str, Any]:
-    """VLLM's usage object; `output_tokens` None: those of the ended generations."""
+    """VLLM's usage object without its details; `output_tokens` None: those of the ended generations."""
     if output_tokens is None:
         output_tokens = sum(generation.final for generation in call.generations)
-    cached = sum(generation.cached for generation in call.generations[:: ask.n])
     return {
         "prompt_tokens": ask.prompt_tokens,
         "total_tokens": ask.prompt_tokens + output_tokens,
         "completion_tokens": output_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def _cached(ask: Ask, call: Call) -> int:
+    return sum(generation.cached for generation in call.generations[:: ask.n])
 
 
 def _logprob(token_id: int, rank: int) -> float:
@@ -63,6 +66,8 @@ class _Choices:
 
     kind = ""
     chunk_kind = ""
+    created_cache_tokens: int | None = None
+    """As vLLM says it with a prefix cache that counts hits only; it leaves it out of a stream where it is None."""
 
     def __init__(self, ask: Ask, call: Call) -> None:
         self.ask = ask
@@ -86,9 +91,15 @@ class _Choices:
         if self.ask.continuous_usage:
             sent = sum(other.sent for other in self.call.generations if other is not generation)
             chunk["usage"] = usage(self.ask, self.call, sent + stop)
-        if self.ask.body.get("return_token_ids"):
-            choice["token_ids"] = generation.reply.ids(generation.sent, stop)
+        if choice["finish_reason"] is not None and not self.ask.include_usage:
+            chunk["system_fingerprint"] = FINGERPRINT
         return event(chunk)
+
+    def _token_ids(self, generation: Generation, start: int, stop: int) -> list[int] | None:
+        return list(generation.reply.ids(start, stop)) if self.ask.body.get("return_token_ids") else None
+
+    def _prompt_ids(self, generation: Generation) -> list[int] | None:
+        return generation.prompt if self.ask.body.get("return_token_ids") else None
 
     def finish(self, generation: Generation) -> str | None:
         if generation.finish == "stop" and self.ask.tool and self.ask.body.get("tool_choice") == "required":
@@ -98,13 +109,35 @@ class _Choices:
     def closing(self) -> bytes:
         if not self.ask.include_usage:
             return DONE
+        details: dict[str, Any] = {"cached_tokens": _cached(self.ask, self.call)}
+        if self.created_cache_tokens is not None:
+            details["created_cache_tokens"] = self.created_cache_tokens
         chunk = self._chunk([])
-        chunk["usage"] = usage(self.ask, self.call)
+        chunk["usage"] = {**usage(self.ask, self.call), "prompt_tokens_details": details}
+        chunk["system_fingerprint"] = FINGERPRINT
         return event(chunk) + DONE
 
     def whole(self) -> dict[str, Any]:
-        answer = self._chunk([self._choice(generation) for generation in self.call.generations])
-        return {**answer, "object": self.kind, "usage": usage(self.ask, self.call)}
+        details = {
+            "cached_tokens": _cached(self.ask, self.call),
+            "created_cache_tokens": self.created_cache_tokens,
+            "multimodal_tokens": None,
+        }
+        spent = {"prompt_tokens_details": details, "completion_tokens_details": None}
+        return {
+            **self._chunk([self._choice(generation) for generation in self.call.generations]),
+            "object": self.kind,
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": {**usage(self.ask, self.call), **spent},
+            **self._about_the_prompt(),
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+
+    def _about_the_prompt(self) -> dict[str, Any]:
+        return {}
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         raise NotImplementedError
@@ -115,13 +148,17 @@ class ChatShape(_Choices):
 
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
+    created_cache_tokens = 0
 
     def opening(self) -> bytes:
         role = {"role": "assistant", "content": ""}
-        return b"".join(
-            self._event({"index": one.index, "delta": role, "logprobs": None, "finish_reason": None}, one, 0)
-            for one in self.call.generations
-        )
+        spent = {"usage": usage(self.ask, self.call, 0)} if self.ask.continuous_usage else {}
+        chunks = []
+        for one in self.call.generations:
+            chunk = self._chunk([{"index": one.index, "delta": role, "logprobs": None, "finish_reason": None}])
+            about = {"prompt_token_ids": self._prompt_ids(one), "prompt_text": None}
+            chunks.append(event({**chunk, **spent, **about}))
+        return b"".join(chunks)
 
     def delta(self, generation: Generation, start: int, stop: int) -> bytes:
         text = generation.reply.text(start, stop)
@@ -138,7 +175,7 @@ class ChatShape(_Choices):
                     index,
                     b',"delta":{"content":',
                     orjson.dumps(text),
-                    b'},"logprobs":null,"finish_reason":null}]}\n\n',
+                    b'},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n',
                 )
             )
         choice: dict[str, Any] = {
@@ -149,6 +186,7 @@ class ChatShape(_Choices):
         }
         if ended:
             choice["stop_reason"] = generation.reply.stop_string
+        choice["token_ids"] = self._token_ids(generation, start, stop)
         return self._event(choice, generation, stop)
 
     def _content(self, generation: Generation, text: str, *, first: bool) -> dict[str, Any]:
@@ -175,18 +213,26 @@ class ChatShape(_Choices):
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         text = generation.reply.text(0, generation.final)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        message |= dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
         if self.ask.tool is not None:
             function = {"name": self.ask.tool, "arguments": text}
             call = {"id": self._tool_id(generation), "type": "function", "function": function}
-            message |= {"content": None, "tool_calls": [call]}
+            message |= {"content": "", "tool_calls": [call]}
+        message["reasoning"] = None
         return {
             "index": generation.index,
             "message": message,
             "logprobs": self._logprobs(generation, 0, generation.final),
             "finish_reason": self.finish(generation),
             "stop_reason": generation.reply.stop_string,
+            "token_ids": self._token_ids(generation, 0, generation.final),
+            "routed_experts": None,
         }
+
+    def _about_the_prompt(self) -> dict[str, Any]:
+        ids = self._prompt_ids(self.call.generations[0])
+        return {"prompt_logprobs": None, "prompt_token_ids": ids, "prompt_text": None}
 
 
 class CompletionShape(_Choices):
@@ -205,7 +251,10 @@ class CompletionShape(_Choices):
             if not text:
                 return b""
             index = b"%d" % generation.index
-            tail = b',"logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
+            tail = (
+                b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,'
+                b'"token_ids":null}]}\n\n'
+            )
             return b"".join((b"data: ", self._head, b'{"index":', index, b',"text":', orjson.dumps(text), tail))
         choice = {
             "index": generation.index,
@@ -213,6 +262,8 @@ class CompletionShape(_Choices):
             "logprobs": self._logprobs(generation, start, stop),
             "finish_reason": generation.finish if ended else None,
             "stop_reason": generation.reply.stop_string if ended else None,
+            "prompt_token_ids": self._prompt_ids(generation) if start == 0 else None,
+            "token_ids": self._token_ids(generation, start, stop),
         }
         return self._event(choice, generation, stop)
 
@@ -232,7 +283,7 @@ class CompletionShape(_Choices):
             others = [_token(token_id + rank, rank) for rank in range(max(1, count))]
             top.append({other["token"]: other["logprob"] for other in others})
         chosen = [_logprob(token_id, 0) for token_id in ids]
-        return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": top, "text_offset": offsets}
+        return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
         return {
@@ -241,4 +292,8 @@ class CompletionShape(_Choices):
             "logprobs": self._logprobs(generation, 0, generation.final),
             "finish_reason": generation.finish,
             "stop_reason": generation.reply.stop_string,
+            "token_ids": self._token_ids(generation, 0, generation.final),
+            "prompt_logprobs": None,
+            "prompt_token_ids": self._prompt_ids(generation),
+            "routed_experts": None,
         }

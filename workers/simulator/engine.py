@@ -54,9 +54,13 @@ class Engine:
         """Everything that waits or runs, in order of arrival."""
         return list(self._sequences.values())
 
-    def generated(self, sequence: EngineSequence) -> int:
-        """Output tokens that are visible after the latest `advance`."""
-        return self._scheduler.generated(sequence)
+    def generated(self, sequence: EngineSequence, ahead: int = 0) -> int:
+        """Output tokens that are visible after the latest `advance`, or would be after `ahead` more steps."""
+        return self._scheduler.generated(sequence, ahead)
+
+    def ahead(self, now: float) -> int:
+        """Steps that have ended by `now` since the latest `advance`, of those then planned. Changes nothing."""
+        return 0 if self._plan is None else self._plan.done_by(now)
 
     def add(self, request: EngineRequest, now: float) -> EngineSequence:
         """Queue a request. Raises ValueError for an empty or too long prompt or an id in use."""
@@ -119,7 +123,7 @@ class Engine:
 
     def _complete(self, plan: Plan, steps: int) -> StepResult:
         result = self._scheduler.complete(plan, steps)
-        self._plan, self._free_at = None, result.at
+        self._plan, self._free_at = plan.rest(steps), result.at
         for sequence in result.finished:
             del self._sequences[sequence.request.id]
         return result

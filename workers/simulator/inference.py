@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.simulator import asks
-from workers.simulator.api_errors import ApiError, busy, internal, invalid, response_not_found
+from workers.simulator.api_errors import ApiError, busy, internal, missing, response_not_found
 from workers.simulator.asks import Ask, Served
 from workers.simulator.chat import DONE, ChatShape, CompletionShape, Shape, event, usage
 from workers.simulator.conversations import (
@@ -212,9 +212,9 @@ class Inference:
         body = read_body(exchange)
         messages = anthropic_messages(body)
         if body.get("max_tokens") is None:
-            raise invalid("body.max_tokens", "Field required")
+            raise missing("body.max_tokens")
         ask = asks.conversation_ask(body, messages, self.served, exchange.headers)
-        await self._run(exchange, ask, f"msg_{exchange.request_id}", MessagesShape)
+        await self._run(exchange, ask, f"chatcmpl-{exchange.request_id}", MessagesShape)
 
     async def responses(self, exchange: Exchange) -> None:
         body = read_body(exchange)
@@ -291,7 +291,7 @@ class _Embeddings:
             if self.ask.body.get("encoding_format") == "base64":
                 values = base64.b64encode(struct.pack(f"<{size}f", *values)).decode()
             data.append({"index": one.index, "object": "embedding", "embedding": values})
-        spent = usage(self.ask, self.call, 0)
+        spent = {**usage(self.ask, self.call, 0), "prompt_tokens_details": None}
         return {
             "id": self.call.id,
             "object": "list",

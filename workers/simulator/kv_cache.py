@@ -76,6 +76,11 @@ class BlockPool:
         return self.blocks - len(self._free)
 
     @property
+    def free(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    @property
     def named(self) -> int:
         """Blocks that a later prompt could hit."""
         return len(self._block_of)

@@ -6,8 +6,10 @@ are left. When a running sequence finds no block, the latest admitted one is pre
 all its tokens are computed again later.
 
 A step is planned and then completed; requests may arrive and leave in between. Decoding costs nothing per
-sequence and step: what is kept is a heap of the steps at which a sequence needs a block or ends. A run of steps
-between two such points is planned as one, which makes long simulations cheap and changes no result.
+sequence and step: what is kept are heaps of the steps at which a sequence needs a block and at which one ends.
+The steps up to the next end are planned as one run, which makes long simulations cheap and changes no result; the
+blocks that the run needs are taken, in order, as it is completed. Where they might not be enough, or somebody
+waits for them, the run stops at the first step that needs one.
 
 Invariants between calls: `context` is the sum of prompt + generated tokens over the decoding sequences, who are
 `decoding` many; a running sequence is either in `_prefilling` or decodes; a waiting or ended one holds no block.
@@ -68,6 +70,13 @@ class Plan:
             k -= 1
         return k
 
+    def rest(self, done: int) -> "Plan | None":
+        """What is left after so many steps, None if nothing is. The next one may have begun: it is not changed."""
+        if done == self.steps:
+            return None
+        first = self.first_s + done * self.growth_s
+        return Plan(self.start + self.duration(done), first, self.growth_s, self.steps - done, {})
+
     def begun_by(self, now: float) -> int:
         """How many of its steps have started before `now`, at least one."""
         done = self.done_by(now)
@@ -103,18 +112,20 @@ class Scheduler:
         self._running: dict[EngineSequence, None] = {}
         self._prefilling: dict[EngineSequence, None] = {}
         self._waiting: list[tuple[int, int, int, EngineSequence]] = []
-        self._turns: list[tuple[int, int, int, EngineSequence]] = []
-        """(2 * step + kind, order, life, sequence): kind 0 needs a block as `step` starts, 1 ends with `step`."""
+        self._grows: list[tuple[int, int, int, EngineSequence]] = []
+        """(step, order, life, sequence): needs a block as `step` starts. Void if the sequence has another life."""
+        self._ends: list[tuple[int, int, int, EngineSequence]] = []
+        """The same for sequences that end with `step`."""
 
     @property
     def running(self) -> int:
         return len(self._running)
 
-    def generated(self, sequence: EngineSequence) -> int:
-        """Output tokens of a sequence so far."""
+    def generated(self, sequence: EngineSequence, ahead: int = 0) -> int:
+        """Output tokens of a sequence so far, or `ahead` steps of decoding from now."""
         if sequence.decode_from < 0:
             return sequence.base
-        return sequence.base + self.counters.steps - sequence.decode_from
+        return sequence.base + self.counters.steps + ahead - sequence.decode_from
 
     def enqueue(self, sequence: EngineSequence) -> None:
         rank = sequence.request.priority if self.config.scheduling == "priority" else 0
@@ -138,7 +149,7 @@ class Scheduler:
         """Decide the next step, or a run of equal ones; None where there is nothing to do."""
         chunks: dict[EngineSequence, int] = {}
         before = self.counters.preemptions
-        self._grow(chunks)
+        self._grow(self.counters.steps, chunks)
         budget = self.config.max_num_batched_tokens - self.decoding
         budget = self._continue_prefills(chunks, budget)
         if self.counters.preemptions == before:
@@ -155,11 +166,11 @@ class Scheduler:
         growth = self.profile.decode_growth_s(self.decoding)
         return Plan(start, first, growth, self._quiet_steps() if quiet else 1, chunks)
 
-    def _grow(self, chunks: dict[EngineSequence, int]) -> None:
-        """Give a block to each decoding sequence whose next token does not fit into its blocks."""
-        turns, step = self._turns, self.counters.steps
-        while turns and turns[0][0] <= 2 * step:
-            _, _, life, sequence = heappop(turns)
+    def _grow(self, last: int, chunks: dict[EngineSequence, int]) -> None:
+        """Give a block to each decoding sequence that needs one for its next token, for all steps up to `last`."""
+        grows = self._grows
+        while grows and grows[0][0] <= last:
+            step, _, life, sequence = heappop(grows)
             if life != sequence.life:
                 continue
             self._name_full(sequence, len(sequence.blocks))
@@ -167,7 +178,7 @@ class Scheduler:
                 continue
             due = step + self.config.block_size
             if due <= sequence.finish_step:
-                heappush(turns, (2 * due, sequence.order, life, sequence))
+                heappush(grows, (due, sequence.order, life, sequence))
 
     def _continue_prefills(self, chunks: dict[EngineSequence, int], budget: int) -> int:
         for sequence in list(self._prefilling):
@@ -219,12 +230,17 @@ class Scheduler:
             self.counters.prefix_hits += sequence.cached
 
     def _quiet_steps(self) -> int:
-        """Steps from the next one on in which no sequence needs a block and none ends before the last."""
-        turns, step = self._turns, self.counters.steps
-        while turns[0][2] != turns[0][3].life:
-            heappop(turns)
-        due, ends = divmod(turns[0][0], 2)
-        return due - step + ends
+        """Steps from the next one on in which nothing changes but the lengths of the decoding sequences."""
+        ends, grows, step = self._ends, self._grows, self.counters.steps
+        while ends[0][2] != ends[0][3].life:
+            heappop(ends)
+        steps = ends[0][0] - step + 1
+        blocks = self.decoding * (steps // self.config.block_size + 1)
+        if not self.waiting and blocks <= self.pool.free:
+            return steps
+        while grows and grows[0][2] != grows[0][3].life:
+            heappop(grows)
+        return min(steps, grows[0][0] - step) if grows else steps
 
     # Blocks.
 
@@ -285,7 +301,7 @@ class Scheduler:
     # Completing a step.
 
     def complete(self, plan: Plan, steps: int) -> StepResult:
-        """Carry out the first `steps` steps of a plan; the caller plans again afterwards."""
+        """Carry out the first `steps` steps of a plan; what is left of it is its `rest`."""
         duration = plan.duration(steps)
         at = plan.start + duration
         counters = self.counters
@@ -294,6 +310,7 @@ class Scheduler:
         decoded = self.decoding * steps
         self.context += decoded
         counters.generation_tokens += decoded
+        self._grow(counters.steps - 1, plan.chunks)
         result = StepResult(at, duration, steps, decoded, sum(plan.chunks.values()), [], [])
         self._finish_decodes(result)
         for sequence, chunk in plan.chunks.items():
@@ -302,9 +319,9 @@ class Scheduler:
         return result
 
     def _finish_decodes(self, result: StepResult) -> None:
-        turns, last = self._turns, 2 * self.counters.steps - 1
-        while turns and turns[0][0] <= last:
-            _, _, life, sequence = heappop(turns)
+        ends, steps = self._ends, self.counters.steps
+        while ends and ends[0][0] < steps:
+            _, _, life, sequence = heappop(ends)
             if life == sequence.life:
                 self._finish(sequence, result)
 
@@ -325,10 +342,10 @@ class Scheduler:
             self._finish(sequence, result)
             return
         sequence.finish_step = step + sequence.target - sequence.base
-        heappush(self._turns, (2 * sequence.finish_step + 1, sequence.order, sequence.life, sequence))
+        heappush(self._ends, (sequence.finish_step, sequence.order, sequence.life, sequence))
         room = len(sequence.blocks) * self.config.block_size - sequence.computed
         if (due := step + 1 + room) <= sequence.finish_step:
-            heappush(self._turns, (2 * due, sequence.order, sequence.life, sequence))
+            heappush(self._grows, (due, sequence.order, sequence.life, sequence))
 
     def _finish(self, sequence: EngineSequence, result: StepResult) -> None:
         self._leave(sequence)

@@ -17,6 +17,22 @@ VERSION = "0.32.0"
 """The version of vLLM whose surface this is."""
 
 
+_PERMISSION = {
+    "id": "",
+    "object": "model_permission",
+    "created": 0,
+    "allow_create_engine": False,
+    "allow_sampling": True,
+    "allow_logprobs": True,
+    "allow_search_indices": False,
+    "allow_view": True,
+    "allow_fine_tuning": False,
+    "organization": "*",
+    "group": None,
+    "is_blocking": False,
+}
+
+
 class SideRoutes:
     """What a worker answers without its engine."""
 
@@ -49,6 +65,8 @@ class SideRoutes:
         data += [
             {"id": name, **card, "root": name, "parent": base, "max_model_len": None} for name in self.served.loras
         ]
+        for number, model in enumerate(data):
+            model["permission"] = [{**_PERMISSION, "id": f"modelperm-{number:016x}", "created": created}]
         await exchange.json(200, {"object": "list", "data": data})
 
     async def tokenize(self, exchange: Exchange) -> None:
@@ -75,7 +93,8 @@ class SideRoutes:
     async def count_tokens(self, exchange: Exchange) -> None:
         body = read_body(exchange)
         messages = anthropic_messages(body)
-        await exchange.json(200, {"input_tokens": len(chat_tokens({**body, "messages": messages}))})
+        count = len(chat_tokens({**body, "messages": messages}))
+        await exchange.json(200, {"input_tokens": count, "context_management": {"original_input_tokens": count}})
 
     async def score(self, exchange: Exchange) -> None:
         body = read_body(exchange)

@@ -93,9 +93,9 @@ async def test_a_repeat_hits_full_blocks_and_a_salt_does_not(client):
     body = {"prompt": text, "max_tokens": 2}
     first, again = [(await post(client, "/v1/completions", body)).json()["usage"] for _ in range(2)]
     salted = (await post(client, "/v1/completions", {**body, "cache_salt": "a"})).json()["usage"]
-    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
     assert again["prompt_tokens_details"]["cached_tokens"] == (first["prompt_tokens"] - 1) // 16 * 16
-    assert salted["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert salted["prompt_tokens_details"]["cached_tokens"] == 0
 
 
 async def test_the_next_turn_of_a_chat_hits_the_answer_before(client):
@@ -224,10 +224,12 @@ async def test_a_prompt_that_is_too_long_has_the_exact_body(client):
         ("/v1/completions", {"prompt": "x", "max_tokens": "9"}, "Bad Request", "body.max_tokens"),
         ("/v1/completions", {"prompt": "x", "max_tokens": True}, "Bad Request", "body.max_tokens"),
         ("/v1/completions", {"prompt": {"a": 1}}, "Bad Request", "body.prompt"),
-        ("/v1/completions", {"prompt": []}, "Bad Request", "body.prompt"),
+        ("/v1/completions", {"prompt": []}, "BadRequestError", "prompt"),
         ("/v1/completions", {"prompt": ""}, "BadRequestError", "prompt"),
         ("/v1/completions", {"prompt": "x", "max_tokens": 0}, "BadRequestError", "max_tokens"),
-        ("/v1/completions", {"prompt": "x", "n": 0}, "BadRequestError", "n"),
+        ("/v1/completions", {"prompt": "x", "n": 0}, "BadRequestError", None),
+        ("/v1/completions", {"prompt": "x", "n": 2, "temperature": 0}, "BadRequestError", None),
+        ("/v1/completions", {"prompt": "x", "temperature": -1}, "BadRequestError", "temperature"),
         ("/v1/chat/completions", {}, "Bad Request", "body.messages"),
         ("/v1/chat/completions", {"messages": "hi"}, "Bad Request", "body.messages"),
         ("/v1/chat/completions", {"messages": [{"content": "x"}]}, "Bad Request", "body.messages.0.role"),

@@ -1,0 +1,278 @@
+"""Counters are taken and given back exactly; the view follows; speed and slots are learned from what is seen."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.load import Leg, Load
+from policies.model import Placement, PrefixKey, Reading, RequestView, WorkerFacts, reserve
+from policies.profile import Profile
+
+LINES = frozenset({"base"})
+
+
+def facts(**fields):
+    return WorkerFacts("a", LINES, **fields)
+
+
+def load(*, window_tokens=None, window_s=0.2, **fields):
+    return Load(facts(**fields), window_s=window_s, window_tokens=window_tokens)
+
+
+def leg(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True):
+    request = RequestView(
+        id="r",
+        client="anna",
+        line="base",
+        key=PrefixKey(),
+        input_tokens=tokens,
+        expected_output_tokens=expected,
+        arrived=now,
+        sequences=sequences,
+        streams=streams,
+    )
+    return Leg(request, Placement("a"), tokens, reserve(request), now, tokens)
+
+
+def start(worker, one, now=0.0):
+    worker.start_prefill(one, now)
+    worker.start_sequences(one)
+    return one
+
+
+def first_token(worker, one, now):
+    worker.end_prefill(one, now, finished=True)
+    one.prefilling, one.first_token_at = False, now
+    worker.start_decode(one)
+
+
+def end(worker, one, now=0.0):
+    if one.prefilling:
+        worker.end_prefill(one, now, finished=False)
+    worker.end_sequences(one)
+
+
+def counters(worker):
+    return (
+        worker.requests,
+        worker.sequences,
+        worker.prefills,
+        worker.prefill_owed,
+        worker.decode_tokens,
+        worker.reserved,
+    )
+
+
+def test_a_leg_is_counted_while_it_runs():
+    worker = load()
+    one = start(worker, leg(100, sequences=2, expected=50))
+    assert counters(worker) == (1, 2, 1, 100, 0, 100)
+    first_token(worker, one, 0.1)
+    assert counters(worker) == (1, 2, 0, 0, 200, 100)
+    worker.saw_output(one, 30)
+    assert counters(worker) == (1, 2, 0, 0, 230, 100)
+    end(worker, one)
+    assert counters(worker) == (0, 0, 0, 0, 0, 0)
+    assert worker.idle
+
+
+def test_an_answer_longer_than_expected_reserves_what_it_occupies():
+    worker = load(kv_tokens=1000)
+    one = start(worker, leg(100, expected=50))
+    first_token(worker, one, 0.1)
+    worker.saw_output(one, 80)
+    assert worker.view().room.kv_free == 1000 - 80
+    end(worker, one)
+    assert worker.view().room.kv_free == 1000
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from(["start", "first", "output", "end"]), st.integers(0, 5)), max_size=80)
+
+
+@settings(max_examples=60)
+@given(EVENTS, st.integers(1, 4), st.booleans())
+def test_whatever_the_order_every_counter_returns_to_zero(events, sequences, streams):
+    worker, running, now = load(kv_tokens=5000), [], 0.0
+    for kind, which in events:
+        now += 0.3
+        if kind == "start":
+            running.append(start(worker, leg(10 + which, now=now, sequences=sequences, streams=streams), now))
+        elif running:
+            one = running[which % len(running)]
+            if kind == "first" and one.prefilling:
+                first_token(worker, one, now)
+            elif kind == "output" and not one.prefilling:
+                worker.saw_output(one, 17 * which)
+            elif kind == "end":
+                running.remove(one)
+                end(worker, one, now)
+        assert min(counters(worker)) >= 0
+        assert worker.requests == len(running)
+        assert worker.prefill_owed == sum(one.extend_tokens for one in running if one.prefilling)
+    for one in running:
+        end(worker, one, now)
+    assert counters(worker) == (0, 0, 0, 0, 0, 0)
+    assert worker._unseen == 0
+
+
+def test_the_view_stays_the_same_object_until_something_changes():
+    worker = load()
+    before = worker.view()
+    assert worker.view() is before
+    start(worker, leg())
+    assert worker.view() is not before
+
+
+def test_the_view_tells_what_is_in_flight():
+    worker = load(slots=4, kv_tokens=1000, window_tokens=300)
+    start(worker, leg(100, sequences=3, expected=50))
+    worker.pin(100)
+    view = worker.view()
+    assert (view.requests, view.sequences, view.prefill_owed, view.kv_reserved) == (1, 3, 100, 250)
+    room = view.room
+    assert (room.idle, room.prefill_idle, room.prefill_free) == (False, False, 200)
+    assert (room.slots_free, room.kv_free) == (1, 750)
+    row = worker.row()
+    assert (row.sequences, row.slots_free, row.prefill_free, row.kv_reserved) == (3, 1, 200, 250)
+
+
+def test_the_window_is_a_time_by_the_profile_but_at_most_one_batch():
+    worker = load()
+    assert worker.window() == worker.profile.prefill_tokens(0.2)
+    assert load(max_batched_tokens=512).window() == 512
+    assert load(max_batched_tokens=512, window_tokens=9000).window() == 9000
+
+
+# -- when room is expected
+
+
+def test_room_is_expected_when_the_prefill_in_flight_is_done():
+    worker = load()
+    start(worker, leg(1000), 5.0)
+    assert worker.view().room.expected_at == pytest.approx(5.0 + worker.profile.prefill_s(1000))
+
+
+def test_prompts_started_together_are_expected_as_one_batch():
+    worker = load()
+    for _ in range(50):
+        start(worker, leg(10), 5.0)
+    assert worker.prefill_due == pytest.approx(5.0 + worker.profile.prefill_s(500))
+
+
+def test_room_is_not_expected_later_and_later_on_a_worker_that_is_never_idle():
+    """Each prompt is answered before the next but one arrives; what was predicted too long must not add up."""
+    worker, now = load(), 0.0
+    worker.profile = Profile(base_s=0.05, prefills=10**9, decodes=10**9)
+    before = start(worker, leg(10, streams=False))
+    for _ in range(500):
+        now += 0.01
+        after = start(worker, leg(10, now=now, streams=False), now)
+        first_token(worker, before, now)
+        end(worker, before, now)
+        before = after
+    assert worker.prefill_due - now <= worker.profile.prefill_s(20)
+
+
+# -- learning
+
+
+def served(worker, seconds, *, streams=True, rounds=60):
+    now = 0.0
+    for _ in range(rounds):
+        one = start(worker, leg(1000, now=now, streams=streams), now)
+        now += seconds
+        first_token(worker, one, now)
+        end(worker, one, now)
+        now += 1.0
+
+
+def test_first_tokens_that_were_seen_teach_the_speed_of_prefill():
+    worker = load()
+    served(worker, 0.5)
+    assert worker.profile.prefill_s(1000) == pytest.approx(0.5, rel=0.1)
+
+
+def test_first_tokens_that_were_only_predicted_teach_nothing():
+    worker = load()
+    served(worker, 0.5, streams=False)
+    assert worker.profile == Profile()
+
+
+def test_a_predicted_first_token_in_a_long_busy_period_teaches_nothing_either():
+    """After a second a period is cut in two; the second part must not forget that a stream is missing."""
+    worker = load()
+    unseen = start(worker, leg(1000, streams=False), 0.0)
+    seen = start(worker, leg(1000), 0.0)
+    first_token(worker, seen, 2.0)
+    first_token(worker, unseen, 2.5)
+    assert worker.profile == Profile()
+
+
+def test_a_prompt_that_was_never_computed_teaches_nothing():
+    worker = load()
+    one = start(worker, leg(1000), 0.0)
+    end(worker, one, 30.0)
+    assert worker.profile == Profile()
+
+
+def test_a_streamed_answer_teaches_the_speed_of_decoding():
+    worker = load()
+    for _ in range(60):
+        one = leg(100)
+        one.first_token_at = 1.0
+        worker.saw_answer(one, 101, 3.0)
+    assert worker.profile.step_s() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_whole_answer_teaches_both_speeds():
+    worker = load()
+    for _ in range(60):
+        worker.saw_answer(leg(1000, streams=False), 100, 5.0)
+    assert worker.profile.prefill_s(1000) + worker.profile.decode_s(100) == pytest.approx(5.0, rel=0.05)
+
+
+# -- slots
+
+
+def told(worker, at, running, waiting):
+    worker.tell(facts(reading=Reading(at, running, waiting)))
+    return worker.view().room.slots_free
+
+
+def test_slots_are_unbounded_until_requests_wait_inside_the_engine_twice_in_a_row():
+    worker = load()
+    assert told(worker, 1.0, 8, 3) is None
+    assert told(worker, 2.0, 8, 0) is None
+    assert told(worker, 3.0, 8, 3) is None
+    assert told(worker, 4.0, 7, 3) == 8
+
+
+def test_a_reading_counts_once():
+    worker = load()
+    assert told(worker, 1.0, 8, 3) is None
+    assert told(worker, 1.0, 8, 3) is None
+
+
+def test_a_bound_that_was_reached_without_anybody_waiting_is_probed_upwards():
+    worker = load()
+    told(worker, 1.0, 8, 3)
+    told(worker, 2.0, 8, 3)
+    assert told(worker, 3.0, 8, 0) == 8
+    legs = [start(worker, leg(1)) for _ in range(8)]
+    assert told(worker, 4.0, 8, 0) == 2
+    for one in legs:
+        end(worker, one)
+    assert told(worker, 5.0, 0, 0) == 10
+
+
+def test_a_configured_number_of_slots_is_not_learned_over():
+    worker = load(slots=4)
+    for at in (1.0, 2.0):
+        worker.tell(facts(slots=4, reading=Reading(at, 9, 5)))
+    assert worker.view().room.slots_free == 4
+
+
+def test_an_engine_with_requests_waiting_and_none_running_still_has_a_slot():
+    worker = load()
+    told(worker, 1.0, 0, 3)
+    assert told(worker, 2.0, 0, 3) == 1

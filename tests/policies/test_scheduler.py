@@ -1,0 +1,1008 @@
+"""The scheduler under any order of events, against a model that is a dictionary; then the cases worth reading."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from policies import catalog
+from policies.knowledge import Knowledge
+from policies.model import (
+    Dispatch,
+    FirstToken,
+    Hold,
+    Left,
+    LegFailure,
+    Outcome,
+    Output,
+    Place,
+    Placed,
+    Placement,
+    PrefixKey,
+    Queued,
+    Reading,
+    Reason,
+    Reject,
+    RejectReason,
+    RequestView,
+    Usage,
+    WorkerArrived,
+    WorkerFacts,
+    WorkerGone,
+)
+from policies.queue.fcfs import Fcfs
+from policies.queue.fcfs import Settings as FcfsSettings
+from policies.scheduler import Scheduler, SchedulerSettings
+
+WORKERS = ["a", "b", "c"]
+LINES = ["base", "lora"]
+PROMPTS = [b"", b"s", b"system one", b"system one and more", b"system two", b"x" * 60]
+PATIENCE_S = 1.0
+PICK = st.floats(0.0, 1.0, exclude_max=True)
+THEN = st.sampled_from(["decide", "decide", "go on"])
+WISH = st.tuples(
+    st.sampled_from([None, None, 0.0, 0.2, 3.0]),
+    st.fixed_dictionaries(
+        {
+            "prompt": st.sampled_from(PROMPTS),
+            "line": st.sampled_from(["base", "base", "base", "base", "lora", "unknown"]),
+            "pinned": st.sampled_from([None, None, None, None, *WORKERS]),
+            "sequences": st.sampled_from([1, 1, 1, 2, 5]),
+            "streams": st.booleans(),
+            "expected_output_tokens": st.sampled_from([0, 1, 40, 100]),
+        }
+    ),
+)
+"""How long the client gives it, and the request."""
+FACTS = st.fixed_dictionaries(
+    {
+        "lines": st.sampled_from([frozenset(LINES), frozenset(LINES), frozenset(LINES[:1])]),
+        "usable": st.sampled_from([True] * 5 + [False]),
+        "suspect": st.sampled_from([False, False, True]),
+        "slots": st.sampled_from([None, 1, 2, 6]),
+        "kv_tokens": st.sampled_from([None, 150, 1000]),
+        "max_batched_tokens": st.sampled_from([None, 32]),
+        "reading": st.sampled_from([None, (3, 0), (2, 4), (0, 1)]),
+    }
+)
+
+
+def build(placement, settings, patience_s=PATIENCE_S, wrap=lambda queue, placement: (queue, placement)):
+    """A scheduler of first come, first served, and a placement of the catalog."""
+    knowledge = Knowledge()
+    chosen = catalog.placement_policies()[placement].build(knowledge=knowledge)
+    return Scheduler(*wrap(Fcfs(FcfsSettings(patience_s)), chosen), settings, knowledge)
+
+
+def request(name, *, now=0.0, prompt=b"hello you", **fields):
+    values = {"client": "anna", "line": "base", "expected_output_tokens": 40, "streams": True, **fields}
+    tokens = max(1, len(prompt))
+    return RequestView(id=name, key=PrefixKey(prompt, 1, 1.0), input_tokens=tokens, arrived=now, **values)
+
+
+def facts(name, **fields):
+    return WorkerFacts(id=name, **{"lines": frozenset(LINES), **fields})
+
+
+@dataclass
+class Asked:
+    """One request, as far as a bystander can tell."""
+
+    request: RequestView
+    latest: float
+    order: int
+    ticket: tuple | None = None
+    phase: str = "waiting"
+    placement: Placement | None = None
+    extend: int = 0
+    prefilling: bool = False
+    first: bool = False
+    output: int = 0
+
+    @property
+    def lane(self):
+        return self.request.line, self.request.pinned, self.request.excluded
+
+
+class World:
+    """Listens to the events that policies hear, holds them to their grammar, and counts for itself."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.facts = {}
+        self.live = {}
+        self.ended = {}
+        self.placed = []
+        self.heard = []
+        self.queued = 0
+
+    def hear(self, event):
+        self.heard.append(event)
+        if isinstance(event, WorkerArrived | WorkerGone):
+            return
+        name = event.request.id
+        asked = self.live.get(name)
+        if isinstance(event, Queued):
+            self.hear_queued(event, asked)
+        elif isinstance(event, Left) and asked is None:
+            assert (event.outcome, event.placement) == (Outcome.REJECTED, None)
+            self.end(name, event.outcome)
+        elif isinstance(event, Left):
+            self.hear_left(event, asked)
+        elif isinstance(event, Placed):
+            self.hear_placed(event, asked)
+        elif isinstance(event, FirstToken):
+            assert (asked.phase, asked.first) == ("running", False)
+            asked.first, asked.prefilling = True, False
+        elif isinstance(event, Output):
+            assert (asked.phase, asked.first, event.placement) == ("running", True, asked.placement)
+            assert event.tokens != 0
+            asked.output += event.tokens
+
+    def hear_queued(self, event, asked):
+        latest = event.now + self.settings.max_wait_s
+        if event.request.deadline is not None:
+            latest = min(latest, event.request.deadline)
+        self.queued += 1
+        if event.again:
+            assert asked.phase == "between"
+            asked.request, asked.latest, asked.order = event.request, latest, self.queued
+            asked.phase = "waiting"
+        else:
+            assert asked is None
+            self.live[event.request.id] = Asked(event.request, latest, self.queued)
+
+    def hear_placed(self, event, asked):
+        assert asked.phase == "waiting"
+        first = min((o for o in self.waiting() if o.lane == asked.lane), key=order)
+        assert first is asked, "overtaken within its lane"
+        assert event.extend_tokens == max(1, event.request.input_tokens - event.matched_tokens)
+        asked.phase, asked.placement, asked.extend = "running", event.placement, event.extend_tokens
+        asked.prefilling, asked.first, asked.output = True, False, 0
+        self.placed.append((event.request.id, event.placement))
+
+    def hear_left(self, event, asked):
+        assert event.placement == asked.placement
+        if event.outcome is None:
+            assert asked.phase == "running"
+            asked.phase, asked.placement = "between", None
+            return
+        if event.outcome is Outcome.COMPLETED and asked.phase == "running":
+            assert asked.output == event.usage.output_tokens
+        self.end(event.request.id, event.outcome)
+        del self.live[event.request.id]
+
+    def end(self, name, outcome):
+        assert name not in self.ended, "ended twice"
+        self.ended[name] = outcome
+
+    def waiting(self):
+        return [asked for asked in self.live.values() if asked.phase == "waiting"]
+
+    def running(self, worker=None):
+        legs = [asked for asked in self.live.values() if asked.phase == "running"]
+        return [leg for leg in legs if worker is None or leg.placement.decode == worker]
+
+    def able(self, request):
+        """Ids of the workers that may serve the request."""
+        serving = [
+            worker
+            for worker in self.facts.values()
+            if worker.usable
+            and request.line in worker.lines
+            and worker.id not in request.excluded
+            and request.pinned in (None, worker.id)
+        ]
+        return {w.id for w in serving if not w.suspect} or {w.id for w in serving}
+
+    def check_room(self, request, worker, matched, pinned):
+        """What the worker has in flight leaves room for the request, counted here."""
+        legs = self.running(worker)
+        if not legs:
+            return
+        bounds, extend = self.facts[worker], max(1, request.input_tokens - matched)
+        owed = [leg.extend for leg in legs if leg.prefilling]
+        window = self.settings.prefill_window_tokens
+        if owed and window is not None:
+            assert sum(owed) + extend <= window
+        if bounds.slots is not None:
+            assert sum(leg.request.sequences for leg in legs) + request.sequences <= bounds.slots
+        if bounds.kv_tokens is not None:
+            reserved = sum(kv_reserved(leg) for leg in legs)
+            answers = request.expected_output_tokens * request.sequences
+            assert pinned + reserved + extend + answers <= bounds.kv_tokens
+
+
+def order(asked):
+    return asked.request.arrived, asked.order
+
+
+def kv_reserved(leg):
+    return max(leg.request.expected_output_tokens * leg.request.sequences, leg.output)
+
+
+class Heard:
+    """A policy with a listener: what it hears the world hears, and what it chooses is checked."""
+
+    def __init__(self, policy, hear, check=None):
+        self.policy = policy
+        self.hear = hear
+        self.check = check
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def __len__(self):
+        return len(self.policy)
+
+    def on(self, event):
+        self.hear(event)
+        self.policy.on(event)
+
+    def choose(self, request, matches, workers, now):
+        choice = self.policy.choose(request, matches, workers, now)
+        self.check(request, matches, workers, choice)
+        return choice
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Events in any order, also late, repeated and stale ones, with any number of decisions in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 100.0
+        self.made = []
+        self.tickets = []
+        self.handed = set()
+        self.pending = []
+        self.decided = False
+
+    @initialize(
+        placement=st.sampled_from(sorted(catalog.placement_policies())),
+        window=st.sampled_from([None, 16, 64]),
+        max_queued=st.sampled_from([3, 1000]),
+        attempts=st.integers(1, 3),
+        max_wait_s=st.sampled_from([5.0, 600.0]),
+        workers=st.sampled_from([3, 3, 3, 2, 1, 0]),
+    )
+    def start(self, *, placement, window, max_queued, attempts, max_wait_s, workers):
+        settings = SchedulerSettings(
+            max_queued=max_queued, max_wait_s=max_wait_s, attempts=attempts, prefill_window_tokens=window
+        )
+        self.world = World(settings)
+        self.queue_heard = []
+        self.scheduler = build(placement, settings, wrap=self.listen)
+        for name in WORKERS[:workers]:
+            self.worker_joins(facts(name))
+
+    def listen(self, queue, placement):
+        self.placement = Heard(placement, self.world.hear, self.check_choice)
+        return Heard(queue, self.queue_heard.append), self.placement
+
+    def check_choice(self, request, matches, workers, choice):
+        names = {view.id for view in workers}
+        assert names <= self.world.able(request)
+        if isinstance(choice, Place):
+            worker = choice.placement.decode
+            assert worker in names
+            pinned = self.scheduler.prefixes.pinned_tokens(worker)
+            self.world.check_room(request, worker, matches.get(worker, 0), pinned)
+
+    # -- requests
+
+    @rule(seconds=st.sampled_from([0.001, 0.05, 0.3, 1.1, 7.0]))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.decided = False
+
+    @rule(wishes=st.lists(WISH, min_size=1, max_size=5), then=THEN)
+    def submit(self, wishes, then):
+        for patience, wish in wishes:
+            deadline = None if patience is None else self.now + patience
+            self.submit_one(request(f"r{len(self.made)}", now=self.now, deadline=deadline, **wish))
+        self.changed(then)
+
+    def changed(self, then):
+        """Something has happened; most drivers ask for decisions then, but nobody has to."""
+        self.decided = False
+        if then == "decide":
+            self.decide()
+
+    def submit_one(self, asked):
+        self.made.append(asked)
+        full = len(self.world.waiting()) >= self.world.settings.max_queued
+        ticket = self.scheduler.submit(asked, self.now)
+        self.tickets.append(ticket)
+        if full or not self.world.able(asked):
+            reason = RejectReason.QUEUE_FULL if full else RejectReason.NO_WORKER
+            self.pending.append((ticket, reason))
+            assert self.world.ended[asked.id] is Outcome.REJECTED
+        else:
+            self.world.live[asked.id].ticket = ticket
+
+    def asked(self, ticket):
+        """The live request of a current ticket."""
+        asked = self.world.live.get(ticket.request)
+        return asked if asked is not None and asked.ticket == ticket else None
+
+    def picture(self):
+        loads = self.scheduler._roster.loads()
+        return (
+            self.scheduler.snapshot(),
+            self.scheduler.next_deadline(),
+            [(load.profile, load.prefill_due, load.decode_tokens) for load in loads],
+            len(self.world.heard),
+        )
+
+    def tell(self, pick, then, *, running, act):
+        """An event for any ticket ever given; without effect unless it is current (and running, if need be)."""
+        if not self.tickets:
+            return
+        current = [asked.ticket for asked in [*self.world.running(), *self.world.waiting()]]
+        superseded = [
+            ticket for ticket in self.tickets if ticket.request in self.world.live and not self.asked(ticket)
+        ]
+        choices = [*current, *current, *superseded, *superseded, *self.tickets[-4:], *self.tickets]
+        ticket = choices[int(pick * len(choices))]
+        asked = self.asked(ticket)
+        if asked is not None and (asked.phase == "running" or not running):
+            act(ticket, asked)
+            self.changed(then)
+            return
+        before = self.picture()
+        act(ticket, None)
+        assert self.picture() == before, "a stale event had an effect"
+
+    @rule(pick=PICK, then=THEN)
+    def first_token(self, pick, then):
+        def act(ticket, asked):
+            self.scheduler.first_token(ticket, self.now)
+            assert asked is None or asked.first
+
+        self.tell(pick, then, running=True, act=act)
+
+    @rule(pick=PICK, then=THEN)
+    def prefill_done(self, pick, then):
+        def act(ticket, asked):
+            self.scheduler.prefill_done(ticket, self.now)
+            if asked is not None:
+                asked.prefilling = False
+
+        self.tell(pick, then, running=True, act=act)
+
+    @rule(pick=PICK, then=THEN, tokens=st.sampled_from([0, 1, 32, 90]))
+    def output(self, pick, then, tokens):
+        def act(ticket, asked):
+            before = 0 if asked is None else asked.output
+            self.scheduler.output(ticket, tokens, self.now)
+            assert asked is None or asked.output == before + tokens
+
+        self.tell(pick, then, running=True, act=act)
+
+    @rule(
+        pick=PICK,
+        then=THEN,
+        tokens=st.sampled_from([0, 1, 50]),
+        outcome=st.sampled_from([Outcome.COMPLETED, Outcome.COMPLETED, Outcome.REFUSED, Outcome.FAILED]),
+    )
+    def settled(self, pick, then, tokens, outcome):
+        def act(ticket, asked):
+            self.scheduler.settled(ticket, Usage(10, tokens), self.now, outcome)
+            assert asked is None or self.world.ended[ticket.request] is outcome
+
+        self.tell(pick, then, running=False, act=act)
+
+    @rule(pick=PICK, then=THEN, usage=st.sampled_from([None, Usage(10, 0), Usage(10, 7)]))
+    def cancel(self, pick, then, usage):
+        def act(ticket, asked):
+            self.scheduler.cancel(ticket, self.now, usage)
+            assert asked is None or self.world.ended[ticket.request] is Outcome.CANCELLED
+
+        self.tell(pick, then, running=False, act=act)
+
+    @rule(
+        pick=PICK,
+        then=THEN,
+        reason=st.sampled_from([LegFailure.CONNECT, LegFailure.LOST]),
+        tokens=st.sampled_from([0, 0, 0, 3]),
+    )
+    def leg_failed(self, pick, then, reason, tokens):
+        def act(ticket, asked):
+            worker = "a" if asked is None else asked.placement.decode
+            again = self.scheduler.leg_failed(ticket, worker, reason, tokens, self.now)
+            if asked is None:
+                assert again is None
+            elif tokens:
+                assert again is None
+                assert self.world.ended[ticket.request] is Outcome.FAILED
+            else:
+                self.failed_before_its_answer(asked, again, worker)
+
+        self.tell(pick, then, running=True, act=act)
+
+    def failed_before_its_answer(self, asked, again, worker):
+        before, asked.ticket = asked.ticket, again
+        self.tickets.append(again)
+        assert again.attempt == before.attempt + 1
+        alone = replace(asked.request, excluded=asked.request.excluded | {worker})
+        if before.attempt >= self.world.settings.attempts or not self.world.able(alone):
+            self.pending.append((again, RejectReason.LEGS_FAILED))
+            assert self.world.ended[asked.request.id] is Outcome.REJECTED
+        else:
+            assert asked.phase == "waiting"
+            assert worker in asked.request.excluded
+
+    # -- workers
+
+    @rule(
+        name=st.sampled_from(WORKERS),
+        what=st.sampled_from(["joins", "joins", "changes", "changes", "leaves"]),
+        known=FACTS,
+        then=THEN,
+    )
+    def worker_event(self, name, what, known, then):
+        reading = known["reading"]
+        told = facts(name, **{**known, "reading": None if reading is None else Reading(self.now, *reading)})
+        if what == "leaves":
+            self.worker_leaves(name)
+        else:
+            (self.worker_joins if what == "joins" else self.worker_changes)(told)
+        self.changed(then)
+
+    def worker_joins(self, known):
+        self.around_workers(lambda: self.scheduler.worker_joined(known, self.now), known)
+
+    def worker_changes(self, known):
+        self.around_workers(lambda: self.scheduler.worker_changed(known, self.now), known)
+
+    def worker_leaves(self, name):
+        def act():
+            self.scheduler.worker_left(name, self.now)
+            self.world.facts.pop(name, None)
+
+        self.around_workers(act)
+
+    def around_workers(self, act, known=None):
+        """Whoever waits for workers that are gone is turned away, and nobody else is."""
+        waiting = {asked.request.id: asked.ticket for asked in self.world.waiting()}
+        if known is not None:
+            self.world.facts[known.id] = known
+        act()
+        for name, ticket in waiting.items():
+            if name in self.world.live:
+                continue
+            failed = any(
+                isinstance(e, Left) and e.request.id == name and e.outcome is None for e in self.world.heard
+            )
+            self.pending.append((ticket, RejectReason.LEGS_FAILED if failed else RejectReason.NO_WORKER))
+
+    @invariant()
+    def who_waits_could_be_served(self):
+        if hasattr(self, "world"):
+            assert all(self.world.able(asked.request) for asked in self.world.waiting())
+
+    # -- decisions
+
+    @rule()
+    def decide(self):
+        world, now = self.world, self.now
+        expired = [asked for asked in world.waiting() if asked.latest <= now]
+        expected = [*self.pending, *((asked.ticket, RejectReason.WAITED_TOO_LONG) for asked in expired)]
+        placed, heard = len(world.placed), len(world.heard)
+        decisions = self.scheduler.decisions(now)
+        rejects = [(d.ticket, d.reason) for d in decisions if isinstance(d, Reject)]
+        assert Counter(rejects) == Counter(expected)
+        self.pending = []
+        dispatches = [d for d in decisions if isinstance(d, Dispatch)]
+        assert [(d.request.id, d.place.placement) for d in dispatches] == world.placed[placed:]
+        for dispatch in dispatches:
+            assert dispatch.ticket == world.live[dispatch.request.id].ticket
+            assert dispatch.waited_s == now - dispatch.request.arrived
+        tickets = [decision.ticket for decision in decisions]
+        assert self.handed.isdisjoint(tickets), "decided twice"
+        assert len(set(tickets)) == len(tickets)
+        self.handed.update(tickets)
+        for event in world.heard[heard:]:
+            assert not (isinstance(event, FirstToken | Output) and event.request.streams), "predicted a stream"
+        self.nobody_waits_for_nothing()
+        self.decided = True
+
+    def nobody_waits_for_nothing(self):
+        """Work conservation: no head of a lane waits that some worker admits, unless kept for an older one."""
+        waiting = sorted(self.world.waiting(), key=order)
+        heads = list({asked.lane: asked for asked in reversed(waiting)}.values())
+        kept = set()
+        for asked in sorted(heads, key=order):
+            able = self.world.able(asked.request) - kept
+            views = [view for view in self.scheduler._roster.views() if view.id in able]
+            matches = self.scheduler.prefixes.match(asked.request)
+            if any(view.admits(asked.request, matches.get(view.id, 0)) for view in views):
+                held = self.placement.policy.choose(asked.request, matches, views, self.now)
+                assert isinstance(held, Hold), "a request waits beside a worker with room for it"
+                assert self.scheduler.next_deadline() <= self.now + self.world.settings.hold_s
+            if self.now - asked.request.arrived > PATIENCE_S and len(heads) > 1:
+                kept |= {view.id for view in self.scheduler._roster.views() if view.facts.serves(asked.request)}
+
+    @rule(share=st.sampled_from([0.01, 0.5, 0.99]))
+    def wait_for_the_deadline(self, share):
+        """Asked before its deadline the scheduler has nothing to say; at its deadline it has."""
+        if not self.decided:
+            self.decide()
+        at = self.scheduler.next_deadline()
+        if at is None:
+            return
+        early = self.now + share * (at - self.now)
+        heard = len(self.world.heard)
+        if early < at:
+            assert self.scheduler.decisions(early) == []
+            assert len(self.world.heard) == heard
+            assert self.scheduler.next_deadline() == at
+        self.now = max(self.now, at)
+        self.decide()
+        assert len(self.world.heard) > heard, "a deadline at which nothing was due"
+
+    # -- what holds after every step
+
+    @invariant()
+    def counters_are_the_sum_of_what_runs(self):
+        if not hasattr(self, "world"):
+            return
+        world, snapshot = self.world, self.scheduler.snapshot()
+        assert self.queue_heard == world.heard
+        assert (snapshot.queued, snapshot.in_flight) == (len(world.waiting()), len(world.running()))
+        loads = {load.facts.id: load for load in self.scheduler._roster.loads()}
+        rows = {row.id: row for row in snapshot.workers}
+        busy = {leg.placement.decode for leg in world.running()}
+        assert len(rows) == len(snapshot.workers)
+        assert rows.keys() == loads.keys() == world.facts.keys() | busy
+        for name, load in loads.items():
+            legs = world.running(name)
+            assert rows[name].requests == len(legs)
+            assert rows[name].sequences == sum(leg.request.sequences for leg in legs)
+            assert rows[name].prefill_owed == sum(leg.extend for leg in legs if leg.prefilling)
+            assert load.reserved == sum(kv_reserved(leg) for leg in legs)
+            assert load.decode_tokens == sum(
+                leg.request.input_tokens * leg.request.sequences + leg.output for leg in legs if leg.first
+            )
+            assert load.pinned == self.scheduler.prefixes.pinned_tokens(name)
+            assert load.pinned <= sum(leg.request.input_tokens for leg in legs)
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        self.decide()
+        for asked in [*self.world.running(), *self.world.waiting()]:
+            self.scheduler.settled(asked.ticket, Usage(10, 20), self.now)
+        self.decide()
+        ended = {ticket.request for ticket in self.tickets}
+        assert self.world.ended.keys() == ended
+        assert not self.world.live
+        self.counters_are_the_sum_of_what_runs()
+        for row in self.scheduler.snapshot().workers:
+            assert (row.requests, row.sequences, row.prefill_owed, row.kv_reserved) == (0, 0, 0, 0)
+        assert self.scheduler.next_deadline() is None
+        assert (len(self.scheduler._waits), len(self.scheduler._predictions)) == (0, 0)
+        assert not self.scheduler._entries
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=80, stateful_step_count=80, deadline=None)
+
+# -- the cases worth reading
+
+
+def scheduler(*workers, placement="least_loaded", patience_s=PATIENCE_S, **fields):
+    made = build(placement, SchedulerSettings(**fields), patience_s)
+    for worker in workers or (facts("a"),):
+        made.worker_joined(worker, 0.0)
+    return made
+
+
+def listened(made):
+    """Everything that the placement policy hears from now on."""
+    heard = []
+    made._placement = Heard(made._placement, heard.append, lambda *_: None)
+    return heard
+
+
+def dispatched(made, now):
+    return [d.request.id for d in made.decisions(now) if isinstance(d, Dispatch)]
+
+
+def rejected(made, now):
+    return [(d.request.id, d.reason) for d in made.decisions(now) if isinstance(d, Reject)]
+
+
+def test_an_idle_fleet_adds_no_wait():
+    made = scheduler()
+    made.submit(request("r", now=1.0), 1.0)
+    (dispatch,) = made.decisions(1.0)
+    assert (dispatch.request.id, dispatch.waited_s) == ("r", 0.0)
+    assert made.decisions(1.0) == []
+
+
+def test_the_next_prompt_follows_at_the_first_token_of_the_one_before():
+    made = scheduler(prefill_window_tokens=10)
+    first = made.submit(request("first"), 0.0)
+    made.submit(request("second", prompt=b"something"), 0.0)
+    assert dispatched(made, 0.0) == ["first"]
+    made.first_token(first, 0.1)
+    assert dispatched(made, 0.1) == ["second"]
+
+
+def test_a_prompt_longer_than_the_window_waits_for_all_prefill_to_end():
+    made = scheduler(prefill_window_tokens=20)
+    small = made.submit(request("small", prompt=b"tiny"), 0.0)
+    made.submit(request("large", prompt=b"l" * 500), 0.0)
+    assert dispatched(made, 0.0) == ["small"]
+    made.first_token(small, 0.1)
+    assert dispatched(made, 0.1) == ["large"]
+
+
+def test_a_request_that_nobody_serves_is_turned_away_at_once():
+    made = scheduler()
+    made.submit(request("r", line="unheard of"), 0.0)
+    assert rejected(made, 0.0) == [("r", RejectReason.NO_WORKER)]
+
+
+def test_a_full_queue_turns_away():
+    made = scheduler(facts("a", slots=1), max_queued=1)
+    for name in ("runs", "waits", "too many"):
+        made.submit(request(name), 0.0)
+        decisions = made.decisions(0.0)
+    assert [(d.request.id, d.reason) for d in decisions] == [("too many", RejectReason.QUEUE_FULL)]
+
+
+def test_a_deadline_of_zero_is_a_deadline():
+    made = scheduler(facts("a", slots=1))
+    made.submit(request("runs", now=-2.0), -2.0)
+    made.decisions(-2.0)
+    made.submit(request("waits", now=-1.0, deadline=0.0), -1.0)
+    assert made.decisions(-1.0) == []
+    assert made.next_deadline() == 0.0
+    assert rejected(made, 0.0) == [("waits", RejectReason.WAITED_TOO_LONG)]
+
+
+def test_no_bound_on_waiting_means_no_deadline():
+    made = scheduler(facts("a", slots=1), max_wait_s=math.inf)
+    made.submit(request("runs"), 0.0)
+    made.submit(request("waits"), 0.0)
+    made.decisions(0.0)
+    assert made.next_deadline() is None
+
+
+def test_time_on_a_worker_that_failed_is_not_time_spent_waiting():
+    made = scheduler(facts("a"), facts("b"), max_wait_s=10.0)
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    failed = dispatch.place.placement.decode
+    made.leg_failed(ticket, failed, LegFailure.LOST, 0, 60.0)
+    (again,) = made.decisions(60.0)
+    assert isinstance(again, Dispatch)
+    assert again.place.placement.decode != failed
+
+
+def test_a_failed_request_goes_before_those_that_came_later():
+    made = scheduler(facts("a", slots=1), facts("b", slots=1))
+    tickets = {name: made.submit(request(name, now=at), at) for at, name in enumerate(["first", "second"])}
+    placed = {d.request.id: d.place.placement.decode for d in made.decisions(1.0)}
+    made.submit(request("third", now=2.0), 2.0)
+    assert made.decisions(2.0) == []
+    made.leg_failed(tickets["first"], placed["first"], LegFailure.LOST, 0, 3.0)
+    made.settled(tickets["second"], Usage(9, 40), 3.0)
+    places = {d.request.id: d.place.placement.decode for d in made.decisions(3.0)}
+    assert places["first"] == placed["second"]
+
+
+def test_a_request_whose_every_worker_failed_is_turned_away_and_says_why():
+    made = scheduler(facts("a"))
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    again = made.leg_failed(ticket, "a", LegFailure.TIMEOUT, 0, 1.0)
+    (reject,) = made.decisions(1.0)
+    assert (reject.ticket, reject.reason) == (again, RejectReason.LEGS_FAILED)
+    assert reject.last_failure is LegFailure.TIMEOUT
+
+
+def test_attempts_are_bounded():
+    made = scheduler(*(facts(name) for name in "abcdef"), attempts=2)
+    ticket = made.submit(request("r"), 0.0)
+    for attempt in (1, 2):
+        (dispatch,) = made.decisions(0.0)
+        assert dispatch.ticket.attempt == attempt
+        ticket = made.leg_failed(ticket, dispatch.place.placement.decode, LegFailure.CONNECT, 0, 0.0)
+    assert rejected(made, 0.0) == [("r", RejectReason.LEGS_FAILED)]
+
+
+def test_an_answer_that_broke_off_halfway_is_not_tried_again():
+    made = scheduler(facts("a"), facts("b"))
+    heard = listened(made)
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    made.output(ticket, 5, 1.0)
+    assert made.leg_failed(ticket, dispatch.place.placement.decode, LegFailure.LOST, 5, 2.0) is None
+    assert made.decisions(2.0) == []
+    assert heard[-1].outcome is Outcome.FAILED
+
+
+def test_a_worker_that_could_not_be_reached_has_not_cached_the_prompt():
+    made = scheduler(facts("a"), facts("b"))
+    asked = request("r", prompt=b"a prompt of some length")
+    ticket = made.submit(asked, 0.0)
+    (dispatch,) = made.decisions(0.0)
+    worker = dispatch.place.placement.decode
+    assert made.prefixes.match(asked).keys() == {worker}
+    made.leg_failed(ticket, worker, LegFailure.CONNECT, 0, 1.0)
+    assert made.prefixes.match(asked) == {}
+
+
+def test_an_id_can_be_used_again_but_not_twice_at_once():
+    made = scheduler(facts("a", slots=1))
+    made.submit(request("r"), 0.0)
+    with pytest.raises(ValueError, match="already here"):
+        made.submit(request("r"), 0.0)
+
+
+def test_a_request_is_not_mistaken_for_an_earlier_one_of_the_same_id():
+    made = scheduler(facts("a", slots=1), max_wait_s=10.0)
+    old = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.settled(old, Usage(9, 1), 1.0)
+    other = made.submit(request("other", now=9.0), 9.0)
+    made.decisions(9.0)
+    new = made.submit(request("r", now=9.0), 9.0)
+    assert made.decisions(10.5) == []  # the old request's ten seconds are over, not the new one's
+    made.cancel(old, 11.0)
+    made.settled(other, Usage(9, 1), 12.0)
+    (dispatch,) = made.decisions(12.0)
+    assert dispatch.ticket == new
+
+
+def test_deadlines_of_what_has_ended_are_not_kept():
+    made = scheduler(facts("a"), facts("busy", slots=1))
+    made.submit(request("runs", pinned="busy"), 0.0)
+    made.submit(request("waits", pinned="busy"), 0.0)  # its deadline comes first, and hides the others
+    for number in range(1000):
+        ticket = made.submit(request(f"r{number}", now=1.0, streams=False), 1.0)
+        made.decisions(1.0)
+        made.settled(ticket, Usage(9, 9), 1.0)
+    assert len(made._waits) + len(made._predictions) < 200
+    assert made.next_deadline() == made.settings.max_wait_s
+
+
+def test_who_waits_for_workers_that_are_gone_is_turned_away():
+    made = scheduler(facts("a", slots=1), facts("b", lines=frozenset({"other"})))
+    made.submit(request("runs"), 0.0)
+    made.submit(request("waits"), 0.0)
+    assert dispatched(made, 0.0) == ["runs"]
+    made.worker_changed(facts("a", slots=1, usable=False), 1.0)
+    assert rejected(made, 1.0) == [("waits", RejectReason.NO_WORKER)]
+
+
+def test_who_waits_for_a_line_that_is_no_longer_served_is_turned_away():
+    made = scheduler(facts("a", slots=1))
+    made.submit(request("runs", line="lora"), 0.0)
+    made.submit(request("waits", line="lora"), 0.0)
+    made.decisions(0.0)
+    made.worker_changed(facts("a", slots=1, lines=frozenset({"base"})), 1.0)
+    assert rejected(made, 1.0) == [("waits", RejectReason.NO_WORKER)]
+
+
+def test_legs_on_a_worker_that_left_and_came_back_are_still_counted_there():
+    made = scheduler(facts("a", slots=2))
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.worker_left("a", 1.0)
+    made.worker_joined(facts("a", slots=2), 2.0)
+    (row,) = made.snapshot().workers
+    assert (row.requests, row.slots_free) == (1, 1)
+    made.settled(ticket, Usage(9, 40), 3.0)
+    (row,) = made.snapshot().workers
+    assert (row.requests, row.sequences, row.prefill_owed, row.kv_reserved) == (0, 0, 0, 0)
+
+
+def test_a_worker_that_joins_twice_keeps_its_counters():
+    made = scheduler(facts("a", slots=1))
+    made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.worker_joined(facts("a", slots=1), 1.0)
+    made.submit(request("waits", now=1.0), 1.0)
+    assert made.decisions(1.0) == []
+
+
+def test_a_worker_that_left_is_forgotten_with_its_last_request():
+    made = scheduler()
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.worker_left("a", 1.0)
+    assert [row.id for row in made.snapshot().workers] == ["a"]
+    made.settled(ticket, Usage(9, 40), 2.0)
+    assert made.snapshot().workers == ()
+
+
+def test_a_suspect_worker_is_used_when_nobody_better_is_left():
+    made = scheduler(facts("a", suspect=True), facts("b"))
+    made.submit(request("first"), 0.0)
+    made.submit(request("second", prompt=b"another"), 0.0)
+    assert {d.place.placement.decode for d in made.decisions(0.0)} == {"b"}
+    made.worker_changed(facts("b", usable=False), 1.0)
+    made.submit(request("third", now=1.0), 1.0)
+    assert [d.place.placement.decode for d in made.decisions(1.0)] == ["a"]
+
+
+def test_an_answer_that_is_not_streamed_is_predicted_and_corrected_at_its_end():
+    made = scheduler()
+    heard = listened(made)
+    ticket = made.submit(request("r", streams=False, expected_output_tokens=70), 0.0)
+    made.decisions(0.0)
+    for _ in range(4):
+        at = made.next_deadline()
+        assert made.decisions(at - 1e-6) == []
+        made.decisions(at)
+    assert [type(event) for event in heard] == [Queued, Placed, FirstToken, Output, Output, Output]
+    assert [event.tokens for event in heard if isinstance(event, Output)] == [32, 32, 6]
+    assert made.next_deadline() is None
+    made.settled(ticket, Usage(9, 50), 60.0)
+    assert [type(event) for event in heard[6:]] == [Output, Left]
+    assert sum(event.tokens for event in heard if isinstance(event, Output)) == 50
+
+
+def test_a_predicted_first_token_makes_room():
+    made = scheduler(prefill_window_tokens=10)
+    made.submit(request("first", streams=False), 0.0)
+    made.submit(request("second", streams=False, prompt=b"something"), 0.0)
+    assert dispatched(made, 0.0) == ["first"]
+    assert dispatched(made, made.next_deadline()) == ["second"]
+
+
+def test_an_answer_without_a_seen_first_token_has_one_at_its_end():
+    made = scheduler()
+    heard = listened(made)
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.settled(ticket, Usage(9, 3), 1.0)
+    assert [type(event) for event in heard] == [Queued, Placed, FirstToken, Output, Left]
+
+
+def test_the_events_of_a_stream_add_up_to_the_usage():
+    made = scheduler()
+    heard = listened(made)
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.first_token(ticket, 0.1)
+    made.output(ticket, 32, 0.5)
+    made.output(ticket, 12, 0.7)
+    made.settled(ticket, Usage(9, 41), 0.8)
+    assert [event.tokens for event in heard if isinstance(event, Output)] == [32, 12, -3]
+
+
+class Patient:
+    """Waits for a worker that is full, as long as it is shown one; otherwise takes the first."""
+
+    def __init__(self, until):
+        self.until = until
+
+    def choose(self, request, matches, workers, now):
+        full = [view for view in workers if not view.admits(request, 0)]
+        if full:
+            return Hold(full[0].id, self.until)
+        return Place(Placement(workers[0].id), Reason.MISS)
+
+    def on(self, event):
+        pass
+
+
+def holding(until, hold_s):
+    """A scheduler with a worker that is full and one that has room, and a request that would rather wait."""
+    made = Scheduler(Fcfs(FcfsSettings()), Patient(until), SchedulerSettings(hold_s=hold_s))
+    made.worker_joined(facts("full", slots=1), 0.0)
+    ticket = made.submit(request("runs"), 0.0)
+    made.decisions(0.0)
+    made.worker_joined(facts("free"), 0.0)
+    made.submit(request("waits"), 0.0)
+    return made, ticket
+
+
+def test_a_request_that_is_held_starts_when_the_worker_it_waits_for_has_room():
+    made, running = holding(until=2.0, hold_s=9.0)
+    assert made.decisions(0.0) == []
+    assert made.next_deadline() == 2.0
+    made.settled(running, Usage(9, 9), 1.0)
+    (dispatch,) = made.decisions(1.0)
+    assert dispatch.place.placement.decode == "full"
+
+
+def test_a_request_is_not_held_for_longer_than_allowed():
+    made, _ = holding(until=20.0, hold_s=0.5)
+    assert made.decisions(0.0) == []
+    assert made.next_deadline() == 0.5
+    assert made.decisions(0.4) == []
+    (dispatch,) = made.decisions(0.5)
+    assert dispatch.place.placement.decode == "free"
+
+
+def test_without_leave_to_hold_a_request_starts_wherever_there_is_room():
+    made, _ = holding(until=20.0, hold_s=0.0)
+    (dispatch,) = made.decisions(0.0)
+    assert dispatch.place.placement.decode == "free"
+
+
+def test_a_hold_that_ends_in_the_past_holds_nobody():
+    made, _ = holding(until=-1.0, hold_s=9.0)
+    (dispatch,) = made.decisions(0.0)
+    assert dispatch.place.placement.decode == "free"
+
+
+def test_a_request_the_size_of_a_worker_starts_beside_a_flood_of_small_ones():
+    """The flood keeps every slot busy; once the large request is impatient, the slots empty for it."""
+    made = scheduler(facts("a", slots=4), patience_s=1.0)
+    running = []
+    for step in range(200):
+        now = step * 0.05
+        if step == 10:
+            made.submit(request("large", sequences=4, now=now), now)
+        made.submit(request(f"small-{step}", now=now, line="lora"), now)
+        for done in [leg for leg in running if leg[0] <= now]:
+            running.remove(done)
+            made.settled(done[1], Usage(9, 9), now)
+        for decision in made.decisions(now):
+            running.append((now + 0.4, decision.ticket))
+            made.first_token(decision.ticket, now)
+            if decision.request.id == "large":
+                assert 1.5 < now < 2.1  # it arrived at 0.5, and a slot is freed after 0.4 at most
+                return
+    pytest.fail("the large request never started")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    placement=st.sampled_from(sorted(catalog.placement_policies())),
+    requests=st.lists(
+        st.tuples(
+            st.floats(0.0, 0.3),
+            st.sampled_from(PROMPTS),
+            st.sampled_from(LINES),
+            st.sampled_from([None, None, "a", "b"]),
+            st.integers(1, 6),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=60,
+    ),
+    slots=st.sampled_from([None, 1, 3]),
+    service_s=st.sampled_from([0.05, 1.0]),
+    seed=st.randoms(use_true_random=False),
+)
+def test_with_workers_that_finish_every_request_starts_and_ends(placement, requests, slots, service_s, seed):
+    workers = [facts("a", slots=slots, kv_tokens=300), facts("b", slots=slots)]
+    made = scheduler(*workers, placement=placement, max_wait_s=math.inf, prefill_window_tokens=30)
+    pending, now, ends, done = [], 0.0, [], set()
+    for number, (gap, prompt, line, pinned, sequences, streams) in enumerate(requests):
+        now += gap
+        asked = request(
+            f"r{number}", now=now, prompt=prompt, line=line, pinned=pinned, sequences=sequences, streams=streams
+        )
+        pending.append(asked)
+    arrivals = iter(pending)
+    upcoming, now = next(arrivals), 0.0
+    for _ in range(100 * len(requests)):
+        for decision in made.decisions(now):
+            assert isinstance(decision, Dispatch)
+            ends.append((now + service_s * seed.uniform(0.5, 1.5), decision.ticket))
+        times = [at for at in (made.next_deadline(), upcoming.arrived if upcoming else None) if at is not None]
+        if len(done) == len(requests):
+            break
+        now = max(now, min([*times, *(at for at, _ in ends)]))
+        if upcoming is not None and upcoming.arrived <= now:
+            made.submit(upcoming, now)
+            upcoming = next(arrivals, None)
+        for end in [end for end in ends if end[0] <= now]:
+            ends.remove(end)
+            made.settled(end[1], Usage(9, seed.randrange(80)), now)
+            done.add(end[1].request)
+    assert len(done) == len(requests)
+    assert made.snapshot().in_flight == made.snapshot().queued == 0

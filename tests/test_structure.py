@@ -1,0 +1,217 @@
+"""The rooms and what may be carried between them, read from the sources themselves.
+
+policies  may import values of the standard library, numpy, xxhash;
+          never workers, router, clocks, sockets, threads, global chance, a web library
+workers   the standard library and HTTP libraries; never policies, router
+router    policies, workers, web and metrics libraries; never benchmarks, tests
+
+A web framework is imported below workers only by the simulator's HTTP surface, and the simulator's own prefix
+cache never by way of the router's tree.
+"""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("policies", "workers", "router")
+TOP_LEVEL = {"pyproject.toml", "README.md", "router", "workers", "policies", "deploy", "tests", "benchmarks"}
+LEFT_BY_TOOLS = {"build", "dist", "__pycache__"}
+VAGUE = {"utils", "util", "common", "base", "manager", "service", "helper", "helpers", "handler", "context"}
+MAX_LINES = 350
+
+# fmt: off
+POLICIES_MAY = {
+    "abc", "array", "bisect", "collections", "copy", "dataclasses", "enum", "functools", "hashlib", "heapq",
+    "inspect", "itertools", "json", "math", "operator", "pathlib", "random", "re", "statistics", "string",
+    "struct", "types", "typing", "numpy", "xxhash", "policies",
+}
+# fmt: on
+WEB = {"fastapi", "starlette", "uvicorn", "aiohttp", "flask", "tornado", "sanic", "quart"}
+WEB_ROOM = "workers/simulator/server.py"
+CHANCE = {"Random"}
+"""All that policies may take from `random`: a generator of their own, seeded by the caller."""
+OTHERS = {"tests", "benchmarks"}
+
+
+def imports(tree):
+    """Every import as (dotted module, name taken from it or None), wherever in the file it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def uses_of_global_chance(tree):
+    """Attributes taken from the module `random` itself, such as `random.random`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "random":
+            yield node.attr
+
+
+def forbidden(path, room, package):
+    if room == "policies":
+        return package not in POLICIES_MAY
+    if room == "workers":
+        return package in {"policies", "router", *OTHERS} or (package in WEB and path != WEB_ROOM)
+    return room == "router" and package in OTHERS
+
+
+def violations(path, source):
+    """What a file imports against the table; `path` is relative to the root."""
+    tree, room = ast.parse(source), path.split("/", maxsplit=1)[0]
+    found = []
+    for module, name in imports(tree):
+        package = module.split(".", maxsplit=1)[0]
+        if module.startswith("."):
+            found.append(f"{path}: a relative import hides where it leads: {module}")
+        elif room == "policies" and package == "random" and name is not None and name not in CHANCE:
+            found.append(f"{path} takes global chance: {name}")
+        elif forbidden(path, room, package):
+            found.append(f"{path} imports {module}")
+    if room == "policies":
+        found += [f"{path} uses random.{name}" for name in uses_of_global_chance(tree) if name not in CHANCE]
+    return found
+
+
+def sources(*rooms):
+    files = itertools.chain.from_iterable((ROOT / room).rglob("*.py") for room in rooms)
+    return sorted(path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts)
+
+
+def texts():
+    """Everything that belongs to the project and is text; not what tools leave behind."""
+    for room in (*PACKAGES, "tests", "benchmarks", "deploy"):
+        yield from (
+            path for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        )
+    yield from (ROOT / name for name in ("README.md", "pyproject.toml") if (ROOT / name).exists())
+
+
+def remarks(text):
+    """Marks of unfinished work, and paths of the machine on which a text was written."""
+    unfinished = "|".join(("TO" + "DO", "FIX" + "ME", "X" * 3))
+    return re.findall(rf"\b(?:{unfinished})\b|(?<![\w.:])/{'work'}\b", text)
+
+
+def modules_of(path):
+    return set(Path(path).with_suffix("").parts)
+
+
+# -- the checker itself
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("policies/scheduler.py", "import asyncio"),
+        ("policies/scheduler.py", "from time import monotonic"),
+        ("policies/scheduler.py", "import threading, math"),
+        ("policies/scheduler.py", "from workers.worker import Worker"),
+        ("policies/placement/x.py", "def choose():\n    import router.gateway"),
+        ("policies/placement/x.py", "import random\n\ndef choose():\n    return random.choice([1])"),
+        ("policies/placement/x.py", "from random import choice"),
+        ("policies/queue/x.py", "import os.path"),
+        ("policies/queue/x.py", "from .fcfs import Fcfs"),
+        ("policies/queue/x.py", "import fastapi"),
+        ("workers/fleet.py", "from policies.model import Stage"),
+        ("workers/fleet.py", "import router"),
+        ("workers/fleet.py", "import uvicorn"),
+        ("workers/simulator/engine.py", "from policies.prefix_tree import PrefixTree"),
+        ("workers/simulator/engine.py", "from fastapi import FastAPI"),
+        ("router/gateway.py", "from tests.router import fakes"),
+        ("router/gateway.py", "import benchmarks.micro"),
+    ],
+)
+def test_the_checker_finds(path, source):
+    assert violations(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("policies/scheduler.py", "import heapq\nfrom policies.model import Ticket"),
+        ("policies/placement/x.py", "from random import Random"),
+        ("policies/placement/x.py", "import random\n\ndef choose(rng: random.Random):\n    return rng.random()"),
+        ("workers/upstream.py", "import asyncio, ssl\nimport httptools"),
+        ("workers/simulator/server.py", "import uvicorn"),
+        (
+            "router/gateway.py",
+            "import asyncio\nfrom policies.model import Stage\nfrom workers.worker import Worker",
+        ),
+        ("tests/router/test_x.py", "import router.gateway\nimport policies.model\nimport time"),
+    ],
+)
+def test_the_checker_passes(path, source):
+    assert violations(path, source) == []
+
+
+def test_the_checker_finds_remarks_and_paths_of_a_machine():
+    assert len(remarks("# TO" + "DO: later\n# FIX" + "ME\npath = '/wo" + "rk/main'")) == 3
+    assert remarks("https://example.org/work/in/progress, networks, TODOS, a/work/b") == []
+
+
+# -- the project
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_in_the_allowed_directions(package):
+    files = sources(package)
+    assert files
+    broken = [found for path in files for found in violations(path, (ROOT / path).read_text())]
+    assert broken == []
+
+
+def test_the_top_level_holds_only_its_rooms():
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert {name for name in names - TOP_LEVEL - LEFT_BY_TOOLS if not name.endswith(".egg-info")} == set()
+
+
+def test_tests_are_no_packages():
+    assert [path for path in sources("tests") if path.endswith("__init__.py")] == []
+
+
+def test_no_room_has_a_vague_name():
+    assert [path for path in sources(*PACKAGES) if modules_of(path) & VAGUE] == []
+
+
+def test_no_file_is_too_long_to_be_read_at_once():
+    lengths = {path: len((ROOT / path).read_text().splitlines()) for path in sources(*PACKAGES)}
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_every_module_says_what_it_is_for():
+    files = sources(*PACKAGES, "benchmarks")
+    silent = [path for path in files if (ROOT / path).read_text() and not docstring(path)]
+    assert silent == []
+
+
+def docstring(path):
+    return ast.get_docstring(ast.parse((ROOT / path).read_text()))
+
+
+def test_no_text_has_remarks_of_unfinished_work_or_paths_of_one_machine():
+    found = {}
+    for path in texts():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        if marks := remarks(text):
+            found[path.relative_to(ROOT).as_posix()] = marks
+    assert found == {}
+
+
+def test_policies_load_without_any_web_library():
+    """What they import in turn: none of it reaches the network or the clock through a back door."""
+    program = "import sys, policies.scheduler, policies.catalog; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({*WEB, "workers", "router", "asyncio", "socket", "logging", "httpx"})
