@@ -4,29 +4,16 @@ This is how D²LPM is printed (arXiv 2501.14312, Algorithm 2): placement on arri
 Late binding keeps the choice open until there is room, which costs nothing here because matching is cheap; early
 binding is for comparing, and for orders whose accounts belong to one worker.
 
-`EarlyLines` looks to the scheduler like one queue. Inside, each worker has a queue policy of its own, which hears of
-its own requests only. To a placement policy every worker has room, and its line counts as load. A line is placed
-anew when its worker leaves, drains, or becomes suspect while others are not.
+`EarlyLines` looks to the scheduler like one queue. Inside, each worker has a queue policy of its own, which hears
+of its own requests only. To a placement policy every worker has room, and its line counts as load. A line is
+placed anew when its worker leaves, drains, or becomes suspect while others are not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from policies.model import (
-    Bound,
-    Candidate,
-    Event,
-    FirstToken,
-    Left,
-    Output,
-    Place,
-    Placed,
-    Queued,
-    RequestView,
-    WorkerGone,
-    WorkerId,
-    WorkerView,
-)
+from policies.events import Bound, Event, FirstToken, Left, Output, Placed, Queued, WorkerGone
+from policies.model import Candidate, Place, RequestView, WorkerId, WorkerView
 from policies.prefixes import Prefixes
 from policies.protocol import PlacementPolicy, QueuePolicy
 from policies.room import Room
@@ -66,6 +53,7 @@ class EarlyLines:
         self._lines: dict[WorkerId, _Line] = {}
         self._seats: dict[str, _Seat] = {}
         self._unbound: dict[str, RequestView] = {}
+        self._again: set[str] = set()
 
     def choose_among(self, able: Callable[[RequestView], Sequence[WorkerView]]) -> None:
         """Who could serve a request, with room or without: the scheduler's knowledge."""
@@ -75,11 +63,13 @@ class EarlyLines:
         return len(self._seats) + len(self._unbound)
 
     def push(self, request: RequestView, *, again: bool = False) -> None:
-        """It is bound when the `Queued` event follows, which knows the time; `again` has no head to go to."""
-        del again
+        """It is bound when the `Queued` event follows, which knows the time."""
         self._unbound[request.id] = request
+        if again:
+            self._again.add(request.id)
 
     def remove(self, request: RequestView) -> None:
+        self._again.discard(request.id)
         if self._unbound.pop(request.id, None) is None:
             seat = self._seats.pop(request.id)
             line = self._lines[seat.worker]
@@ -126,7 +116,7 @@ class EarlyLines:
         line = self._line(worker)
         self._unbound.pop(request.id, None)
         self._seats[request.id] = _Seat(worker, choice, tokens)
-        line.queue.push(request)
+        line.queue.push(request, again=request.id in self._again)
         line.tokens += tokens
         # What waits there will be in the cache: the next one of its kind should find it.
         if (pinned := self._prefixes.insert(worker, request, now)) is not None:
@@ -156,5 +146,5 @@ class EarlyLines:
         if line is not None:
             for request in list(line.queue.waiting()):
                 self.remove(request)
-                self._unbound[request.id] = request
+                self.push(request, again=True)
                 self._bind(request, now)

@@ -9,7 +9,7 @@ Invariants: no counter is negative; with no leg in flight all of them are zero.
 
 from dataclasses import dataclass
 
-from policies.model import Placement, RequestView, WorkerFacts, WorkerLoad, WorkerView
+from policies.model import Placement, RequestView, WorkerFacts, WorkerView
 from policies.profile import Profile, pairs
 from policies.room import Room
 
@@ -171,22 +171,10 @@ class Load:
                 self.pinned + self.reserved,
                 self._room(),
                 self.profile,
+                self.profile.prefill_s(self.prefill_owed)
+                + self.sequences * self.profile.step_s(self.sequences, self.decode_tokens),
             )
         return self._view
-
-    def row(self) -> WorkerLoad:
-        """The counters, for metrics and the admin pages."""
-        view = self.view()
-        room = view.room
-        return WorkerLoad(
-            view.id,
-            view.requests,
-            view.sequences,
-            view.prefill_owed,
-            view.kv_reserved,
-            room.slots_free,
-            room.prefill_free,
-        )
 
     def window(self) -> int:
         """Extend tokens that may be in flight at once: about one engine step."""

@@ -7,7 +7,7 @@ adapter of the pool's base model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -184,6 +184,8 @@ class WorkerView:
     """KV tokens of everything in flight: shared prefixes once, expected outputs in full."""
     room: Room
     profile: Profile
+    load_s: float
+    """Work in hand, seconds: the prefill owed, and one decode step of every sequence."""
 
     def admits(self, request: RequestView, matched_tokens: int) -> bool:
         """Whether the request could start here now."""
@@ -197,13 +199,6 @@ class WorkerView:
 def reserve(request: RequestView) -> int:
     """KV tokens that the request's answers are expected to occupy at their end."""
     return request.expected_output_tokens * request.sequences
-
-
-class Candidate(NamedTuple):
-    """A request that may start now, but not on the workers that are kept for somebody older."""
-
-    request: RequestView
-    keep_off: frozenset[WorkerId] = frozenset()
 
 
 class Placement(NamedTuple):
@@ -222,6 +217,15 @@ class Place:
     reason: Reason
     matched_tokens: int = 0
     score: float | None = None
+
+
+class Candidate(NamedTuple):
+    """A request that may start now, but not on the workers that are kept for somebody older."""
+
+    request: RequestView
+    keep_off: frozenset[WorkerId] = frozenset()
+    bound: Place | None = None
+    """Its worker was chosen when it arrived (early binding)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,70 +248,6 @@ class Usage:
     output_tokens: int
     cached_tokens: int | None = None
     """Prompt tokens the worker found in its cache; None where it does not say."""
-
-
-# -- events: heard by both policies, in this order per attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    request: RequestView
-    now: float
-    again: bool = False
-    """A failed attempt came back: it stands at the head of the queue, and nothing is charged for waiting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    request: RequestView
-    placement: Placement
-    matched_tokens: int
-    extend_tokens: int
-    """Prompt tokens that the worker has to compute: the service charged at once."""
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    request: RequestView
-    placement: Placement
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    request: RequestView
-    placement: Placement
-    tokens: int
-    """Since the last event of this attempt. May be negative once, at the end, when an estimate was too high."""
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The request has left the queue or its worker. `placement` is None if it never ran."""
-
-    request: RequestView
-    placement: Placement | None
-    outcome: Outcome | None
-    """None: this attempt failed and the request is queued again."""
-    usage: Usage | None
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerArrived:
-    worker: WorkerFacts
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
-    worker: WorkerId
-    now: float
-
-
-Event = Queued | Placed | FirstToken | Output | Left | WorkerArrived | WorkerGone
 
 
 # -- decisions: what the driver performs
@@ -334,20 +274,9 @@ Decision = Dispatch | Reject
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerLoad:
-    """One row of the scheduler's snapshot, for metrics and the admin pages."""
-
-    id: WorkerId
-    requests: int
-    sequences: int
-    prefill_owed: int
-    kv_reserved: int
-    slots_free: int | None
-    prefill_free: int
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
+    """What is going on, for metrics and the admin pages."""
+
     queued: int
     in_flight: int
-    workers: tuple[WorkerLoad, ...] = field(default=())
+    workers: tuple[WorkerView, ...] = ()

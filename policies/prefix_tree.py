@@ -1,8 +1,7 @@
-"""Which worker has seen which prefix?
+"""Which worker has seen which prefix? A radix tree over strings of opaque units.
 
-A radix tree over strings of opaque units. A unit is ``width`` bytes (1: text, 4: a token id, 8: a block hash)
-and is compared whole. Every worker's KV cache is predicted as the least recently used (LRU) cache that vLLM
-keeps: bounded, whole paths touched together, the tail of a path dropped before its head.
+A unit is ``width`` bytes (1: text, 4: a token id, 8: a block hash) and is compared whole. Every worker's KV cache
+is predicted as the LRU cache that vLLM keeps: bounded, whole paths touched together, tails dropped before heads.
 
 Theory. What a worker holds is a set of prefixes. Each unit it holds has one stamp, the time of its last use.
 Stamps are strictly increasing over uses (equal or decreasing times are pushed apart by the smallest step), so

@@ -8,7 +8,8 @@ to policies as read-only values. A policy owns its accounts (deficits, counters,
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from policies.model import Candidate, Event, Hold, Matches, Place, RequestView, WorkerView
+from policies.events import Event
+from policies.model import Candidate, Hold, Matches, Place, RequestView, WorkerView
 
 
 class QueuePolicy(Protocol):

@@ -9,7 +9,7 @@ The gateway drives it with a real clock and sockets, the lab with a virtual cloc
 Invariants (tests/policies/test_scheduler.py):
 - each submitted request ends exactly once: by `settled`, `cancel`, a failed leg, or a `Reject`;
 - an event whose ticket is not the current attempt changes nothing;
-- policies hear of an attempt in one order: Queued, Placed, FirstToken, Output ..., Left;
+- policies hear of an attempt in one order: Queued, Bound, Placed, FirstToken, Output ..., Left;
 - with nothing in flight every counter of every worker is zero, and with no event nothing is decided twice;
 - while a request waits that some worker admits, `decisions` places one (unless the placement holds it back, or
   the queue keeps that worker for somebody older).
@@ -22,31 +22,23 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from policies.alarms import Alarms
+from policies.choosing import Choice, Chooser, Faults
+from policies.events import Bound, Event, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
 from policies.knowledge import Knowledge
 from policies.model import (
     Decision,
     Dispatch,
-    Event,
-    FirstToken,
-    Hold,
-    Left,
     LegFailure,
-    Matches,
     Outcome,
-    Output,
-    Place,
-    Placed,
-    Queued,
     Reject,
     RejectReason,
     RequestView,
     Snapshot,
     Ticket,
     Usage,
-    WorkerArrived,
     WorkerFacts,
-    WorkerGone,
     WorkerId,
+    WorkerView,
 )
 from policies.protocol import PlacementPolicy, QueuePolicy
 from policies.roster import Roster
@@ -74,8 +66,6 @@ class _Entry:
     ticket: Ticket
     running: Running | None = None
     last_failure: LegFailure | None = None
-    held_at: float | None = None
-    """When it was first made to wait beside a worker with room."""
 
 
 class Scheduler:
@@ -104,7 +94,7 @@ class Scheduler:
         self._waits = Alarms(lambda ticket: self._entry(ticket) is not None and self._running(ticket) is None)
         self._predictions = Alarms(lambda ticket: (leg := self._running(ticket)) is not None and leg.predictable)
         self._serials = count(1)
-        self._hold_until: float | None = None
+        self._chooser = Chooser(queue, placement, self._roster, self.prefixes, self.settings.hold_s)
 
     # -- events: requests
 
@@ -211,58 +201,39 @@ class Scheduler:
         self._expire(now)
         decisions: list[Decision] = list(self._rejects)
         self._rejects.clear()
-        self._hold_until = None
-        while len(self._queue) and (dispatch := self._next(now)):
-            decisions.append(dispatch)
+        self._chooser.hold_until = None
+        while len(self._queue) and (choice := self._chooser.next(now)):
+            decisions.append(self._place(choice, now))
         return decisions
 
     def next_deadline(self) -> float | None:
         """When `decisions` should be asked again, if nothing happens before."""
-        times = (self._waits.next(), self._predictions.next(), self._hold_until)
+        times = (self._waits.next(), self._predictions.next(), self._chooser.hold_until)
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> Snapshot:
         """Counts for metrics and the admin pages."""
-        rows = tuple(load.row() for load in self._roster.loads())
-        return Snapshot(len(self._queue), len(self._entries) - len(self._queue), rows)
+        views = tuple(load.view() for load in self._roster.loads())
+        return Snapshot(len(self._queue), len(self._entries) - len(self._queue), views)
 
-    # -- choosing
+    @property
+    def faults(self) -> Faults:
+        """Exceptions of policies, for the driver to report."""
+        return self._chooser.faults
 
-    def _next(self, now: float) -> Dispatch | None:
-        """Place one request, if any can start."""
-        views = self._roster.views()
-        if not any(view.room.open for view in views):
-            return None
-        for request, keep_off in self._queue.candidates(views, now):
-            workers = self._roster.able(request)
-            if keep_off:
-                workers = [view for view in workers if view.id not in keep_off]
-            if not any(view.room.open for view in workers):
-                continue
-            matches = self.prefixes.match(request)
-            entry = self._entries[request.id]
-            choice = self._placement.choose(request, matches, workers, now)
-            if isinstance(choice, Hold) and not self._holds(entry, choice, now):
-                workers = [view for view in workers if view.admits(request, matches.get(view.id, 0))]
-                choice = self._placement.choose(request, matches, workers, now)
-            if isinstance(choice, Place):
-                return self._place(entry, choice, matches, now)
-        return None
+    def able(self, request: RequestView) -> list[WorkerView]:
+        """Who could serve a request, with room or without."""
+        return self._roster.able(request)
 
-    def _holds(self, entry: _Entry, hold: Hold, now: float) -> bool:
-        """Whether the request may still wait for a better worker; if so, until when is noted."""
-        entry.held_at = now if entry.held_at is None else entry.held_at
-        until = min(hold.until, entry.held_at + self.settings.hold_s)
-        if until > now:
-            self._hold_until = until if self._hold_until is None else min(until, self._hold_until)
-        return until > now
-
-    def _place(self, entry: _Entry, place: Place, matches: Matches, now: float) -> Dispatch:
-        request, placement = entry.request, place.placement
-        self._queue.remove(request)
+    def _place(self, choice: Choice, now: float) -> Dispatch:
+        request, place, matches, bound = choice
+        entry, placement = self._entries[request.id], place.placement
+        self._dequeue(request)
         entry.running = self._taking.start(request, placement, matches, now)
         if not request.streams:
             self._predictions.set(entry.running.prefiller.prefill_due, entry.ticket)
+        if not bound:
+            self._tell(Bound(request, placement, now))
         matched = matches.get(placement.prefill or placement.decode, 0)
         self._tell(Placed(request, placement, matched, entry.running.leg.extend_tokens, now))
         return Dispatch(entry.ticket, request, place, now - request.arrived)
@@ -273,7 +244,7 @@ class Scheduler:
         """Turn away who has waited too long."""
         for _, ticket in self._waits.due(now):
             entry = self._entries[ticket.request]
-            self._queue.remove(entry.request)
+            self._dequeue(entry.request)
             self._reject(entry, RejectReason.WAITED_TOO_LONG, now)
 
     def _predict(self, now: float) -> None:
@@ -298,6 +269,10 @@ class Scheduler:
         self._waits.set(latest if request.deadline is None else min(latest, request.deadline), entry.ticket)
         self._tell(Queued(request, now, again=again))
 
+    def _dequeue(self, request: RequestView) -> None:
+        self._queue.remove(request)
+        self._chooser.forget(request)
+
     def _end(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, now: float) -> None:
         """The one way out for a request that was not rejected."""
         entry = self._entry(ticket)
@@ -308,7 +283,7 @@ class Scheduler:
         del self._entries[ticket.request]
         running = entry.running
         if running is None:
-            self._queue.remove(entry.request)
+            self._dequeue(entry.request)
             self._tell(Left(entry.request, None, outcome, usage, now))
             return
         leg = running.leg
@@ -331,7 +306,7 @@ class Scheduler:
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
         for request in [r for r in self._queue.waiting() if not self._roster.serves(r)]:
-            self._queue.remove(request)
+            self._dequeue(request)
             failed = RejectReason.LEGS_FAILED if request.excluded else RejectReason.NO_WORKER
             self._reject(self._entries[request.id], failed, now)
 

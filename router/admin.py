@@ -9,9 +9,9 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from router.config import WorkerConfig
 from router.errors import BadRequest, NoSuchRoute, RequestError, Unauthorized, to_http
 from router.pools import Member
+from router.sections import WorkerConfig
 from router.state import Gateway
 from workers.fleet import DuplicateServerError, UnknownServerError
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from policies.model import Place
-from router.errors import BodyTooLarge, RequestError, UploadTimeout, to_event, to_http
+from router.errors import BodyTooLarge, Dialect, RequestError, UploadTimeout, to_event, to_http
 from router.headers import Header, to_client
 
 Scope = MutableMapping[str, Any]
@@ -16,12 +16,12 @@ Send = Callable[[Message], Awaitable[None]]
 class Answer:
     """The way back to one client. Awaiting `body` waits while the client reads slowly."""
 
-    __slots__ = ("_anthropic", "_decision", "_request", "_send", "ended", "started", "status")
+    __slots__ = ("_decision", "_dialect", "_request", "_send", "ended", "started", "status")
 
-    def __init__(self, send: Send, request: bytes, *, anthropic: bool) -> None:
+    def __init__(self, send: Send, request: bytes, dialect: Dialect = Dialect.OPENAI) -> None:
         self._send = send
         self._request = request
-        self._anthropic = anthropic
+        self._dialect = dialect
         self._decision: list[Header] = []
         self.started = False
         self.ended = False
@@ -52,9 +52,9 @@ class Answer:
         if self.ended:
             return
         if self.started:
-            await self.body(to_event(error, anthropic=self._anthropic), more=False)
+            await self.body(to_event(error, self._dialect), more=False)
             return
-        status, headers, body = to_http(error, anthropic=self._anthropic)
+        status, headers, body = to_http(error, self._dialect)
         headers.append((b"x-request-id", self._request))
         if isinstance(error, BodyTooLarge | UploadTimeout):
             # The rest of the upload is not waited for.

@@ -13,9 +13,9 @@ import hmac
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from router.config import ClientConfig
 from router.errors import Unauthorized
 from router.quota import NO_LIMITS, Limits, Quota
+from router.sections import ClientConfig
 
 ANONYMOUS = "anonymous"
 USER_LENGTH = 64

@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from policies import catalog
-from router.config import Admin, ClientConfig, Config
+from router.config import Config
 from router.policy_choice import Choice
+from router.sections import Admin, ClientConfig
 
 INDENT = "  "
 

@@ -20,6 +20,7 @@ A 4xx that a worker answers is not here: it passes through untouched.
 """
 
 import math
+from enum import Enum
 from typing import Any, ClassVar, Literal
 
 import orjson
@@ -134,26 +135,38 @@ class WorkerTimeout(RequestError):
     source: ClassVar[Source] = "worker"
 
 
-def to_http(error: RequestError, *, anthropic: bool = False) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of an error, in OpenAI's shape or, on `/v1/messages`, in Anthropic's."""
-    content = error.body()
-    if anthropic:
-        content = {"type": "error", "error": {"type": error.type, "message": error.message}}
+class Dialect(Enum):
+    """Whose shape an error takes."""
+
+    OPENAI = "openai"
+    RESPONSES = "responses"
+    """OpenAI's own, but for a stream's last words."""
+    ANTHROPIC = "anthropic"
+
+
+def to_http(
+    error: RequestError, dialect: Dialect = Dialect.OPENAI
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of an error."""
+    content = _anthropic(error) if dialect is Dialect.ANTHROPIC else error.body()
     body = orjson.dumps(content)
-    return (
-        error.status,
-        [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *error.headers(),
-        ],
-        body,
-    )
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *error.headers(),
+    ]
+    return error.status, headers, body
 
 
-def to_event(error: RequestError, *, anthropic: bool = False) -> bytes:
+def to_event(error: RequestError, dialect: Dialect = Dialect.OPENAI) -> bytes:
     """The same as the last words of a stream whose status line has already been sent."""
-    if anthropic:
-        content = {"type": "error", "error": {"type": error.type, "message": error.message}}
+    if dialect is Dialect.ANTHROPIC:
+        return b"event: error\ndata: " + orjson.dumps(_anthropic(error)) + b"\n\n"
+    if dialect is Dialect.RESPONSES:
+        content = {"type": "error", "code": error.type, "message": error.message, "param": error.param}
         return b"event: error\ndata: " + orjson.dumps(content) + b"\n\n"
     return b"data: " + orjson.dumps(error.body()) + b"\n\ndata: [DONE]\n\n"
+
+
+def _anthropic(error: RequestError) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": error.type, "message": error.message}}

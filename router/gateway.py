@@ -56,7 +56,7 @@ class Door:
             return
         error = _refused(scope)
         if error is not None:
-            await Answer(send, request_id(scope).encode(), anthropic=False).refuse(error)
+            await Answer(send, request_id(scope).encode()).refuse(error)
             return
         stored = _RESPONSE.fullmatch(path)
         if stored and method in ("GET", "POST", "DELETE"):

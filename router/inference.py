@@ -11,7 +11,7 @@ from policies.model import LegFailure, Reject, RejectReason, RequestView
 from router.admission import Admitted
 from router.answer import Receive, Scope, Send
 from router.clients import Client
-from router.errors import Overloaded, RequestError, Unavailable, WorkerFailed, WorkerTimeout
+from router.errors import Dialect, Overloaded, RequestError, Unavailable, WorkerFailed, WorkerTimeout
 from router.headers import to_worker
 from router.leg import Leg, LegFailed
 from router.life import Life
@@ -22,6 +22,8 @@ from router.state import Gateway
 
 _log = logging.getLogger("fairlead.gateway")
 
+_DIALECTS = {Surface.MESSAGES: Dialect.ANTHROPIC, Surface.RESPONSES: Dialect.RESPONSES}
+
 
 class Inference(Life):
     """One request to one of the routed entry points."""
@@ -29,7 +31,7 @@ class Inference(Life):
     __slots__ = ("_admitted", "_leg", "_route", "_surface", "_why")
 
     def __init__(self, gateway: Gateway, surface: Surface, scope: Scope, receive: Receive, send: Send) -> None:
-        super().__init__(gateway, scope, receive, send, anthropic=surface is Surface.MESSAGES)
+        super().__init__(gateway, scope, receive, send, _DIALECTS.get(surface, Dialect.OPENAI))
         self._surface = surface
         self._route: Route | None = None
         self._admitted: Admitted | None = None

@@ -17,7 +17,7 @@ from typing import Any
 from policies.model import Outcome
 from router.answer import Answer, Message, Receive, Scope, Send
 from router.clients import Client
-from router.errors import BodyTooLarge, RequestError, Unavailable, UploadTimeout
+from router.errors import BodyTooLarge, Dialect, RequestError, Unavailable, UploadTimeout
 from router.quota import Lease
 from router.record import Record
 from router.state import Gateway
@@ -41,13 +41,13 @@ class Life(ABC):
     __slots__ = ("_answer", "_gateway", "_gone", "_id", "_lease", "_receive", "_record", "_scope")
 
     def __init__(
-        self, gateway: Gateway, scope: Scope, receive: Receive, send: Send, *, anthropic: bool = False
+        self, gateway: Gateway, scope: Scope, receive: Receive, send: Send, dialect: Dialect = Dialect.OPENAI
     ) -> None:
         self._gateway = gateway
         self._scope = scope
         self._receive = receive
         self._id = request_id(scope)
-        self._answer = Answer(send, self._id.encode(), anthropic=anthropic)
+        self._answer = Answer(send, self._id.encode(), dialect)
         self._record = Record(self._id, scope["path"], gateway.loop.time())
         self._lease: Lease | None = None
         self._gone = False

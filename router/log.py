@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TextIO
 
 import orjson
 
-from router.config import Log
+from router.sections import Log
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PROMPT_KEYS = frozenset({"prompt", "messages", "input", "body"})

@@ -197,10 +197,10 @@ class _State(Collector):
             for row in snapshot.workers:
                 gauges["worker_requests"].add_metric([row.id], row.requests)
                 gauges["worker_prefill_owed_tokens"].add_metric([row.id], row.prefill_owed)
-                gauges["worker_prefill_room_tokens"].add_metric([row.id], max(0, row.prefill_free))
+                gauges["worker_prefill_room_tokens"].add_metric([row.id], max(0, row.room.prefill_free))
                 gauges["worker_kv_reserved_tokens"].add_metric([row.id], row.kv_reserved)
-                if row.slots_free is not None:
-                    gauges["worker_slots_free"].add_metric([row.id], max(0, row.slots_free))
+                if row.room.slots_free is not None:
+                    gauges["worker_slots_free"].add_metric([row.id], max(0, row.room.slots_free))
             for line, stats in pool.scheduler.prefixes.stats().items():
                 gauges["prefix_tree_nodes"].add_metric([line], stats.nodes)
                 gauges["prefix_tree_bytes"].add_metric([line], stats.bytes)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from router.clients import Clients
-from router.config import Limits
 from router.errors import Overloaded, Unavailable
 from router.holders import Holders
 from router.log import RequestLog
 from router.metrics import Metrics
 from router.pools import Pools
+from router.sections import Limits
 from router.tokens import TokenScale
 from workers.fleet import Fleet
 

@@ -8,8 +8,8 @@ if it covers at least `match_ratio` of the prompt; otherwise the least load.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.model import Event, Matches, Place, Placement, Reason, RequestView, WorkerView
-from policies.placement.least_loaded import load_s
+from policies.events import Event
+from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class CacheAware:
         longest = max(matches.get(worker.id, 0) for worker in able)
         if longest > self._settings.match_ratio * request.input_tokens:
             holders = [worker for worker in able if matches.get(worker.id, 0) == longest]
-            return self._place(min(holders, key=load_s), Reason.HIT, matches)
-        return self._place(min(able, key=lambda w: (load_s(w), w.kv_reserved)), Reason.MISS, matches)
+            return self._place(min(holders, key=lambda worker: worker.load_s), Reason.HIT, matches)
+        return self._place(min(able, key=lambda w: (w.load_s, w.kv_reserved)), Reason.MISS, matches)
 
     def on(self, event: Event) -> None:
         """Matches and load are counted by the scheduler."""
@@ -57,8 +57,8 @@ class CacheAware:
         return longest - shortest > self._settings.balance_abs and longest > self._settings.balance_rel * shortest
 
     def _place(self, worker: WorkerView, reason: Reason, matches: Matches) -> Place:
-        return Place(Placement(worker.id), reason, matches.get(worker.id, 0), load_s(worker))
+        return Place(Placement(worker.id), reason, matches.get(worker.id, 0), worker.load_s)
 
 
 def _line(worker: WorkerView) -> tuple[int, float]:
-    return worker.requests, load_s(worker)
+    return worker.requests, worker.load_s

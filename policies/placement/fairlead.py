@@ -19,8 +19,9 @@ warm when it is needed. Load and locality are thus one number; nothing switches 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policies.events import Event
 from policies.knowledge import Knowledge
-from policies.model import Event, Hold, Matches, Place, Placement, Reason, RequestView, WorkerView
+from policies.model import Hold, Matches, Place, Placement, Reason, RequestView, WorkerView
 from policies.placement.random_choice import draw
 
 

@@ -7,7 +7,8 @@ blocks there and in tokens here; the lowest cost wins.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.model import Event, Matches, Place, RequestView, WorkerView
+from policies.events import Event
+from policies.model import Matches, Place, RequestView, WorkerView
 from policies.placement.cheapest import cheapest
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.model import Event, Matches, Place, Placement, Reason, RequestView, WorkerView
+from policies.events import Event
+from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,9 @@ class LeastLoaded:
         able = [worker for worker in workers if worker.admits(request, matches.get(worker.id, 0))]
         if not able:
             return None
-        best = min(able, key=lambda worker: (load_s(worker), worker.kv_reserved))
+        best = min(able, key=lambda worker: (worker.load_s, worker.kv_reserved))
         reason = Reason.ONLY_CHOICE if len(able) == 1 else Reason.LOAD
-        return Place(Placement(best.id), reason, matches.get(best.id, 0), load_s(best))
+        return Place(Placement(best.id), reason, matches.get(best.id, 0), best.load_s)
 
     def on(self, event: Event) -> None:
         """Load is counted by the scheduler."""
-
-
-def load_s(worker: WorkerView) -> float:
-    """Work in hand, seconds."""
-    return worker.profile.prefill_s(worker.prefill_owed) + worker.sequences * worker.profile.step_s(
-        worker.sequences, worker.decode_tokens
-    )

@@ -7,7 +7,8 @@ LMetric (arXiv 2603.15202): argmin of (uncached tokens of the request on w + pre
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.model import Event, Matches, Place, RequestView, WorkerView
+from policies.events import Event
+from policies.model import Matches, Place, RequestView, WorkerView
 from policies.placement.cheapest import cheapest
 
 

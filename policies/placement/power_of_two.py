@@ -7,9 +7,9 @@ the same however large the fleet is.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policies.events import Event
 from policies.knowledge import Knowledge
-from policies.model import Event, Matches, Place, Placement, Reason, RequestView, WorkerView
-from policies.placement.least_loaded import load_s
+from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
 from policies.placement.random_choice import draw
 
 
@@ -38,8 +38,8 @@ class PowerOfTwo:
         bits = draw(request, self._seed)
         first = bits % len(able)
         second = (first + 1 + (bits >> 32) % (len(able) - 1)) % len(able) if len(able) > 1 else first
-        worker = min(able[first], able[second], key=lambda w: (load_s(w), w.kv_reserved))
-        return Place(Placement(worker.id), Reason.LOAD, matches.get(worker.id, 0), load_s(worker))
+        worker = min(able[first], able[second], key=lambda w: (w.load_s, w.kv_reserved))
+        return Place(Placement(worker.id), Reason.LOAD, matches.get(worker.id, 0), worker.load_s)
 
     def on(self, event: Event) -> None:
         """Load is counted by the scheduler."""

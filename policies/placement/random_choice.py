@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import xxhash
 
+from policies.events import Event
 from policies.knowledge import Knowledge
-from policies.model import Event, Matches, Place, Placement, Reason, RequestView, WorkerView
+from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.model import Event, Matches, Place, Placed, Placement, Reason, RequestView, WorkerView
+from policies.events import Bound, Event
+from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +34,5 @@ class RoundRobin:
         return None
 
     def on(self, event: Event) -> None:
-        if isinstance(event, Placed):
+        if isinstance(event, Bound):
             self._turn += 1

@@ -8,7 +8,7 @@ from policies.model import RequestView
 
 
 class Backlog:
-    """First in, first out within each client; a request that comes back goes to the head of its client's line."""
+    """First in, first out within each client; a request that comes back stands where it stood."""
 
     def __init__(self) -> None:
         self.lines: dict[str, OrderedDict[str, RequestView]] = {}
@@ -23,8 +23,9 @@ class Backlog:
     def push(self, request: RequestView, *, again: bool) -> None:
         line = self.lines.setdefault(request.client, OrderedDict())
         line[request.id] = request
-        if again:
-            line.move_to_end(request.id, last=False)
+        if again:  # back to where it stood
+            for younger in [other.id for other in line.values() if other.arrived > request.arrived]:
+                line.move_to_end(younger)
         self._count += 1
 
     def remove(self, request: RequestView) -> None:

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from policies.events import Event, Left, Output, Placed
 from policies.knowledge import Knowledge
-from policies.model import Candidate, Event, Left, Output, Placed, RequestView, WorkerView
+from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
 from policies.queue.backlog import Backlog
 from policies.queue.volume import volume

@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from policies.model import Candidate, Event, RequestView, WorkerView
+from policies.events import Event
+from policies.model import Candidate, RequestView, WorkerView
 
 _Lane = tuple[str, str | None, frozenset[str]]
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from policies.events import Event
 from policies.knowledge import Knowledge
-from policies.model import Candidate, Event, RequestView, WorkerView
+from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
 
 
@@ -35,8 +36,9 @@ class Lpm:
 
     def push(self, request: RequestView, *, again: bool = False) -> None:
         self._waiting[request.id] = request
-        if again:
-            self._waiting.move_to_end(request.id, last=False)
+        if again:  # back to where it stood
+            for younger in [other.id for other in self._waiting.values() if other.arrived > request.arrived]:
+                self._waiting.move_to_end(younger)
 
     def remove(self, request: RequestView) -> None:
         del self._waiting[request.id]

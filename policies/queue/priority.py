@@ -7,8 +7,9 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from policies.events import Event
 from policies.knowledge import Knowledge
-from policies.model import Candidate, Event, RequestView, WorkerView
+from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
 
 
@@ -35,8 +36,9 @@ class Priority:
     def push(self, request: RequestView, *, again: bool = False) -> None:
         level = self._levels.setdefault(request.priority, OrderedDict())
         level[request.id] = request
-        if again:
-            level.move_to_end(request.id, last=False)
+        if again:  # back to where it stood
+            for younger in [other.id for other in level.values() if other.arrived > request.arrived]:
+                level.move_to_end(younger)
         self._count += 1
 
     def remove(self, request: RequestView) -> None:

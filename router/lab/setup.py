@@ -15,7 +15,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from policies import catalog
-from router.config import Config, Policies
+from router.config import Config
+from router.sections import Policies
 from workers.simulator.profiles import PROFILES, Profile
 from workers.simulator.sequences import EngineConfig
 

@@ -9,25 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import catalog
+from policies.events import FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
 from policies.load import Leg, Load
-from policies.model import (
-    FirstToken,
-    Hold,
-    Left,
-    Outcome,
-    Output,
-    Place,
-    Placed,
-    Placement,
-    PrefixKey,
-    Queued,
-    RequestView,
-    Usage,
-    WorkerArrived,
-    WorkerFacts,
-    WorkerGone,
-    reserve,
-)
+from policies.model import Hold, Outcome, Place, Placement, PrefixKey, RequestView, Usage, WorkerFacts, reserve
 from policies.profile import Profile
 
 PLACEMENTS = catalog.placement_policies()

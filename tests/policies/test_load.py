@@ -132,8 +132,8 @@ def test_the_view_tells_what_is_in_flight():
     room = view.room
     assert (room.idle, room.prefill_idle, room.prefill_free) == (False, False, 200)
     assert (room.slots_free, room.kv_free) == (1, 750)
-    row = worker.row()
-    assert (row.sequences, row.slots_free, row.prefill_free, row.kv_reserved) == (3, 1, 200, 250)
+    row = worker.view()
+    assert (row.sequences, row.room.slots_free, row.room.prefill_free, row.kv_reserved) == (3, 1, 200, 250)
 
 
 def test_the_window_is_a_time_by_the_profile_but_at_most_one_batch():

@@ -1,6 +1,7 @@
 """Each placement's own rule, one fact at a time; what all of them share is in test_catalog.py."""
 
-from policies.model import Placed, Placement, PrefixKey, Reason, RequestView, WorkerFacts, WorkerView
+from policies.events import Bound
+from policies.model import Placement, PrefixKey, Reason, RequestView, WorkerFacts, WorkerView
 from policies.placement import cache_aware, least_loaded, round_robin
 from policies.profile import Profile
 from policies.room import Room
@@ -31,7 +32,8 @@ def worker(name, *, requests=0, owed=0, kv=0, room=OPEN, profile=None):
         decode_tokens=0,
         kv_reserved=kv,
         room=room,
-        profile=profile or Profile(),
+        profile=(speed := profile or Profile()),
+        load_s=speed.prefill_s(owed) + requests * speed.step_s(requests),
     )
 
 
@@ -48,7 +50,7 @@ def rounds(policy, workers, times):
     for _ in range(times):
         place = policy.choose(request(), {}, workers, 0.0)
         names.append(place.placement.decode)
-        policy.on(Placed(request(), place.placement, 0, 1000, 0.0))
+        policy.on(Bound(request(), place.placement, 0.0))
     return names
 
 

@@ -10,29 +10,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from policies import catalog
+from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
 from policies.knowledge import Knowledge
 from policies.model import (
     Dispatch,
-    FirstToken,
     Hold,
-    Left,
     LegFailure,
     Outcome,
-    Output,
     Place,
-    Placed,
     Placement,
     PrefixKey,
-    Queued,
     Reading,
     Reason,
     Reject,
     RejectReason,
     RequestView,
     Usage,
-    WorkerArrived,
     WorkerFacts,
-    WorkerGone,
 )
 from policies.queue.fcfs import Fcfs
 from policies.queue.fcfs import Settings as FcfsSettings
@@ -799,7 +793,7 @@ def test_legs_on_a_worker_that_left_and_came_back_are_still_counted_there():
     made.worker_left("a", 1.0)
     made.worker_joined(facts("a", slots=2), 2.0)
     (row,) = made.snapshot().workers
-    assert (row.requests, row.slots_free) == (1, 1)
+    assert (row.requests, row.room.slots_free) == (1, 1)
     made.settled(ticket, Usage(9, 40), 3.0)
     (row,) = made.snapshot().workers
     assert (row.requests, row.sequences, row.prefill_owed, row.kv_reserved) == (0, 0, 0, 0)
@@ -843,11 +837,11 @@ def test_an_answer_that_is_not_streamed_is_predicted_and_corrected_at_its_end():
         at = made.next_deadline()
         assert made.decisions(at - 1e-6) == []
         made.decisions(at)
-    assert [type(event) for event in heard] == [Queued, Placed, FirstToken, Output, Output, Output]
+    assert [type(event) for event in heard] == [Queued, Bound, Placed, FirstToken, Output, Output, Output]
     assert [event.tokens for event in heard if isinstance(event, Output)] == [32, 32, 6]
     assert made.next_deadline() is None
     made.settled(ticket, Usage(9, 50), 60.0)
-    assert [type(event) for event in heard[6:]] == [Output, Left]
+    assert [type(event) for event in heard[7:]] == [Output, Left]
     assert sum(event.tokens for event in heard if isinstance(event, Output)) == 50
 
 
@@ -865,7 +859,7 @@ def test_an_answer_without_a_seen_first_token_has_one_at_its_end():
     ticket = made.submit(request("r"), 0.0)
     made.decisions(0.0)
     made.settled(ticket, Usage(9, 3), 1.0)
-    assert [type(event) for event in heard] == [Queued, Placed, FirstToken, Output, Left]
+    assert [type(event) for event in heard] == [Queued, Bound, Placed, FirstToken, Output, Left]
 
 
 def test_the_events_of_a_stream_add_up_to_the_usage():

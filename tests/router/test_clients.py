@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.clients import ANONYMOUS, USER_LENGTH, Clients
-from router.config import ClientConfig
 from router.errors import Overloaded, OverQuota, Unauthorized
 from router.keys import hash_key
 from router.quota import Limits, Quota
+from router.sections import ClientConfig
 
 
 def client(name, *keys, **more):

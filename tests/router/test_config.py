@@ -4,9 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import catalog
-from router.config import ClientConfig, Config, WorkerConfig
+from router.config import Config
 from router.config_text import as_yaml
 from router.keys import hash_key
+from router.sections import ClientConfig, WorkerConfig
 from router.settings_file import MAX_NODES, ConfigError, dotted, read
 
 

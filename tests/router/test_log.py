@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from router.config import Log
 from router.log import MAX_HELD_BYTES, LineHandler, Lines, RequestLog, configure, request_as_text
+from router.sections import Log
 
 RECORD = {
     "outcome": "completed",

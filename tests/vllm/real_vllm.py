@@ -105,10 +105,12 @@ class VllmServer:
             self.process.stdin.close()
 
     def start_again(self) -> None:
-        """Another process on the same port; returns when it is healthy."""
+        """Another process on the same port, which will be healthy later (`wait_until_healthy`).
+
+        To be called from the main thread: the keeper ends with the thread that has started it.
+        """
         self.stop()
         self.process = spawn(self.spec, self.environment)
-        wait_until_healthy(self)
 
     def counted(self, metric: str) -> float:
         """The sum of a metric of its own over its series, now."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from gateway_under_test import running_gateway, until
-from real_vllm import Wanted
+from real_vllm import Wanted, wait_until_healthy
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -27,6 +27,8 @@ ASKS = {
     "/v1/responses": {"input": WORDS, "ignore_eos": True},
     "/v1/messages": TURNS,
 }
+SAY_SO = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+"""Where vLLM says that it gives an answer up. On `/v1/responses` it calls such an answer complete."""
 PATIENT = {"probe_every_s": 0.2, "probe_timeout_s": 3, "scrape_every_s": 0.5, "stale_after_s": 5}
 """Servers that share two cores answer late now and then."""
 
@@ -104,12 +106,12 @@ class Stream:
         return not broken
 
 
-async def under_way(gateway, server):
+async def under_way(gateway, server, paths=tuple(ASKS)):
     """On every path two answers in one piece and two streams, half of them on this server."""
-    whole = [asyncio.create_task(ask(gateway, path, tokens=2000)) for path in ASKS for _ in range(2)]
-    await until(lambda: in_flight(gateway, server) == len(ASKS))
-    streams = [await Stream(gateway, path).begun() for path in ASKS for _ in range(2)]
-    assert in_flight(gateway, server) == len(ASKS) * 2
+    whole = [asyncio.create_task(ask(gateway, path, tokens=2000)) for path in paths for _ in range(2)]
+    await until(lambda: in_flight(gateway, server) == len(paths))
+    streams = [await Stream(gateway, path).begun() for path in paths for _ in range(2)]
+    assert in_flight(gateway, server) == len(paths) * 2
     return whole, streams
 
 
@@ -220,17 +222,13 @@ async def test_a_paused_engine_is_left_for_another_worker_suspected_and_trusted_
 
 
 async def test_answers_that_the_engine_gives_up_are_begun_anew_elsewhere_or_broken_off_in_the_open(draining, pair):
-    # `/v1/responses` is left out: vLLM calls an answer there complete, though it has given it up.
-    said = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
     async with gateway_over(draining, pair[0]) as gateway:
-        whole = [asyncio.create_task(ask(gateway, path, tokens=2000)) for path in said for _ in range(2)]
-        await until(lambda: in_flight(gateway, draining) == len(said))
-        streams = [await Stream(gateway, path).begun() for path in said for _ in range(2)]
+        whole, streams = await under_way(gateway, draining, SAY_SO)
         control(draining, "pause?mode=abort")
         control(draining, "resume")
         await all_end(whole, streams)
-        assert failures(gateway, draining) == {"shutdown": len(said) * 2}
-        assert gateway.outcomes() == {"completed": len(said) * 3, "failed": len(said)}
+        assert failures(gateway, draining) == {"shutdown": len(SAY_SO) * 2}
+        assert gateway.outcomes() == {"completed": len(SAY_SO) * 3, "failed": len(SAY_SO)}
 
 
 async def test_a_server_that_drains_finishes_what_it_has_and_the_rest_goes_elsewhere(draining, pair):
@@ -256,7 +254,7 @@ async def test_a_server_that_drains_finishes_what_it_has_and_the_rest_goes_elsew
 async def test_a_server_that_is_told_to_end_breaks_off_streams_and_hands_the_rest_to_another(limited, pair):
     # Whether vLLM still says `abort` or leaves its clients hanging is a race inside it; either is seen here.
     async with gateway_over(limited, pair[0]) as gateway:
-        whole, streams = await under_way(gateway, limited)
+        whole, streams = await under_way(gateway, limited, SAY_SO)
         limited.signal(signal.SIGTERM)
         await all_end(whole, streams)
         await until(lambda: state(gateway, limited) == "down")
@@ -280,7 +278,8 @@ async def test_a_server_whose_engine_dies_is_left_at_once_and_comes_back_as_anot
         assert is_whole(await ask(gateway))
 
         assert worker(gateway, mortal).epoch == 0
-        await asyncio.to_thread(mortal.start_again)
+        mortal.start_again()
+        await asyncio.to_thread(wait_until_healthy, mortal)
         await until(lambda: worker(gateway, mortal).epoch == 1 and state(gateway, mortal) == "up", within_s=10)
         for _ in range(4):
             assert is_whole(await ask(gateway, **repeated))
