@@ -90,6 +90,7 @@ class Exchange:
     async def start(self, status: int, content_type: bytes, length: int | None = None) -> None:
         self._started = True
         headers = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode("latin-1"))]
+        headers.append((b"vary", b"Origin"))
         if length is not None:
             headers.append((b"content-length", b"%d" % length))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
