@@ -21,8 +21,8 @@ from policies.queue import dlpm, fcfs, lpm, priority
 
 Policy = TypeVar("Policy", PlacementPolicy, QueuePolicy)
 
-DEFAULT_PLACEMENT = "cache_aware"
-DEFAULT_QUEUE = "fcfs"
+DEFAULT_PLACEMENT = "fairlead"
+DEFAULT_QUEUE = "dlpm"
 
 
 @dataclass(frozen=True, slots=True)

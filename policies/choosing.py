@@ -1,14 +1,16 @@
 """Who starts next, and where: asks the two policies, and holds them to their bounds.
 
 A queue policy offers candidates, the placement policy accepts one. A placement that would rather wait (`Hold`)
-may let a request do so for `hold_s` in all; then it is asked again with only those workers that have room. A
-policy that raises an exception is a bug, but never an outage: the least loaded worker takes the request, and the
-fault is counted for the driver to report.
+may let a request do so for `hold_s` in all, and leave a worker's room unused for as long, whoever waits. Then it
+is asked again with only those workers that have room, and if it still would rather wait, the least loaded one
+takes the request. A policy that raises an exception is a bug, but never an outage: the request goes to the least
+loaded worker, the queue is taken in order of arrival, and the fault is counted for the driver to report.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from policies.model import Hold, Matches, Place, RequestView, WorkerId, WorkerView
+from policies.model import Candidate, Hold, Matches, Place, RequestView, WorkerId, WorkerView
 from policies.placement.least_loaded import LeastLoaded
 from policies.placement.least_loaded import Settings as LeastLoadedSettings
 from policies.prefixes import Prefixes
@@ -53,13 +55,33 @@ class Chooser:
         self._hold_s = hold_s
         self._held: dict[str, float] = {}
         """Since when a request has been waiting beside workers with room."""
+        self._unused: dict[WorkerId, float] = {}
+        """Since when a worker's room has been left unused for requests that wait."""
+        self._passed: dict[WorkerId, float] = {}
+        """The same, as far as the present question has come."""
 
     def next(self, now: float) -> Choice | None:
         """The request that starts now, if any can; nothing is committed."""
+        self.hold_until = None
+        self._passed = {}
+        choice = self._next(now)
+        if choice is None:
+            self._unused = self._passed
+        else:
+            self._unused.pop(choice.place.placement.decode, None)
+        return choice
+
+    def forget(self, request: RequestView) -> None:
+        """The request has left the queue."""
+        self._held.pop(request.id, None)
+        if not len(self._queue):
+            self._unused.clear()
+
+    def _next(self, now: float) -> Choice | None:
         views = self._roster.views()
         if not any(view.room.open for view in views):
             return None
-        for request, keep_off, bound in self._queue.candidates(views, now):
+        for request, keep_off, bound in self._candidates(views, now):
             workers = self._able(request, keep_off, bound)
             if not any(view.room.open for view in workers):
                 continue
@@ -72,9 +94,12 @@ class Chooser:
                 return Choice(request, place, matches, bound is not None)
         return None
 
-    def forget(self, request: RequestView) -> None:
-        """The request has left the queue."""
-        self._held.pop(request.id, None)
+    def _candidates(self, views: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
+        try:
+            yield from self._queue.candidates(views, now)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
+            self.faults.add(fault)
+            yield from map(Candidate, sorted(self._queue.waiting(), key=lambda request: request.arrived))
 
     def _able(self, request: RequestView, keep_off: frozenset[WorkerId], bound: Place | None) -> list[WorkerView]:
         workers = self._roster.able(request)
@@ -87,10 +112,12 @@ class Chooser:
     ) -> Place | None:
         choice = self._ask(request, matches, workers, now)
         if isinstance(choice, Hold):
-            if self._may_wait(request, choice, now):
-                return None
             workers = [view for view in workers if view.admits(request, matches.get(view.id, 0))]
+            if self._may_wait(request, choice, workers, now):
+                return None
             choice = self._ask(request, matches, workers, now)
+            if isinstance(choice, Hold):
+                choice = self._fallback.choose(request, matches, workers, now)
         return choice if isinstance(choice, Place) else None
 
     def _ask(
@@ -102,9 +129,13 @@ class Chooser:
             self.faults.add(fault)
             return self._fallback.choose(request, matches, workers, now)
 
-    def _may_wait(self, request: RequestView, hold: Hold, now: float) -> bool:
-        """Whether the request may still wait for a better worker; if so, until when is noted."""
-        until = min(hold.until, self._held.setdefault(request.id, now) + self._hold_s)
+    def _may_wait(self, request: RequestView, hold: Hold, beside: list[WorkerView], now: float) -> bool:
+        """Whether the request may still wait beside workers with room; if so, until when is noted."""
+        since = self._held.setdefault(request.id, now)
+        for view in beside:
+            self._passed[view.id] = self._unused.setdefault(view.id, now)
+            since = min(since, self._passed[view.id])
+        until = min(hold.until, since + self._hold_s)
         if until > now:
             self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
         return until > now

@@ -5,40 +5,52 @@ Late binding keeps the choice open until there is room, which costs nothing here
 binding is for comparing, and for orders whose accounts belong to one worker.
 
 `EarlyLines` looks to the scheduler like one queue. Inside, each worker has a queue policy of its own, which hears
-of its own requests only. To a placement policy every worker has room, and its line counts as load. A line is
-placed anew when its worker leaves, drains, or becomes suspect while others are not.
+of its own requests only. To a placement policy every worker has room, its line counts as load, and the prompts in
+its line as cached: those who arrive later find them computed. A request is placed anew when its worker leaves, or
+when it should no longer be given there: the worker drains, or is suspect while others are not.
+
+Accounts per line are fair per line: two clients get equal service from a worker as long as both wait there. Whose
+requests are bound to other workers is not compared, so no bound holds for the fleet as a whole.
+
+Invariants: who waits is in one line, or in none if the placement named no worker (a fault; it is then offered as
+under late binding); a line's tokens are the sum over its seats; asking for candidates twice changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from policies.choosing import Faults
 from policies.events import Bound, Event, FirstToken, Left, Output, Placed, Queued, WorkerGone
-from policies.model import Candidate, Place, RequestView, WorkerId, WorkerView
-from policies.prefixes import Prefixes
+from policies.model import Candidate, Matches, Place, RequestView, WorkerId, WorkerView
+from policies.prefixes import Pinned, Prefixes
 from policies.protocol import PlacementPolicy, QueuePolicy
 from policies.room import Room
 
 _OPEN = Room(idle=True, prefill_idle=True, prefill_free=0, slots_free=None, kv_free=None, expected_at=0.0)
+
+_Fleet = tuple[tuple[WorkerId, bool, frozenset[str]], ...]
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
     queue: QueuePolicy
     tokens: int = 0
-    """Prompt tokens that wait, as far as they are not cached there."""
+    """Prompt tokens that wait, as far as they will not be cached there."""
+    sequences: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Seat:
     """Where a request waits."""
 
-    worker: WorkerId
+    line: _Line
     place: Place
     tokens: int
+    pinned: Pinned | None
 
 
 class EarlyLines:
-    """A queue of queues. `able` says who could serve a request, `make_queue` makes the order of one line."""
+    """A queue of queues; `make_queue` makes the order of one line."""
 
     def __init__(
         self,
@@ -49,32 +61,40 @@ class EarlyLines:
         self._make_queue = make_queue
         self._placement = placement
         self._prefixes = prefixes
+        self._coming = Prefixes()
+        """The prompts in each line, as long as they wait there."""
         self._able: Callable[[RequestView], Sequence[WorkerView]] = lambda _: ()
+        self._faults = Faults()
         self._lines: dict[WorkerId, _Line] = {}
         self._seats: dict[str, _Seat] = {}
         self._unbound: dict[str, RequestView] = {}
-        self._again: set[str] = set()
+        self._member: dict[str, _Line] = {}
+        """Whose events a request's are, waiting or running; its worker may be gone."""
+        self._fleet: _Fleet = ()
 
-    def choose_among(self, able: Callable[[RequestView], Sequence[WorkerView]]) -> None:
-        """Who could serve a request, with room or without: the scheduler's knowledge."""
+    def choose_among(
+        self, able: Callable[[RequestView], Sequence[WorkerView]], faults: Faults | None = None
+    ) -> None:
+        """Who could serve a request, with room or without, and where exceptions of the placement are counted."""
         self._able = able
+        self._faults = faults or self._faults
 
     def __len__(self) -> int:
         return len(self._seats) + len(self._unbound)
 
-    def push(self, request: RequestView, *, again: bool = False) -> None:
+    def push(self, request: RequestView, *, again: bool = False) -> None:  # noqa: ARG002 - `Queued` says it too
         """It is bound when the `Queued` event follows, which knows the time."""
         self._unbound[request.id] = request
-        if again:
-            self._again.add(request.id)
 
     def remove(self, request: RequestView) -> None:
-        self._again.discard(request.id)
         if self._unbound.pop(request.id, None) is None:
             seat = self._seats.pop(request.id)
-            line = self._lines[seat.worker]
-            line.queue.remove(request)
-            line.tokens -= seat.tokens
+            seat.line.queue.remove(request)
+            seat.line.tokens -= seat.tokens
+            seat.line.sequences -= request.sequences
+            if seat.pinned is not None:
+                self._coming.release(seat.pinned, 0.0)
+                self._coming.forget(seat.place.placement.decode, request, 0)
 
     def waiting(self) -> Iterator[RequestView]:
         yield from self._unbound.values()
@@ -82,9 +102,9 @@ class EarlyLines:
             yield from line.queue.waiting()
 
     def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        self._settle_again(workers, now)
+        self._place_anew(workers, now)
         for request in list(self._unbound.values()):
-            self._bind(request, now)
+            yield Candidate(request)
         for worker in workers:
             line = self._lines.get(worker.id)
             if line is not None and worker.room.open and len(line.queue):
@@ -94,39 +114,77 @@ class EarlyLines:
 
     def on(self, event: Event) -> None:
         if isinstance(event, Queued):
-            if event.request.id in self._unbound:
-                self._bind(event.request, event.now)
+            self._bind(event)
         elif isinstance(event, WorkerGone):
-            self._empty(event.worker, event.now)
+            line = self._lines.get(event.worker)
+            for request in list(line.queue.waiting()) if line is not None else ():
+                self._move(request, event.now)
             self._lines.pop(event.worker, None)
-        elif isinstance(event, Placed | FirstToken | Output | Left) and event.placement is not None:
-            line = self._lines.get(event.placement.decode)
-            if line is not None:
-                line.queue.on(event)
+            self._coming.remove(event.worker)
+        elif isinstance(event, Placed | FirstToken | Output | Left):
+            self._pass_on(event)
 
-    def _bind(self, request: RequestView, now: float) -> None:
+    def _pass_on(self, event: Placed | FirstToken | Output | Left) -> None:
+        """To the line that the request belongs to. One that was never bound joins its worker's when it starts."""
+        name = event.request.id
+        if isinstance(event, Placed) and name not in self._member:
+            self._member[name] = self._line(event.placement.decode)
+        line = self._member.pop(name, None) if isinstance(event, Left) else self._member.get(name)
+        if line is not None:
+            line.queue.on(event)
+
+    # -- binding
+
+    def _bind(self, event: Queued) -> None:
         """Give the request its worker, as if every one had room."""
-        views = [self._with_line(view) for view in self._able(request)]
-        matches = self._prefixes.match(request)
-        choice = self._placement.choose(request, matches, views, now) if views else None
-        if not isinstance(choice, Place):
+        request, now = event.request, event.now
+        place = self._choose(request, now)
+        if place is None:
             return
-        worker = choice.placement.decode
-        tokens = max(1, request.input_tokens - matches.get(worker, 0))
-        line = self._line(worker)
-        self._unbound.pop(request.id, None)
-        self._seats[request.id] = _Seat(worker, choice, tokens)
-        line.queue.push(request, again=request.id in self._again)
+        worker = place.placement.decode
+        tokens = max(1, request.input_tokens - place.matched_tokens)
+        line = self._member[request.id] = self._line(worker)
+        del self._unbound[request.id]
+        pinned = self._coming.insert(worker, request, now)
+        self._seats[request.id] = _Seat(line, place, tokens, pinned)
         line.tokens += tokens
-        # What waits there will be in the cache: the next one of its kind should find it.
-        if (pinned := self._prefixes.insert(worker, request, now)) is not None:
-            self._prefixes.release(pinned, now)
-        self._placement.on(Bound(request, choice.placement, now))
+        line.sequences += request.sequences
+        line.queue.push(request, again=event.again)
+        line.queue.on(event)
+        self._placement.on(Bound(request, place.placement, now))
+
+    def _choose(self, request: RequestView, now: float) -> Place | None:
+        able = self._able(request)
+        if not able:
+            return None
+        matches = self._matches(request)
+        try:
+            choice = self._placement.choose(request, matches, [self._with_line(view) for view in able], now)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, the request goes on
+            self._faults.add(fault)
+            return None
+        return choice if isinstance(choice, Place) else None
+
+    def _matches(self, request: RequestView) -> Matches:
+        """What each worker holds, or will by the time the request's turn comes."""
+        held, coming = self._prefixes.match(request), self._coming.match(request)
+        return {worker: max(held.get(worker, 0), coming.get(worker, 0)) for worker in {**held, **coming}}
 
     def _with_line(self, view: WorkerView) -> WorkerView:
         line = self._lines.get(view.id)
-        waiting, tokens = (len(line.queue), line.tokens) if line is not None else (0, 0)
-        return replace(view, requests=view.requests + waiting, prefill_owed=view.prefill_owed + tokens, room=_OPEN)
+        if line is None:
+            return replace(view, room=_OPEN)
+        owed = view.prefill_owed + line.tokens
+        profile = view.profile
+        ahead_s = profile.prefill_s(owed) - profile.prefill_s(view.prefill_owed)
+        steps_s = line.sequences * profile.step_s(view.sequences + line.sequences, view.decode_tokens)
+        return replace(
+            view,
+            requests=view.requests + len(line.queue),
+            prefill_owed=owed,
+            load_s=view.load_s + ahead_s + steps_s,
+            room=_OPEN,
+        )
 
     def _line(self, worker: WorkerId) -> _Line:
         line = self._lines.get(worker)
@@ -134,17 +192,21 @@ class EarlyLines:
             line = self._lines[worker] = _Line(self._make_queue())
         return line
 
-    def _settle_again(self, workers: Sequence[WorkerView], now: float) -> None:
-        """Place anew who waits for a worker that cannot, or should not, be given anything now."""
-        good = {view.id for view in workers if not view.facts.suspect} or {view.id for view in workers}
+    def _place_anew(self, workers: Sequence[WorkerView], now: float) -> None:
+        """When workers have changed: whoever waits where it cannot, or should not, be given now."""
+        fleet = tuple((view.id, view.facts.suspect, view.facts.lines) for view in workers)
+        if fleet == self._fleet:
+            return
+        self._fleet = fleet
         for worker, line in list(self._lines.items()):
-            if worker not in good and len(line.queue):
-                self._empty(worker, now)
-
-    def _empty(self, worker: WorkerId, now: float) -> None:
-        line = self._lines.get(worker)
-        if line is not None:
             for request in list(line.queue.waiting()):
-                self.remove(request)
-                self.push(request, again=True)
-                self._bind(request, now)
+                if all(view.id != worker for view in self._able(request)):
+                    self._move(request, now)
+        for request in list(self._unbound.values()):
+            self._bind(Queued(request, now, again=True))
+
+    def _move(self, request: RequestView, now: float) -> None:
+        self.remove(request)
+        self._member.pop(request.id).queue.on(Left(request, None, None, None, now))
+        self._unbound[request.id] = request
+        self._bind(Queued(request, now, again=True))

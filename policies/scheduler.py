@@ -133,7 +133,8 @@ class Scheduler:
         """So many more output tokens; drivers coalesce (every 32 tokens or 100 ms)."""
         running = self._running(ticket)
         if running is not None and tokens > 0:
-            self.first_token(ticket, now)
+            if running.leg.first_token_at is None:
+                self.first_token(ticket, now)
             running.decoder.saw_output(running.leg, tokens)
             self._tell(Output(running.leg.request, running.leg.placement, tokens, now))
 
@@ -321,5 +322,8 @@ class Scheduler:
         return None if entry is None else entry.running
 
     def _tell(self, event: Event) -> None:
-        self._queue.on(event)
-        self._placement.on(event)
+        for policy in (self._queue, self._placement):
+            try:
+                policy.on(event)
+            except Exception as fault:  # noqa: BLE001 - a policy's bug is never an outage
+                self.faults.add(fault)

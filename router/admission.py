@@ -6,6 +6,7 @@ once, as on an idle fleet it does, no future is made and nobody waits.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from policies.model import (
@@ -20,6 +21,10 @@ from policies.model import (
     WorkerId,
 )
 from policies.scheduler import Scheduler
+
+_log = logging.getLogger("fairlead.policies")
+_FAULTS_EVERY_S = 60.0
+"""At most so often the log speaks of policies that raise; requests go on without them."""
 
 
 class Admitted:
@@ -114,6 +119,8 @@ class Pool:
         self._admitted: dict[str, Admitted] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self._faults_seen = 0
+        self._faults_told_at = -float("inf")
 
     def submit(self, view: RequestView) -> Admitted:
         admitted = Admitted(self, view)
@@ -143,6 +150,8 @@ class Pool:
             if admitted is not None:
                 admitted.decide(decision)
         self._arm(self.scheduler.next_deadline(), now)
+        if self.scheduler.faults.count != self._faults_seen:
+            self._tell_of_faults(now)
 
     def forget(self, admitted: Admitted) -> None:
         """The last step of a request's life: nothing of it stays behind, whatever happened before."""
@@ -151,6 +160,19 @@ class Pool:
 
     def close(self) -> None:
         self._arm(None, 0.0)
+
+    def _tell_of_faults(self, now: float) -> None:
+        """Say that a policy is broken, and where; the next minute's faults are told together."""
+        if now - self._faults_told_at < _FAULTS_EVERY_S:
+            return
+        faults = self.scheduler.faults
+        _log.error(
+            "a policy of %s raised an exception, %d times since it was last said",
+            self.model,
+            faults.count - self._faults_seen,
+            exc_info=faults.last,
+        )
+        self._faults_seen, self._faults_told_at = faults.count, now
 
     def _arm(self, deadline: float | None, now: float) -> None:
         if deadline == self._timer_at and (deadline is None or deadline > now):

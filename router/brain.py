@@ -31,5 +31,5 @@ def scheduler_for(config: Config, seed: int = 0) -> Scheduler:
         return Scheduler(make_queue(), placement, settings, knowledge)
     lines = EarlyLines(make_queue, placement, knowledge.prefixes)
     scheduler = Scheduler(lines, placement, settings, knowledge)
-    lines.choose_among(scheduler.able)
+    lines.choose_among(scheduler.able, scheduler.faults)
     return scheduler

@@ -194,6 +194,7 @@ class _State(Collector):
         for model, pool in self._pools.by_model.items():
             snapshot = pool.scheduler.snapshot()
             gauges["queue_depth"].add_metric([model], snapshot.queued)
+            totals["policy_faults"].add_metric([model], pool.scheduler.faults.count)
             for row in snapshot.workers:
                 gauges["worker_requests"].add_metric([row.id], row.requests)
                 gauges["worker_prefill_owed_tokens"].add_metric([row.id], row.prefill_owed)
@@ -231,9 +232,17 @@ class _State(Collector):
         }
 
     def _totals(self) -> dict[str, CounterMetricFamily]:
-        text = "Units dropped because a worker's cache must have dropped them"
-        name = "prefix_tree_evicted_units"
-        return {name: CounterMetricFamily(f"fairlead_{name}", text, labels=["tree"])}
+        return {
+            name: CounterMetricFamily(f"fairlead_{name}", text, labels=labels)
+            for name, text, labels in (
+                (
+                    "prefix_tree_evicted_units",
+                    "Units dropped because a worker's cache must have dropped them",
+                    ["tree"],
+                ),
+                ("policy_faults", "Exceptions of policies; the least loaded worker took the request", ["model"]),
+            )
+        }
 
 
 def _worker(member: Member, gauges: dict[str, GaugeMetricFamily]) -> None:

@@ -27,8 +27,10 @@ from policies.placement.random_choice import draw
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    harm: float = 1.0
+    harm: float = 0.1
     """Weight of what the request does to others against its own latency."""
+    decode: float = 0.1
+    """Weight of the pace of decoding, its own and that of the sequences it joins, against time to first token."""
     hold: bool = True
     """May wait for a worker without room (the scheduler bounds it by `hold_ms`)."""
     hold_margin: float = 1.2
@@ -81,8 +83,8 @@ class Fairlead:
         answer = request.expected_output_tokens
         before = profile.step_s(batch, context)
         after = profile.step_s(batch + request.sequences, context + request.input_tokens * request.sequences)
-        harm = batch * (prefill + answer * (after - before))
-        return wait + prefill + answer * after + self._settings.harm * harm
+        pace = answer * after + self._settings.harm * batch * answer * (after - before)
+        return wait + prefill * (1 + self._settings.harm * batch) + self._settings.decode * pace
 
     def _place(
         self,

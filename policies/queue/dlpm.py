@@ -10,6 +10,9 @@ Among the eligible the order is free as far as the bound goes: `order` says whic
 Invariants: `q <= Q_u` plus what is charged and not yet settled; between two clients that stay backlogged the
 difference in service is at most `2 (U + Q_u)`, `U = w_e L + w_q M` (paper, theorem on fairness).
 
+Where workers serve different lines, only those count that some worker with room could serve: a client whose
+workers are full keeps its credit, and nobody else off the others.
+
 A step is cheap: refills are a count of rounds that each account applies to itself when it is looked at, and only
 the first few requests of a bounded number of clients are compared.
 """
@@ -18,14 +21,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import islice
 from typing import Literal
 
 from policies.events import Event, Left, Output, Placed
 from policies.knowledge import Knowledge
-from policies.model import Candidate, RequestView, WorkerView
+from policies.model import Candidate, Outcome, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
-from policies.queue.backlog import Backlog
+from policies.queue.backlog import Backlog, Lanes, heads, oldest
 from policies.queue.volume import volume
 
 _MAX_CLIENTS = 10_000
@@ -36,8 +40,9 @@ _MAX_CLIENTS = 10_000
 class Settings:
     quantum: int = 8192
     """Service per refill, Q_u: larger keeps prefixes together longer, smaller is fairer over short times."""
-    order: Literal["lpm", "svf", "fcfs"] = "lpm"
-    """Among eligible requests: longest matched prefix, smallest volume, or arrival."""
+    order: Literal["lpm", "svf", "fcfs"] = "fcfs"
+    """Among eligible requests: longest matched prefix (the paper's), smallest volume, or arrival. Where a
+    placement already finds the holder, arrival did best in the lab (benchmarks/LOG.md)."""
     extend_weight: float = 1.0
     """Service per prompt token that has to be computed, w_e."""
     output_weight: float = 2.0
@@ -47,7 +52,7 @@ class Settings:
     window: int = 64
     """Requests compared per step."""
     depth: int = 4
-    """Of each client at most so many."""
+    """Of each client (and of what the same workers can serve) at most so many."""
     forget_idle: bool = False
     """An idle client leaves: its debt is forgiven, its credit forfeited. False keeps its account, as printed."""
 
@@ -60,27 +65,38 @@ class _Account:
     running: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Charge:
+    """What a running attempt has been charged, in tokens."""
+
+    matched: int
+    extend: int
+    output: int = 0
+
+
 class Dlpm:
     """Deficits per client over one queue: that of the fleet, or of one worker under early binding."""
 
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
         self._knowledge = knowledge
-        self._backlog = Backlog()
+        self._backlog: Backlog[str] = Backlog()
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        self._charged: dict[str, int] = {}
+        self._charges: dict[str, _Charge] = {}
         self._round = 0
 
     def __len__(self) -> int:
         return len(self._backlog)
 
     def push(self, request: RequestView, *, again: bool = False) -> None:
-        self._account(request)
-        self._backlog.push(request, again=again)
+        account = self._account(request)
+        if self._settings.forget_idle and not again and self._idle(request.client, account):
+            account.deficit = 0.0
+        self._backlog.push(request.client, request, again=again)
 
     def remove(self, request: RequestView) -> None:
-        self._backlog.remove(request)
-        self._retire(request.client)
+        self._backlog.remove(request.client, request)
+        self._rest(request.client)
 
     def waiting(self) -> Iterator[RequestView]:
         return iter(self._backlog)
@@ -88,14 +104,16 @@ class Dlpm:
     def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
         if not self._backlog:
             return iter(())
-        rounds = {client: self._rounds_needed(self._accounts[client]) for client in self._backlog.lines}
-        least = min(rounds.values())
-        eligible = sorted(
-            (client for client, needed in rounds.items() if needed == least),
-            key=lambda client: arrival(self._backlog.head(client)),
-        )
         settings = self._settings
-        requests = (request for client in eligible for request in self._backlog.heads(client, settings.depth))
+        lanes = self._backlog.servable(workers)
+        rounds = {client: self._rounds_needed(self._accounts[client]) for client in lanes}
+        least = min(rounds.values())
+        eligible = nsmallest(
+            settings.window,
+            (client for client, needed in rounds.items() if needed == least),
+            key=lambda client: _first_arrival(lanes[client]),
+        )
+        requests = (request for client in eligible for request in heads(lanes[client], settings.depth))
         ordered = self._in_order(list(islice(requests, settings.window)))
         return aged_first(ordered, workers, now, settings.patience_s)
 
@@ -111,38 +129,38 @@ class Dlpm:
             self._round += self._rounds_needed(account)
             self._level(account)
             account.running += 1
-            self._charged[event.request.id] = event.extend_tokens
+            self._charges[event.request.id] = _Charge(event.matched_tokens, event.extend_tokens)
             account.deficit -= self._settings.extend_weight * event.extend_tokens
         elif isinstance(event, Output):
-            self._charge(event.request.client, self._settings.output_weight * event.tokens)
-        elif isinstance(event, Left) and event.placement is not None:
-            self._settle(event)
+            if (charge := self._charges.get(event.request.id)) is not None:
+                charge.output += event.tokens
+                self._charge(event.request.client, self._settings.output_weight * event.tokens)
+        elif isinstance(event, Left) and (charge := self._charges.pop(event.request.id, None)) is not None:
+            self._settle(event, charge)
 
-    def _settle(self, event: Left) -> None:
-        """Replace the extend tokens that were predicted by those that were computed.
+    def _settle(self, event: Left, charge: _Charge) -> None:
+        """Replace what was charged by what was computed.
 
-        A failed attempt is not the client's fault and is given back whole; a cancelled one stays charged, or long
-        prompts with early cancels would be free.
+        A failed attempt is not the client's fault and is given back whole, with the output that was predicted; so
+        is what a worker refused. A cancelled one stays charged, or long prompts with early cancels would be free.
         """
-        charged = self._charged.pop(event.request.id, 0)
-        usage = event.usage
-        if event.outcome is None:
-            actual = 0
-        elif usage is None or usage.cached_tokens is None:
-            actual = charged
+        settings, usage, client = self._settings, event.usage, event.request.client
+        if event.outcome in (None, Outcome.REFUSED):
+            self._charge(client, -settings.output_weight * charge.output)
+            extend = 0
+        elif usage is None or usage.input_tokens == 0:
+            extend = charge.extend
         else:
-            actual = max(0, usage.input_tokens - usage.cached_tokens)
-        self._charge(event.request.client, self._settings.extend_weight * (actual - charged))
-        account = self._accounts.get(event.request.client)
-        if account is not None:
-            account.running -= 1
-        self._retire(event.request.client)
+            cached = charge.matched if usage.cached_tokens is None else usage.cached_tokens
+            extend = max(0, usage.input_tokens - cached)
+        self._charge(client, settings.extend_weight * (extend - charge.extend))
+        self._accounts[client].running -= 1
+        self._rest(client)
 
     def _charge(self, client: str, service: float) -> None:
-        account = self._accounts.get(client)
-        if account is not None:
-            self._level(account)
-            account.deficit -= service
+        account = self._accounts[client]
+        self._level(account)
+        account.deficit -= service
 
     def _level(self, account: _Account) -> float:
         """Apply the rounds that have gone by: while `q <= 0` each one adds a quantum."""
@@ -166,20 +184,20 @@ class Dlpm:
         account.quantum = self._settings.quantum * request.weight
         return account
 
-    def _retire(self, client: str) -> None:
-        account = self._accounts.get(client)
-        if account is None or account.running or client in self._backlog.lines:
-            return
-        if self._settings.forget_idle:
-            del self._accounts[client]
-        else:
+    def _idle(self, client: str, account: _Account) -> bool:
+        return not account.running and client not in self._backlog.groups
+
+    def _rest(self, client: str) -> None:
+        """Whoever has become idle was active until now."""
+        if self._idle(client, self._accounts[client]):
             self._accounts.move_to_end(client)
 
     def _forget_the_oldest(self) -> None:
         """Bound the table: look at the few that have been quiet longest, and drop those that owe nothing."""
         for client in list(islice(self._accounts, 8 if len(self._accounts) > _MAX_CLIENTS else 0)):
             account = self._accounts[client]
-            if not account.running and client not in self._backlog.lines and self._level(account) >= 0:
+            forgiven = self._settings.forget_idle or self._level(account) >= 0
+            if forgiven and self._idle(client, account):
                 del self._accounts[client]
             else:
                 self._accounts.move_to_end(client)
@@ -191,3 +209,10 @@ class Dlpm:
         if self._settings.order == "lpm":
             return sorted(requests, key=lambda r: (-max(match(r).values(), default=0), *arrival(r)))
         return sorted(requests, key=lambda r: (volume(r, max(match(r).values(), default=0)), *arrival(r)))
+
+
+def _first_arrival(lanes: Lanes) -> tuple[float, str]:
+    if len(lanes) == 1:  # nearly always
+        (lane,) = lanes.values()
+        return arrival(oldest(lane))
+    return min(arrival(oldest(lane)) for lane in lanes.values())

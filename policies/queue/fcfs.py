@@ -8,6 +8,7 @@ keeps off the workers that could serve it.
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from policies.events import Event
 from policies.model import Candidate, RequestView, WorkerView
@@ -27,10 +28,12 @@ class Fcfs:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lanes: dict[_Lane, OrderedDict[str, RequestView]] = {}
-        self._count = 0
+        self._turns: dict[str, int] = {}
+        """In which order requests were pushed: who came first among those that arrived at the same time."""
+        self._serials = count()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._turns)
 
     def push(self, request: RequestView, *, again: bool = False) -> None:
         lane = self._lanes.setdefault(_lane(request), OrderedDict())
@@ -38,18 +41,17 @@ class Fcfs:
         if again:  # back to where it stood; those in its lane have all come back, in any order
             for younger in [other.id for other in lane.values() if other.arrived > request.arrived]:
                 lane.move_to_end(younger)
-        self._count += 1
+        self._turns[request.id] = next(self._serials)
 
     def remove(self, request: RequestView) -> None:
         name = _lane(request)
         lane = self._lanes[name]
-        del lane[request.id]
-        self._count -= 1
+        del lane[request.id], self._turns[request.id]
         if not lane:
             del self._lanes[name]
 
     def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        heads = sorted((next(iter(lane.values())) for lane in self._lanes.values()), key=_arrival)
+        heads = sorted((next(iter(lane.values())) for lane in self._lanes.values()), key=self._arrival)
         kept: frozenset[str] = frozenset()
         for head in heads:
             yield Candidate(head, kept)
@@ -62,9 +64,8 @@ class Fcfs:
     def on(self, event: Event) -> None:
         """Order of arrival keeps no accounts."""
 
-
-def _arrival(request: RequestView) -> float:
-    return request.arrived
+    def _arrival(self, request: RequestView) -> tuple[float, int]:
+        return request.arrived, self._turns[request.id]
 
 
 def _lane(request: RequestView) -> _Lane:

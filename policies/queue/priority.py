@@ -3,7 +3,6 @@
 It ages: every `promote_s` of waiting counts as one level, so that the lowest level is only slow and never starved.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from policies.events import Event
 from policies.knowledge import Knowledge
 from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
+from policies.queue.backlog import Backlog, oldest
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,39 +22,29 @@ class Settings:
 
 
 class Priority:
-    """A lane per level; the heads of the lanes compete. Levels are at most as many as requests wait."""
+    """Levels of lanes; the heads of the lanes compete."""
 
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
         self._knowledge = knowledge
-        self._levels: dict[int, OrderedDict[str, RequestView]] = {}
-        self._count = 0
+        self._levels: Backlog[int] = Backlog()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._levels)
 
     def push(self, request: RequestView, *, again: bool = False) -> None:
-        level = self._levels.setdefault(request.priority, OrderedDict())
-        level[request.id] = request
-        if again:  # back to where it stood
-            for younger in [other.id for other in level.values() if other.arrived > request.arrived]:
-                level.move_to_end(younger)
-        self._count += 1
+        self._levels.push(request.priority, request, again=again)
 
     def remove(self, request: RequestView) -> None:
-        level = self._levels[request.priority]
-        del level[request.id]
-        self._count -= 1
-        if not level:
-            del self._levels[request.priority]
+        self._levels.remove(request.priority, request)
 
     def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        heads = [next(iter(level.values())) for level in self._levels.values()]
+        heads = [oldest(lane) for lanes in self._levels.servable(workers).values() for lane in lanes.values()]
         heads.sort(key=lambda r: (r.priority - (now - r.arrived) // self._settings.promote_s, *arrival(r)))
         return aged_first(heads, workers, now, self._settings.patience_s)
 
     def waiting(self) -> Iterator[RequestView]:
-        return (request for level in self._levels.values() for request in level.values())
+        return iter(self._levels)
 
     def on(self, event: Event) -> None:
         """Levels come with the requests; there are no accounts."""

@@ -245,6 +245,10 @@ async def test_a_stream_that_breaks_ends_with_an_error_in_its_own_words(path):
         if path == "/v1/messages":
             assert last[-1].startswith("event: error\ndata: ")
             assert json.loads(last[-1].partition("data: ")[2])["error"]["type"] == "WorkerError"
+        elif path == "/v1/responses":
+            assert last[-1].startswith("event: error\ndata: ")
+            error = json.loads(last[-1].partition("data: ")[2])
+            assert (error["type"], error["code"]) == ("error", "WorkerError")
         else:
             error = json.loads(last[-2].partition("data: ")[2])["error"]
             assert (error["type"], error["code"]) == ("WorkerError", 502)

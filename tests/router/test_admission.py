@@ -1,4 +1,5 @@
 import asyncio
+import logging
 
 import pytest
 
@@ -14,6 +15,10 @@ from policies.model import (
     Usage,
     WorkerFacts,
 )
+from policies.queue.fcfs import Fcfs
+from policies.queue.fcfs import Settings as FcfsSettings
+from policies.scheduler import Scheduler
+from router import admission
 from router.admission import Pool
 from router.brain import scheduler_for
 from router.config import Config
@@ -159,4 +164,38 @@ async def test_events_after_the_end_change_nothing(pool):
     admitted.settle(Usage(1, 1), Outcome.COMPLETED)
     one.forget(admitted)
     one.forget(admitted)
+    assert at_rest(one)
+
+
+class Broken:
+    """A placement with a bug."""
+
+    def choose(self, *_):
+        raise LookupError("a bug")
+
+    def on(self, event):
+        pass
+
+
+async def test_a_policy_that_raises_is_spoken_of_once_in_a_while_and_requests_go_on(caplog, monkeypatch):
+    one = Pool("m", Scheduler(Fcfs(FcfsSettings()), Broken()), asyncio.get_running_loop())
+    one.joined(worker("a", slots=9))
+
+    async def ask(name):
+        admitted = one.submit(request(name))
+        assert (await admitted.place()).place.placement.decode == "a"
+        one.forget(admitted)
+
+    with caplog.at_level(logging.ERROR, "fairlead.policies"):
+        for name in "1234":
+            await ask(name)
+        (told,) = caplog.records
+        assert told.getMessage() == "a policy of m raised an exception, 1 times since it was last said"
+        assert isinstance(told.exc_info[1], LookupError)
+        monkeypatch.setattr(admission, "_FAULTS_EVERY_S", 0.0)
+        await ask("5")
+        assert [record.getMessage().split(", ")[1].split()[0] for record in caplog.records] == ["1", "4"]
+        one.pump()
+        assert len(caplog.records) == 2
+    one.close()
     assert at_rest(one)

@@ -3,6 +3,8 @@ import re
 import pytest
 
 from policies.model import LegFailure, Outcome, Reason, Usage
+from router.brain import scheduler_for
+from router.config import Config
 from router.metrics import Metrics
 
 
@@ -92,3 +94,20 @@ def test_a_name_that_nobody_chose_for_metrics_does_not_break_the_page(metrics):
     finish(metrics, client='a"b\\c\nd')
     assert value(metrics, "requests_total", outcome="completed", client="team") == 0
     assert 'client="a\\"b\\\\c\\nd"' in metrics.page().decode()
+
+
+class OnePool:
+    """As much of `Pools` as the metrics read."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+        self.by_model = {"tiny": self}
+        self.members = {}
+
+
+def test_exceptions_of_policies_are_read_when_asked(metrics):
+    scheduler = scheduler_for(Config.load(env={}))
+    metrics.watch(OnePool(scheduler), lambda: 0)
+    assert value(metrics, "policy_faults_total", model="tiny") == 0
+    scheduler.faults.add(LookupError("a bug"))
+    assert value(metrics, "policy_faults_total", model="tiny") == 1

@@ -99,6 +99,38 @@ def test_the_choices_of_several_are_all_waited_for():
         assert tail.usage == Usage(3, 2)
 
 
+def test_the_fingerprint_moves_from_the_usage_to_the_chunk_that_is_then_the_last():
+    usage = {"prompt_tokens": 3, "completion_tokens": 2}
+    signed = event(id="1", choices=[], usage=usage, system_fingerprint="vllm-1")
+    stream = chunk("a") + chunk("b", "stop") + signed + DONE
+    as_without_usage = (
+        chunk("a") + chunk("b", "stop").replace(b"}\n\n", b',"system_fingerprint":"vllm-1"}\n\n') + DONE
+    )
+    for size in (1, 9, 1000):
+        pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+        assert passed(Tail(Surface.CHAT, strip_usage=True), pieces) == as_without_usage
+        assert passed(Tail(Surface.CHAT, strip_usage=False), pieces) == stream
+
+
+def test_the_last_chunk_is_held_back_only_until_the_usage_is_there():
+    tail = Tail(Surface.CHAT, strip_usage=True)
+    assert tail.feed(chunk("a") + chunk("b", "stop")) == chunk("a")
+    assert tail.feed(USAGE) == chunk("b", "stop")
+    assert tail.feed(DONE) == DONE
+
+
+@pytest.mark.parametrize(("reason", "given_up"), [(None, True), ("end_turn", False), ("max_tokens", False)])
+def test_a_message_without_a_reason_to_stop_was_given_up(reason, given_up):
+    begun = b"event: message_start\n" + event(type="message_start", message={"stop_reason": None})
+    tail = Tail(Surface.MESSAGES, strip_usage=True)
+    tail.feed(begun)
+    assert not tail.aborted
+    tail.feed(b"event: message_delta\n" + event(type="message_delta", delta={"stop_reason": reason}))
+    assert tail.aborted == given_up
+    whole = {"id": "1", "type": "message", **({} if given_up else {"stop_reason": reason})}
+    assert whole_aborted(json.dumps(whole, separators=(",", ":")).encode(), anthropic=True) == given_up
+
+
 def test_a_worker_that_reports_no_usage_loses_nothing_of_its_stream():
     stream = chunk("a") + chunk("b", "stop") + DONE
     tail = Tail(Surface.CHAT, strip_usage=True)

@@ -209,6 +209,18 @@ def test_a_sleeping_engine_is_down_until_it_wakes_or_nobody_says_so_any_longer()
     assert state(health, 18.0) is State.UP
 
 
+def test_a_worker_is_deserted_while_it_is_down_because_nobody_listens():
+    silent, gone = healthy(), healthy()
+    for now in range(3):
+        assert not gone.deserted
+        silent.probe_failed("no answer within 2 s", float(now))
+        gone.probe_failed("connection refused", float(now), connect=True)
+    assert state(silent, 3.0) is state(gone, 3.0) is State.DOWN
+    assert (silent.deserted, gone.deserted) == (False, True)
+    gone.probe_ok(4.0)
+    assert not gone.deserted
+
+
 def test_what_the_operator_wants_comes_before_what_is_observed():
     health = healthy()
     health.probe_failed("HTTP 503", 1.0)

@@ -547,6 +547,29 @@ async def test_silence_in_mid_body_is_an_idle_timeout_and_a_trickle_is_not():
 
 
 @on_each_loop
+@pytest.mark.parametrize("begun", [False, True])
+async def test_who_is_silent_after_everybody_has_left_is_not_waited_for(begun):
+    async def script(server, reader, writer):
+        await server.request(reader)
+        if begun:
+            writer.write(CHUNKED + b"1\r\nx\r\n")
+        await server.release.wait()
+
+    options = {
+        "timeouts": Timeouts(first_byte_s=60, idle_s=60, deserted_s=0.1),
+        "limits": Limits(idle_expiry_s=0.4),
+    }
+    async with RawServer(script) as server, upstream(server.url, **options) as client:
+        exchange = await post(client)
+        reading = asyncio.create_task(exchange.read_all(100))
+        await asyncio.sleep(0.3)
+        assert not reading.done()
+        client.deserted = True
+        with pytest.raises(IdleTimeout if begun else FirstByteTimeout, match=r"0\.1 s"):
+            await reading
+
+
+@on_each_loop
 async def test_a_slow_reader_is_no_silent_worker():
     async def script(server, reader, writer):
         await server.request(reader)

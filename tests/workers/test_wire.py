@@ -12,7 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from workers.exchange import Exchange
-from workers.upstream_errors import ConnectionLost, ExchangeAborted, IdleTimeout, ProtocolError, UpstreamError
+from workers.upstream_errors import (
+    ConnectionLost,
+    ExchangeAborted,
+    FirstByteTimeout,
+    IdleTimeout,
+    ProtocolError,
+    UpstreamError,
+)
 from workers.wire import Connection
 
 
@@ -393,6 +400,16 @@ def test_reading_goes_on_after_an_end_that_came_while_it_was_stopped():
     bench.feed(b"x" * 10)  # as TLS does with what it had deciphered already
     assert bench.kept
     assert bench.transport.reading
+
+
+def test_the_head_of_a_response_is_not_yet_an_answer():
+    bench = Bench().feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(9):
+        bench.connection.tick(9, 9.0, 3, 3.0)
+    assert bench.kept, "the engine may be at work for longer than it may be silent later"
+    bench.connection.tick(9, 9.0, 3, 3.0)
+    with pytest.raises(FirstByteTimeout, match="no first byte within 9 s"):
+        without_waiting(bench.exchange.read())
 
 
 def test_silence_counts_in_ticks_and_not_while_we_have_stopped_reading():

@@ -204,8 +204,8 @@ class Application:
             fault = Fault.parse(values)
         except ValueError as error:
             raise invalid("body", str(error)) from None
-        await exchange.json(200, asdict(fault))
         target.on_fault(fault)
+        await exchange.json(200, asdict(fault))
 
     async def _clear_fault(self, exchange: Exchange) -> None:
         index = exchange.query.get("worker", "")

@@ -187,9 +187,11 @@ class SimulatedWorker:
     def _on_fault(self, fault: Fault | None) -> None:
         if fault is None:
             self.clear_fault()
-        else:
+        elif fault.kind in ("refuse", "crash"):
             # The answer to the request that sets the fault goes out first.
             self._loop.call_later(0.01, self.set_fault, fault)
+        else:
+            self.set_fault(fault)
 
     async def _reopen(self) -> None:
         """Listen again on the old port, as soon as nobody else has it."""

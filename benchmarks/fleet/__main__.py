@@ -1,0 +1,182 @@
+"""Routers in turn in front of the same vLLM servers on the CPU: how soon do polite clients beside a flood hear?
+
+    python -m benchmarks.fleet --model smollm2 --vllm-python PATH --models DIR --json out.json --plot DIR
+
+README.md here says what each figure means.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from benchmarks.fleet import report, routers, servers
+from benchmarks.fleet.chat_client import NoAnswerError, ask
+from benchmarks.fleet.figures import figures
+from benchmarks.fleet.load import Load, LoadSettings, request_body
+from benchmarks.fleet.report import RouterRun
+from benchmarks.fleet.routers import FAIRLEAD, RouterChoice, Surroundings
+from benchmarks.fleet.servers import FleetError, Servers, ServerSettings
+from benchmarks.fleet.watch import watched
+from workers.launch_errors import LaunchError
+
+ROUTERS = (
+    "fairlead,fairlead:placement=round_robin,fairlead:placement=cache_aware,"
+    "vllm-router:policy=round_robin,vllm-router:policy=cache_aware,sglang-router:policy=cache_aware,smg"
+)
+PEERS = Path("~/.cache/fairlead/peers/venv")
+
+
+def tell(text: str) -> None:
+    """Progress goes to standard error; the table alone to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__.split("\n", 1)[0])
+    add = command.add_argument
+    add("--model", default="smollm2", help="folder below --models, and the name it is served under")
+    add("--models", type=Path, help="folder of models")
+    add("--vllm-python", help="interpreter of the environment that has vLLM")
+    add("--workers-at", metavar="URL,URL,...", help="use servers that run already instead of starting some")
+    add("--routers", default=ROUTERS, help="with commas between; name[:key=value...] (default: %(default)s)")
+    add("--peers-python-env", type=Path, default=PEERS, help="environment with the peers' commands (%(default)s)")
+    add("--seconds", type=float, default=60.0, help="measured, per router")
+    add("--warm-up", type=float, default=8.0, help="seconds of load before what is measured")
+    add("--no-flood", action="store_true", help="at the end the first router once more, with the flood off")
+    add("--flood-open", type=int, default=LoadSettings().flood_open, help="requests that the flood keeps open")
+    add("--max-num-seqs", type=int, default=ServerSettings("", Path()).max_num_seqs)
+    add("--kv-mib", type=int, default=ServerSettings("", Path()).kv_mib, help="KV cache per server")
+    add("--seed", type=int, default=0)
+    add("--json", type=Path, metavar="OUT", help="write everything, raw records included")
+    add("--plot", type=Path, metavar="DIR", help="write pictures (needs matplotlib)")
+    return command
+
+
+@asynccontextmanager
+async def fleet(options: argparse.Namespace, log_dir: Path) -> AsyncIterator[list[str]]:
+    """The servers' addresses: those given, or three that are started here and ended with it."""
+    if options.workers_at:
+        yield options.workers_at.split(",")
+        return
+    settings = ServerSettings(
+        python=options.vllm_python,
+        model=options.models.expanduser() / options.model,
+        max_num_seqs=options.max_num_seqs,
+        kv_mib=options.kv_mib,
+    )
+    async with servers.started(settings, log_dir, tell) as urls:
+        yield urls
+
+
+async def run_router(
+    choice: RouterChoice, around: Surroundings, seen: Servers, settings: LoadSettings, options: argparse.Namespace
+) -> RouterRun:
+    """One router from its start to its end. Raises NotInstalledError, NotReadyError, FleetError."""
+    emptied = await seen.empty_caches()
+    async with routers.started(choice, around) as url:
+        tell(f"{choice.label}: under load for {options.warm_up + options.seconds:g} s")
+        load = Load(url, around.model, settings, options.warm_up + options.seconds)
+        watch = await watched(seen, load)
+    errors = sorted({record.error for record in load.records if record.error})
+    for error in errors[:3]:
+        tell(f"{choice.label}: {error}")
+    return RouterRun(
+        router=choice.label,
+        version=router_version(choice, around.peers),
+        caches_emptied=emptied,
+        figures=figures(load.records, watch.samples, options.warm_up, options.warm_up + options.seconds),
+        begin_s=options.warm_up,
+        records=load.records,
+        samples=watch.samples,
+        missed_samples=watch.missed,
+    )
+
+
+def router_version(choice: RouterChoice, peers: Path) -> str:
+    """The version of what runs, as its package says."""
+    if choice.program == FAIRLEAD:
+        return report.fairlead_version()
+    return report.peer_version(choice.program, routers.peer_command(choice.program, peers))
+
+
+async def measure(
+    choices: list[RouterChoice], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[RouterRun], dict[str, str]]:
+    """The setting, a run for each router that works here, and why the others do not."""
+    setting: dict[str, Any] = {"machine": report.machine()}
+    log_dir = Path(tempfile.mkdtemp(prefix="fairlead-fleet-"))
+    tell(f"logs of servers and routers: {log_dir}")
+    settings = LoadSettings(seed=options.seed, flood_open=options.flood_open)
+    plan = [(choice, settings) for choice in choices]
+    if options.no_flood:
+        first = replace(choices[0], label=f"{choices[0].label}, no flood")
+        plan.append((first, replace(settings, flood_open=0)))
+    runs, left_out = [], {}
+    async with fleet(options, log_dir) as urls, httpx.AsyncClient(trust_env=False, timeout=10) as http:
+        seen = Servers(urls, http)
+        await first_requests(urls, options.model)
+        around = Surroundings(
+            tuple(urls), options.model, options.max_num_seqs, options.peers_python_env.expanduser(), log_dir
+        )
+        for choice, chosen in plan:
+            try:
+                runs.append(await run_router(choice, around, seen, chosen, options))
+            except (routers.NotInstalledError, routers.NotReadyError, FleetError) as error:
+                tell(f"left out: {choice.label}: {error}")
+                left_out[choice.label] = str(error)
+        setting |= {"vllm": await seen.version(), "servers": len(urls)}
+    setting |= {
+        "model": options.model,
+        "seconds": options.seconds,
+        "warm_up_s": options.warm_up,
+        "max_num_seqs": options.max_num_seqs,
+        "kv_mib": None if options.workers_at else options.kv_mib,
+        "load": asdict(settings),
+        "commit": report.commit(),
+    }
+    return setting, runs, left_out
+
+
+async def first_requests(urls: list[str], model: str) -> None:
+    """A server's very first request is slower than all others: one to each, not measured."""
+    body = request_body(model, "warm-up", [{"role": "user", "content": "hello " * 300}], 8)
+    try:
+        await asyncio.gather(*(ask(url, body) for url in urls))
+    except (NoAnswerError, OSError) as error:
+        raise FleetError(f"a server does not answer: {error}") from error
+
+
+def main() -> None:
+    """Measure, print the table, write what was asked for."""
+    command = parser()
+    options = command.parse_args()
+    if not options.workers_at and not (options.vllm_python and options.models):
+        command.error("give --vllm-python and --models to start servers, or --workers-at")
+    try:
+        choices = [routers.parse(text) for text in options.routers.split(",")]
+        setting, runs, left_out = asyncio.run(measure(choices, options))
+    except ValueError as error:
+        command.error(str(error))
+    except (LaunchError, FleetError) as error:
+        sys.exit(f"benchmarks.fleet: {error}")
+    report.show(Console(width=200), setting, runs, left_out)
+    if options.json:
+        options.json.write_text(report.as_json(setting, runs, left_out))
+    if options.plot and runs:
+        from benchmarks.fleet import plots  # noqa: PLC0415  # matplotlib is an extra
+
+        plots.draw(options.plot, runs, f"{setting['model']}, commit {setting['commit']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The three vLLM servers: started on the CPU, looked into, brought back to an empty cache."""
+
+import asyncio
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+from benchmarks.fleet.ports import free_port
+from workers.devices import Cpu
+from workers.launch import check_vllm, plan
+from workers.supervisor import Progress, Stage, Supervisor
+from workers.vllm_metrics import NotMetricsError, merge, parse_metrics
+from workers.worker import Scrape
+
+IDLE_WITHIN_S = 120.0
+_MIB = 1 << 20
+
+
+class FleetError(Exception):
+    """The servers are not in a state to be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How each vLLM is started."""
+
+    python: str
+    model: Path
+    count: int = 3
+    max_num_seqs: int = 8
+    max_model_len: int = 2048
+    block_size: int = 32
+    kv_mib: int = 256
+
+
+@asynccontextmanager
+async def started(
+    settings: ServerSettings, log_dir: Path, tell: Callable[[str], None]
+) -> AsyncIterator[list[str]]:
+    """The servers' addresses, healthy on entry; no process is left on exit. Raises LaunchError."""
+    await check_vllm(settings.python)
+    flags = {
+        "--served-model-name": settings.model.name,
+        "--max-num-seqs": settings.max_num_seqs,
+        "--max-model-len": settings.max_model_len,
+        "--block-size": settings.block_size,
+        "--kv-cache-memory-bytes": settings.kv_mib * _MIB,
+    }
+    specs = plan(
+        str(settings.model),
+        [Cpu(settings.kv_mib * _MIB)] * settings.count,
+        ports=[free_port() for _ in range(settings.count)],
+        extra_args=[word for flag, value in flags.items() for word in (flag, str(value))],
+        vllm_python=settings.python,
+        log_dir=log_dir,
+        scratch_prefix=f"{tempfile.gettempdir()}/fairlead-{secrets.token_hex(4)}-",
+    )
+    # The mode for development has the route that empties the prefix cache.
+    development = {"VLLM_SERVER_DEV_MODE": "1"}
+    specs = [replace(spec, environment={**spec.environment, **development}) for spec in specs]
+
+    def on_progress(progress: Progress) -> None:
+        if progress.stage is not Stage.LOADING:
+            tell(f"{progress.worker} {progress.stage.value} {progress.detail}".rstrip())
+
+    async with Supervisor(specs, on_progress):
+        yield [spec.url for spec in specs]
+
+
+class Servers:
+    """Servers that run, seen through their own pages."""
+
+    def __init__(self, urls: Sequence[str], http: httpx.AsyncClient) -> None:
+        self.urls = tuple(urls)
+        self._http = http
+
+    async def scrapes(self) -> list[Scrape]:
+        """Each server's figures, now, in the order of `urls`. Raises FleetError."""
+        try:
+            pages = await asyncio.gather(*(self._http.get(f"{url}/metrics") for url in self.urls))
+            return [merge(parse_metrics(page.text, time.monotonic()).values()) for page in pages]
+        except (httpx.HTTPError, NotMetricsError, ValueError) as error:
+            raise FleetError(f"a server does not tell its figures: {error!r}") from error
+
+    async def version(self) -> str:
+        answer = await self._http.get(f"{self.urls[0]}/version")
+        return str(answer.json()["version"])
+
+    async def idle(self) -> None:
+        """Wait until nothing runs or waits. Raises FleetError after IDLE_WITHIN_S."""
+        deadline = time.monotonic() + IDLE_WITHIN_S
+        while any(scrape.running or scrape.waiting for scrape in await self.scrapes()):
+            if time.monotonic() > deadline:
+                raise FleetError("the servers do not come to rest")
+            await asyncio.sleep(0.25)
+
+    async def empty_caches(self) -> bool:
+        """Forget all prefixes; False where a server has no such route (it is started without it)."""
+        await self.idle()
+        answers = await asyncio.gather(*(self._http.post(f"{url}/reset_prefix_cache") for url in self.urls))
+        return all(answer.is_success for answer in answers)

@@ -1,0 +1,156 @@
+"""The comparison on real servers, run on simulated ones: what it reports adds up."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fleet.figures import figures, idle_while_queued, percentile
+from benchmarks.fleet.load import LoadSettings, Record, conversations
+from benchmarks.fleet.routers import NotInstalledError, fairlead_config, parse, peer_command
+from benchmarks.fleet.watch import Sample
+from workers.simulator.server import SimulatorConfig, simulated_worker
+
+ROOT = Path(__file__).parents[2]
+
+
+def look(at_s, **given):
+    values = {"open": 0, "running": (0, 0), "waiting": (0, 0), "prefix_queries": 0, "prefix_hits": 0}
+    return Sample(at_s=at_s, **values | {"preemptions": 0} | given)
+
+
+# -- the figures
+
+
+def test_the_window_counts_what_was_sent_in_it_for_latency_and_what_finished_in_it_for_service():
+    records = [
+        Record("chat-a", sent_s=0.5, first_s=1.5, done_s=2.0, input_tokens=10, output_tokens=5),  # sent before
+        Record(
+            "chat-a", sent_s=1.0, first_s=1.2, done_s=1.5, input_tokens=100, output_tokens=40, cached_tokens=55
+        ),
+        Record("chat-b", sent_s=2.9, first_s=3.4, done_s=3.9, input_tokens=7, output_tokens=7),  # done afterwards
+        Record("flood", sent_s=2.0, first_s=2.8, done_s=2.9, input_tokens=400, output_tokens=32),
+        Record("flood", sent_s=2.5),
+        Record("flood", sent_s=2.6, error="status 503"),
+    ]
+    found = figures(records, [], 1.0, 3.0)
+    assert found.requests == 3
+    assert found.service == 10 + 100 + 400 + 2 * (5 + 40 + 32)
+    assert found.service_per_s == found.service / 2
+    assert found.well_behaved_ttft_s.requests == 2
+    assert found.well_behaved_ttft_s.mean == pytest.approx((0.2 + 0.5) / 2)
+    assert found.flood_ttft_s.p99 == pytest.approx(0.8)
+    assert (found.unanswered, found.errors) == (1, 1)
+    assert found.prefix_hit_ratio is None
+    assert found.chat_hit_ratio == 0.5
+    assert found.waiting_max is None
+
+
+def test_hits_and_waiting_come_from_the_samples_in_the_window():
+    samples = [
+        look(0.5, prefix_queries=900, prefix_hits=900, waiting=(9, 9)),
+        look(1.0, prefix_queries=1000, prefix_hits=900, waiting=(1, 0)),
+        look(2.0, prefix_queries=1400, prefix_hits=1000, waiting=(3, 1)),
+    ]
+    found = figures([], samples, 1.0, 3.0)
+    assert found.prefix_hit_ratio == 0.25
+    assert [(line.mean, line.max) for line in found.waiting] == [(2.0, 3), (0.5, 1)]
+    assert (found.waiting_mean, found.waiting_max) == (1.25, 3)
+
+
+def test_a_server_is_idle_beside_a_queue_only_when_two_looks_in_a_row_say_so():
+    busy, idle = look(0, open=9, running=(4, 4)), look(0, open=9, running=(4, 0))
+    assert idle_while_queued([busy, idle, busy]) == 0.0
+    assert idle_while_queued([busy, idle, idle]) == 0.25
+    assert idle_while_queued([look(0, open=4, running=(4, 0))] * 3) is None
+
+
+def test_a_percentile_is_a_value_that_was_seen():
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.99) == 4.0
+    assert percentile([1.0], 0.5) == 1.0
+
+
+# -- the load and the routers
+
+
+def test_conversations_depend_on_the_seed_and_share_the_clients_system_prompt():
+    def opening(client, session, **settings):
+        return next(conversations(client, session, LoadSettings(**settings)))
+
+    assert opening("chat-a", 0) == opening("chat-a", 0)
+    assert opening("chat-a", 0)[0] == opening("chat-a", 1)[0]
+    assert opening("chat-a", 0)[1] != opening("chat-a", 1)[1]
+    assert opening("chat-a", 0)[0] != opening("chat-b", 0)[0]
+    assert opening("chat-a", 0)[0] != opening("chat-a", 0, seed=1)[0]
+
+
+def test_settings_after_the_name_become_the_gateways_configuration():
+    choice = parse("fairlead:placement=cache_aware:placement.match_ratio=0.5:queue=dlpm:hold_ms=20")
+    assert fairlead_config(choice, ["http://a:1"], 8) == {
+        "workers": [{"url": "http://a:1", "max_num_seqs": 8}],
+        "policies": {
+            "placement": {"name": "cache_aware", "match_ratio": 0.5},
+            "queue": {"name": "dlpm"},
+            "hold_ms": 20,
+        },
+    }
+    learned = fairlead_config(parse("fairlead:max_num_seqs=learned"), ["http://a:1"], 8)
+    assert learned == {"workers": [{"url": "http://a:1"}], "policies": {}}
+
+
+@pytest.mark.parametrize("text", ["nginx", "fairlead:late", ""])
+def test_what_is_no_router_is_refused(text):
+    with pytest.raises(ValueError, match=r"router|settings"):
+        parse(text)
+
+
+def test_a_peer_that_is_not_installed_is_named(tmp_path):
+    with pytest.raises(NotInstalledError, match="smg"):
+        peer_command("smg", tmp_path)
+
+
+# -- the whole of it
+
+
+async def test_a_run_in_front_of_simulated_servers_reports_what_the_servers_have_seen(tmp_path):
+    report = await compared(tmp_path, "fairlead:queue=fcfs,smg", "--no-flood")
+    assert "smg" in report["left_out"]["smg"]
+    flooded, calm = report["runs"]
+    assert [flooded["router"], calm["router"]] == ["fairlead:queue=fcfs", "fairlead:queue=fcfs, no flood"]
+    assert set(flooded["figures"]["clients"]) == {"chat-a", "chat-b", "flood"}
+    assert set(calm["figures"]["clients"]) == {"chat-a", "chat-b"}
+    for run in report["runs"]:
+        found = run["figures"]
+        assert found["errors"] == found["unanswered"] == run["missed_samples"] == 0
+        assert found["requests"] == sum(client["requests"] for client in found["clients"].values()) > 0
+        assert found["service"] == found["input_tokens"] + 2 * found["output_tokens"]
+        assert 0 < found["well_behaved_ttft_s"]["p50"] <= found["well_behaved_ttft_s"]["p99"]
+        assert found["chat_hit_ratio"] > 0.2
+        assert found["prefix_hits"] <= found["prefix_queries"]
+        assert len(found["waiting"]) == 3
+        finished = [record for record in run["records"] if record["done_s"] is not None]
+        assert {record["output_tokens"] for record in finished} <= {40, 32}
+        # Every request reached the servers, each sample's open ones included.
+        assert max(sum(sample["running"]) for sample in run["samples"]) > 0
+
+
+async def compared(folder, routers, *options):
+    """The report of the command in front of three simulated servers that do not take long."""
+    config = SimulatorConfig(model="tiny", max_num_seqs=4)
+    async with simulated_worker(config) as one, simulated_worker(config) as two, simulated_worker(config) as three:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.fleet", "--model", "tiny", "--routers", routers),
+            *("--workers-at", f"{one.url},{two.url},{three.url}", "--peers-python-env", str(folder)),
+            *("--seconds", "1.5", "--warm-up", "0.5", "--flood-open", "12", "--max-num-seqs", "4", *options),
+            *("--json", str(folder / "report.json")),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        told, _ = await process.communicate()
+    assert process.returncode == 0, told.decode()
+    return json.loads((folder / "report.json").read_text())
