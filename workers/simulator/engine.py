@@ -9,8 +9,9 @@ starts, so who arrives during a step waits for the next, and its results become 
             ...
 """
 
+from workers.simulator.plan import Counters, Plan, StepResult
 from workers.simulator.profiles import Profile
-from workers.simulator.scheduler import Counters, Plan, Scheduler, StepResult
+from workers.simulator.scheduler import Scheduler
 from workers.simulator.sequences import EngineConfig, EngineRequest, EngineSequence
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workers.simulator import asks
+from workers.simulator import asks, bodies
 from workers.simulator.api_errors import ApiError, busy, internal, missing, response_not_found
 from workers.simulator.asks import Ask, Served
 from workers.simulator.chat import DONE, ChatShape, CompletionShape, Shape, event, usage
@@ -30,7 +30,7 @@ _STREAM_FAULTS = ("hang", "die_mid_stream", "error_in_stream")
 
 def read_body(exchange: Exchange) -> dict[str, Any]:
     """The checked JSON object of a request."""
-    return asks.read_json(exchange.body, exchange.headers.get("content-type", ""))
+    return bodies.read_json(exchange.body, exchange.headers.get("content-type", ""))
 
 
 @dataclass(slots=True)

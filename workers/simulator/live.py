@@ -9,8 +9,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from workers.simulator.engine import Engine
+from workers.simulator.plan import StepResult
 from workers.simulator.profiles import Profile
-from workers.simulator.scheduler import StepResult
 from workers.simulator.sequences import EngineConfig, EngineRequest, EngineSequence, Reason
 from workers.simulator.tokens import Reply
 
