@@ -13,6 +13,9 @@ from policies.model import Placement, RequestView, WorkerFacts, WorkerView
 from policies.profile import Profile, pairs
 from policies.room import Room
 
+_GAP_RATE = 0.2
+_GAP_MOST_S = 5.0
+"""A longer silence says that the worker was idle, not that it is slow."""
 _PERIOD_S = 1.0
 """A busy period of prefilling that has lasted this long is learned from without waiting for its end."""
 
@@ -50,6 +53,9 @@ class Load:
         """KV tokens of the prompts in flight, shared prefixes counted once."""
         self.prefill_due = 0.0
         """When the prefill in flight should be done, by the profile."""
+        self._released_at = 0.0
+        self._release_gap_s = 0.0
+        """When a sequence ended last, and how long it mostly takes until the next one does."""
         self._window_s = window_s
         self._window_tokens = window_tokens
         self._slots = _LearnedSlots()
@@ -116,7 +122,9 @@ class Load:
             self.reserved += over
         self._view = None
 
-    def end_sequences(self, leg: Leg) -> None:
+    def end_sequences(self, leg: Leg, now: float) -> None:
+        self._release_gap_s += _GAP_RATE * (min(now - self._released_at, _GAP_MOST_S) - self._release_gap_s)
+        self._released_at = now
         self.requests -= 1
         self.sequences -= leg.request.sequences
         self.reserved -= leg.reserved
@@ -187,13 +195,16 @@ class Load:
         facts = self.facts
         slots = facts.slots if facts.slots is not None else self._slots.bound
         kv_tokens = facts.kv_tokens
+        full = slots is not None and slots <= self.sequences
         return Room(
             idle=self.idle,
             prefill_idle=self.prefills == 0,
             prefill_free=self.window() - self.prefill_owed,
             slots_free=None if slots is None else slots - self.sequences,
             kv_free=None if kv_tokens is None else kv_tokens - self.pinned - self.reserved,
-            expected_at=self.prefill_due,
+            expected_at=max(self.prefill_due, self._released_at + self._release_gap_s)
+            if full
+            else self.prefill_due,
         )
 
     def _open_period(self, now: float) -> None:

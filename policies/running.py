@@ -81,7 +81,7 @@ class Taking:
     def release(self, running: Running, now: float, *, finished: bool) -> None:
         """Give back everything that is still held; the only place that does."""
         self.end_prefill(running, now, finished=finished)
-        running.decoder.end_sequences(running.leg)
+        running.decoder.end_sequences(running.leg, now)
         if running.pinned is not None:
             self._prefixes.release(running.pinned, now)
         running.decoder.pin(self._prefixes.pinned_tokens(running.leg.placement.decode))

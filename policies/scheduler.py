@@ -56,7 +56,7 @@ class SchedulerSettings:
     """Prefill in flight per worker, in time by its profile: about one engine step."""
     prefill_window_tokens: int | None = None
     """The same in extend tokens; set, it replaces the time."""
-    hold_s: float = 0.5
+    hold_s: float = 1.0
     """How long in all a placement may let a request wait beside workers with room for it; 0: never."""
 
 

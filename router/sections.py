@@ -253,7 +253,7 @@ class Policies(Section):
         default=None, description="The same in tokens; set, it replaces the time."
     )
     hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
-        default=250.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
+        default=1000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
     )
 
 

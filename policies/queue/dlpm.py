@@ -38,11 +38,12 @@ _MAX_CLIENTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    quantum: int = 8192
+    quantum: int = 2048
     """Service per refill, Q_u: larger keeps prefixes together longer, smaller is fairer over short times."""
-    order: Literal["lpm", "svf", "fcfs"] = "fcfs"
-    """Among eligible requests: longest matched prefix (the paper's), smallest volume, or arrival. Where a
-    placement already finds the holder, arrival did best in the lab (benchmarks/LOG.md)."""
+    order: Literal["deficit", "lpm", "svf", "fcfs"] = "deficit"
+    """Among eligible requests: those of the client that is owed most quanta, longest matched prefix (the paper's),
+    smallest volume, or arrival. What is owed decides finer than a quantum does, and where the placement finds the
+    holder of a prefix by itself, the order need not (benchmarks/LOG.md)."""
     extend_weight: float = 1.0
     """Service per prompt token that has to be computed, w_e."""
     output_weight: float = 2.0
@@ -111,10 +112,10 @@ class Dlpm:
         eligible = nsmallest(
             settings.window,
             (client for client, needed in rounds.items() if needed == least),
-            key=lambda client: _first_arrival(lanes[client]),
+            key=lambda client: (self._precedence(client, least), _first_arrival(lanes[client])),
         )
         requests = (request for client in eligible for request in heads(lanes[client], settings.depth))
-        ordered = self._in_order(list(islice(requests, settings.window)))
+        ordered = self._in_order(list(islice(requests, settings.window)), least)
         return aged_first(ordered, workers, now, settings.patience_s)
 
     def deficit(self, client: str) -> float | None:
@@ -202,11 +203,22 @@ class Dlpm:
             else:
                 self._accounts.move_to_end(client)
 
-    def _in_order(self, requests: list[RequestView]) -> list[RequestView]:
-        if self._settings.order == "fcfs":
+    def _precedence(self, client: str, rounds: int) -> float:
+        """By what a client goes before others under `order: deficit`: the quanta that it is owed, negated."""
+        if self._settings.order != "deficit":
+            return 0.0
+        account = self._accounts[client]
+        deficit = self._level(account)
+        return -(deficit if deficit > 0 else deficit + rounds * account.quantum) / account.quantum
+
+    def _in_order(self, requests: list[RequestView], rounds: int) -> list[RequestView]:
+        order = self._settings.order
+        if order == "fcfs":
             return sorted(requests, key=arrival)
+        if order == "deficit":
+            return sorted(requests, key=lambda r: (self._precedence(r.client, rounds), *arrival(r)))
         match = self._knowledge.prefixes.match
-        if self._settings.order == "lpm":
+        if order == "lpm":
             return sorted(requests, key=lambda r: (-max(match(r).values(), default=0), *arrival(r)))
         return sorted(requests, key=lambda r: (volume(r, max(match(r).values(), default=0)), *arrival(r)))
 

@@ -49,7 +49,7 @@ def first_token(worker, one, now):
 def end(worker, one, now=0.0):
     if one.prefilling:
         worker.end_prefill(one, now, finished=False)
-    worker.end_sequences(one)
+    worker.end_sequences(one, 1.0)
 
 
 def counters(worker):
