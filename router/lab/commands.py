@@ -1,4 +1,4 @@
-"""The commands `fairlead simulate` and `fairlead compare`.
+"""The commands `fairlead simulate` and `fairlead compare`; `fairlead profile` is in a room of its own.
 
 With `--json` standard output holds the result and nothing else; notes and progress go to standard error.
 """
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+
+from router.lab.profiling.command import EXAMPLES as PROFILE_EXAMPLES
+from router.lab.profiling.command import profile
 
 if TYPE_CHECKING:
     from router.lab.compare import Entry
@@ -39,7 +42,11 @@ Workers = Annotated[
 Roles = Annotated[str | None, typer.Option(help="Workers by role, such as 8xmixed.")]
 ProfileName = Annotated[
     str,
-    typer.Option("--profile", help="What the workers simulate: h100-llama-3.1-8b, a100-llama-3.1-8b, or instant."),
+    typer.Option(
+        "--profile",
+        help="What the workers simulate: h100-llama-3.1-8b, a100-llama-3.1-8b, instant, or a file made by "
+        "`fairlead profile`.",
+    ),
 ]
 Rate = Annotated[float, typer.Option(help="2 plays the workload twice as fast.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
@@ -58,6 +65,7 @@ def register(cli: typer.Typer) -> None:
     """Add the lab's commands to the command line."""
     cli.command("simulate", epilog=SIMULATE_EXAMPLES)(simulate)
     cli.command("compare", epilog=COMPARE_EXAMPLES)(compare)
+    cli.command("profile", epilog=PROFILE_EXAMPLES)(profile)
 
 
 def simulate(
@@ -102,7 +110,7 @@ def simulate(
             settings=parse_settings(settings or ()),
         )
         traffic = _opened(open_workload(workload, seed=seed, rate=rate, limit=requests))
-        with _progress(traffic.name, len(traffic.requests)) as progress:
+        with progress_bar(traffic.name, len(traffic.requests)) as progress:
             run = replay(traffic, setup, progress)
     report = summarize(run, setup, Targets(slo_ttft_s, slo_tpot_s))
     _tell_rejections(rejections(run))
@@ -168,7 +176,7 @@ def compare(
         draw = None if plot is None else _draw()
         source = Source(workload, seed, rate, requests)
         traffic = _opened(load(source))
-        with _progress(traffic.name, len(setups)) as progress:
+        with progress_bar(traffic.name, len(setups)) as progress:
             targets = Targets(slo_ttft_s, slo_tpot_s)
             entries = ordered(run_all(source, setups, targets=targets, jobs=jobs, progress=progress), sort)
     for entry in entries:
@@ -272,7 +280,7 @@ def _refusals() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None

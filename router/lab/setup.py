@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from policies import catalog
 from router.config import Config
+from router.lab.profiling.file import ProfileFileError, read_profile
 from router.sections import Policies
 from workers.simulator.profiles import PROFILES, Profile
 from workers.simulator.sequences import EngineConfig
@@ -84,13 +86,13 @@ def make_setup(
 ) -> Setup:
     """Build a setup from names and settings.
 
+    `profile` is a name, or the path of a file made by `fairlead profile`.
     `lenient`: settings that only other policies have are left out, for comparisons. Raises SetupError for an
     unknown name, ConfigError for a value that does not do.
     """
     placement = placement or catalog.DEFAULT_PLACEMENT
     queue = queue or catalog.DEFAULT_QUEUE
-    if profile not in PROFILES:
-        raise SetupError(f"there is no profile `{profile}`; known are {', '.join(PROFILES)}")
+    timing = _profile(profile)
     parts: dict[str, dict[str, Any]] = {
         "placement": _named("placement", placement),
         "queue": _named("queue", queue),
@@ -114,7 +116,7 @@ def make_setup(
         else:
             policies[name] = value
     config = Config.load(None, {}, {"policies": {**policies, **parts}, "limits": limits})
-    return Setup(placement, queue, config, PROFILES[profile], workers, seed, engine, config.health.scrape_every_s)
+    return Setup(placement, queue, config, timing, workers, seed, engine, config.health.scrape_every_s)
 
 
 def known_settings(placements: Iterable[str], queues: Iterable[str]) -> list[str]:
@@ -167,6 +169,21 @@ def parse_roles(roles: str) -> int:
             )
         total += int(found[1] or 1)
     return total
+
+
+def _profile(name: str) -> Profile:
+    """A profile by its name, or else from a file. Raises SetupError."""
+    if name in PROFILES:
+        return PROFILES[name]
+    path = Path(name)
+    if not path.exists():
+        raise SetupError(
+            f"there is no profile `{name}`; known are {', '.join(PROFILES)}, and files made by `fairlead profile`"
+        )
+    try:
+        return read_profile(path)
+    except ProfileFileError as error:
+        raise SetupError(str(error)) from None
 
 
 def _named(part: str, choice: str) -> dict[str, Any]:

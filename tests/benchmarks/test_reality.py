@@ -1,0 +1,36 @@
+"""The workload of the comparison with reality: its prompts, and what is made of the answers."""
+
+import pytest
+
+from benchmarks.reality import CHATS, Played, summary, tokens_of
+from router.lab.profiling.stream import Answer
+from router.lab.workloads.opening import open_workload
+
+
+def test_equal_units_are_equal_tokens_and_the_rest_is_nobody_elses():
+    traffic = open_workload(CHATS)
+    requests = list(traffic.requests)
+    prompts = [tokens_of(request, traffic.block_tokens, 0, number) for number, request in enumerate(requests)]
+    assert [len(prompt) for prompt in prompts] == [request.input_tokens for request in requests]
+    shared = 0
+    for n, one in enumerate(requests):
+        for m, other in enumerate(requests[:n]):
+            units = [a == b for a, b in zip(one.block_names, other.block_names, strict=False)]
+            same = (units.index(False) if False in units else len(units)) * traffic.block_tokens
+            assert prompts[n][:same] == prompts[m][:same]
+            assert prompts[n][: same + 16] != prompts[m][: same + 16]
+            shared += same > 0
+    assert shared > 50
+    assert tokens_of(requests[0], traffic.block_tokens, 1, 0) != prompts[0]
+
+
+def test_a_summary_counts_from_the_moment_a_request_was_due():
+    request = next(r for r in open_workload(CHATS).requests if r.output_tokens > 1)
+    answer = Answer(10.5, [(11.0, 1), (12.0, request.output_tokens)])
+    report = summary([Played(10.0, request, answer), Played(10.0, request, error="gone")], 30, 120)
+    assert report["completed"] == 1
+    assert report["ttft_s"]["mean"] == 1.0
+    assert report["e2e_s"]["p99"] == 2.0
+    assert report["tpot_s"]["p50"] == pytest.approx(1.0 / (request.output_tokens - 1))
+    assert report["tokens_per_s"] == (request.input_tokens + request.output_tokens) / 2.0
+    assert report["prefix_hit_ratio"] == 0.25
