@@ -68,7 +68,6 @@ class Reason(Enum):
     SPILL = "spill"
     LOAD = "load"
     TURN = "turn"
-    PINNED = "pinned"
     ONLY_CHOICE = "only_choice"
     CHANCE = "chance"
     WARM_UP = "warm_up"

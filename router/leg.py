@@ -77,7 +77,10 @@ class Leg:
             else:
                 await self._whole(exchange)
         except UpstreamError as error:
-            raise LegFailed.of(error) from error
+            if self.outcome is None:
+                raise LegFailed.of(error) from error
+            # The answer had said its last word; only the framing after it is missing.
+            await self.answer.body(b"", more=False)
         finally:
             if self.exchange is not None:
                 self.exchange.abort()
@@ -104,10 +107,9 @@ class Leg:
         self.first_byte_at = self.loop.time()
         if self.ask.surface is Surface.RESPONSES:
             self._hold(find_id(body))
-        usage = whole_usage(body)
-        self._settle(
-            Outcome.COMPLETED, usage or Usage(self.admitted.view.input_tokens, 0), exact=usage is not None
-        )
+        usage, view = whole_usage(body), self.admitted.view
+        guess = Usage(view.input_tokens, view.expected_output_tokens * view.sequences)
+        self._settle(Outcome.COMPLETED, usage or guess, exact=usage is not None)
         await self.answer.whole(exchange.status, exchange.headers, body)
 
     async def _stream(self, exchange: Exchange) -> None:

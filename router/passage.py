@@ -15,7 +15,7 @@ from router.answer import Receive, Scope, Send
 from router.errors import BadRequest, Unavailable, WorkerFailed, WorkerTimeout
 from router.headers import content_type, to_worker
 from router.life import Life
-from router.pools import Member
+from router.pools import Member, Route
 from router.state import Gateway
 from workers.upstream import NotConnected, TimedOut, UpstreamError
 
@@ -41,7 +41,7 @@ class Passage(Life):
         user = fields.get("user")
         client = self._client(user if isinstance(user, str) else None)
         self._lease = gateway.clients.quota.admit(client.account, client.limits, 0, gateway.loop.time())
-        route = gateway.pools.route(_model(fields, body, form_type))
+        route = self._route(_model(fields, body, form_type))
         self._record.line = route.line
         if route.rewrite is not None and "model" in fields:
             body = orjson.dumps({**fields, "model": route.rewrite})
@@ -59,6 +59,15 @@ class Passage(Life):
                 raise failed(f"The worker failed: {error}") from error
             else:
                 return
+
+    def _route(self, model: str | None) -> Route:
+        """Where it goes by its model; a stored response names none, so its holder decides, or anybody's 404."""
+        pools = self._gateway.pools
+        if self._response is None or not pools.by_model:
+            return pools.route(model)
+        member = pools.members.get(self._gateway.holders.find(self._response) or "")
+        pool = member.pool if member is not None else None
+        return pools.route((pool or next(iter(pools.by_model.values()))).model)
 
     def _choose(self, line: str, tried: list[Member]) -> Member:
         """The worker that holds the response, else the one with the fewest open requests."""

@@ -596,3 +596,38 @@ async def test_a_storm_leaves_every_counter_at_zero_and_counts_each_request_once
             assert {value for _, value in fleet.gateway.series(f"fairlead_{gauge}")} == {0.0}
         tree = fleet.gateway.gateway.pools.by_model[MODEL].scheduler.prefixes
         assert all(tree.pinned_tokens(worker.url) == 0 for worker in fleet.workers)
+
+
+async def test_a_stored_response_is_found_by_its_id_among_several_models():
+    one, two = SimulatorConfig(model="one", profile="instant"), SimulatorConfig(model="two", profile="instant")
+    async with (
+        simulated_worker(one) as first,
+        simulated_worker(two) as second,
+        running_gateway([first.url, second.url]) as gateway,
+    ):
+        await until(lambda: len(gateway.gateway.pools.by_model) == 2)
+        for model in ("one", "two"):
+            asked = {"model": model, "input": "x", "max_output_tokens": 4}
+            made = (await gateway.http.post("/v1/responses", json=asked)).json()
+            found = await gateway.http.get(f"/v1/responses/{made['id']}")
+            assert (found.status_code, found.json()["model"]) == (200, model)
+        assert (await gateway.http.get("/v1/responses/resp_unknown")).status_code == 404
+        await gateway.at_rest()
+
+
+async def test_an_answer_that_has_said_its_last_word_is_whole_though_its_framing_is_cut():
+    async def say(_, writer):
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        events = b'data: {"choices":[{"index":0,"text":"x","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+        writer.write(head + b"%x\r\n%s\r\n" % (len(events), events))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    async with scripted_worker(say) as worker, running_gateway([worker.url]) as gateway:
+        answer = await gateway.http.post(TEXT, json={**SHORT, "stream": True})
+        assert answer.status_code == 200
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert "error" not in answer.text
+        assert gateway.outcomes() == {"completed": 1}
+        await gateway.at_rest()

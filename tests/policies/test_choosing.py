@@ -164,7 +164,7 @@ def test_after_holding_it_is_asked_about_the_workers_with_room_only():
     says = Says(Hold("w0", 9.0), Place(Placement("w1"), Reason.MISS))
     made = scheduler(says, facts("w0", slots=1), facts("w1"), hold_s=0.0)
     made.submit(request("pinned", pinned="w0"), 0.0)
-    says.answers.insert(0, Place(Placement("w0"), Reason.PINNED))
+    says.answers.insert(0, Place(Placement("w0"), Reason.LOAD))
     assert started(made) == {"pinned": "w0"}
     says.shown.clear()
     made.submit(request("one"), 0.0)
