@@ -389,3 +389,22 @@ async def test_the_pages_are_there():
         assert [count for _, count in fleet.gateway.series("fairlead_time_to_first_token_seconds_count")] == [1]
         tokens = {row["kind"]: n for row, n in fleet.gateway.series("fairlead_tokens_total") if row["model"]}
         assert tokens["output"] == 30
+
+
+async def test_decisions_explain_themselves_in_headers_log_and_the_admin_pages():
+    sections = {
+        "listen": {"decision_headers": True},
+        "admin": {"key": "operator"},
+        "policies": {"placement": {"name": "fairlead", "warm_up": 0}},
+    }
+    async with running_fleet(2, **sections) as fleet:
+        asked = {"model": MODEL, "prompt": "a" * 5000, "max_tokens": 4}
+        answers = [await fleet.http.post("/v1/completions", json=asked) for _ in range(2)]
+        first, again = (answer.headers for answer in answers)
+        assert (first["x-fairlead-matched-tokens"], first["x-fairlead-reason"]) == ("0", "miss")
+        assert int(again["x-fairlead-matched-tokens"]) > 1000
+        known = {"Authorization": "Bearer operator"}
+        decisions = (await fleet.http.get("/admin/decisions", headers=known)).json()["decisions"]
+        assert [row["worker"] for row in decisions] == [first["x-fairlead-worker"], again["x-fairlead-worker"]]
+        assert [row["reason"] for row in decisions] == [first["x-fairlead-reason"], again["x-fairlead-reason"]]
+        assert "prefix" not in decisions[0], "hashes of prompts are for the log, and for nobody who looks in"
