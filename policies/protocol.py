@@ -6,7 +6,7 @@ to policies as read-only values. A policy owns its accounts (deficits, counters,
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from policies.events import Event
 from policies.model import Candidate, Hold, Matches, Place, RequestView, WorkerView
@@ -34,6 +34,22 @@ class QueuePolicy(Protocol):
         """Everybody in the queue, in no particular order."""
 
     def on(self, event: Event) -> None: ...
+
+
+@runtime_checkable
+class KeepsDeficits(Protocol):
+    """What a queue policy has in addition whose accounts are deficits, for people to look at."""
+
+    def deficit(self, client: str) -> float | None:
+        """What a client is owed (positive) or owes; None for one without an account."""
+
+
+@runtime_checkable
+class EstimatesAnswers(Protocol):
+    """What a queue policy has in addition that holds a request to an estimate of its own, not to the mean."""
+
+    def answer(self, request: RequestView) -> int:
+        """How long it takes the request's answer to be, in tokens per sequence."""
 
 
 class PlacementPolicy(Protocol):

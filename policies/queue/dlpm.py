@@ -1,9 +1,11 @@
 """Whose turn is it by the work they have caused, and whose prompt is best placed among those?
 
-Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm 1). Every client has a deficit `q`, in units of service
-(`w_e` per extend token, `w_q` per output token). Whoever has `q > 0` is eligible; when nobody who waits is, every
-client with `q <= 0` gains a quantum (times its weight), as often as it takes. Placing charges the extend tokens,
-output is charged as it streams past, and the end corrects both to what the worker reports.
+Source: DLPM, Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm 1).
+
+Every client has a deficit `q`, in units of service (`w_e` per extend token, `w_q` per output token). Whoever has
+`q > 0` is eligible; when nobody who waits is, every client with `q <= 0` gains a quantum (times its weight), as
+often as it takes. Placing charges the extend tokens, output is charged as it streams past, and the end corrects
+both to what the worker reports.
 
 Among the eligible the order is free as far as the bound goes: `order` says which (`lpm` is the paper's).
 
@@ -32,18 +34,21 @@ from policies.queue.ageing import aged_first, arrival
 from policies.queue.backlog import Backlog, Lanes, heads, oldest
 from policies.queue.volume import volume
 
+_LATE_S = 20.0
+"""Service of so long ago counts 1/e of what it counts now, where the order asks who was served least of late."""
+_REBASE = 50.0
 _MAX_CLIENTS = 10_000
 """Accounts kept of clients that are idle and owe nothing; to forget one that owes would be an amnesty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    quantum: int = 2048
+    quantum: int = 1024
     """Service per refill, Q_u: larger keeps prefixes together longer, smaller is fairer over short times."""
-    order: Literal["deficit", "lpm", "svf", "fcfs"] = "deficit"
-    """Among eligible requests: those of the client that is owed most quanta, longest matched prefix (the paper's),
-    smallest volume, or arrival. What is owed decides finer than a quantum does, and where the placement finds the
-    holder of a prefix by itself, the order need not (benchmarks/LOG.md)."""
+    order: Literal["least_served", "lpm", "svf", "fcfs"] = "least_served"
+    """Among eligible requests: those of the client that was served least of late (by weight), longest matched
+    prefix (the paper's), smallest volume, or arrival. Where the placement finds the holder of a prefix by itself,
+    the order need not, and who was served least decides finer than a quantum does (benchmarks/LOG.md)."""
     extend_weight: float = 1.0
     """Service per prompt token that has to be computed, w_e."""
     output_weight: float = 2.0
@@ -64,6 +69,8 @@ class _Account:
     round: int
     deficit: float = 0.0
     running: int = 0
+    served: float = 0.0
+    """Service of late, in units that grow as time goes by: comparing two accounts takes no arithmetic."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +92,8 @@ class Dlpm:
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._charges: dict[str, _Charge] = {}
         self._round = 0
+        self._served_from = 0.0
+        """When a unit of `_Account.served` was a unit of service."""
 
     def __len__(self) -> int:
         return len(self._backlog)
@@ -112,10 +121,10 @@ class Dlpm:
         eligible = nsmallest(
             settings.window,
             (client for client, needed in rounds.items() if needed == least),
-            key=lambda client: (self._precedence(client, least), _first_arrival(lanes[client])),
+            key=lambda client: (self._precedence(client), _first_arrival(lanes[client])),
         )
         requests = (request for client in eligible for request in heads(lanes[client], settings.depth))
-        ordered = self._in_order(list(islice(requests, settings.window)), least)
+        ordered = self._in_order(list(islice(requests, settings.window)))
         return aged_first(ordered, workers, now, settings.patience_s)
 
     def deficit(self, client: str) -> float | None:
@@ -131,11 +140,11 @@ class Dlpm:
             self._level(account)
             account.running += 1
             self._charges[event.request.id] = _Charge(event.matched_tokens, event.extend_tokens)
-            account.deficit -= self._settings.extend_weight * event.extend_tokens
+            self._charge(event.request.client, self._settings.extend_weight * event.extend_tokens, event.now)
         elif isinstance(event, Output):
             if (charge := self._charges.get(event.request.id)) is not None:
                 charge.output += event.tokens
-                self._charge(event.request.client, self._settings.output_weight * event.tokens)
+                self._charge(event.request.client, self._settings.output_weight * event.tokens, event.now)
         elif isinstance(event, Left) and (charge := self._charges.pop(event.request.id, None)) is not None:
             self._settle(event, charge)
 
@@ -147,21 +156,32 @@ class Dlpm:
         """
         settings, usage, client = self._settings, event.usage, event.request.client
         if event.outcome in (None, Outcome.REFUSED):
-            self._charge(client, -settings.output_weight * charge.output)
+            self._charge(client, -settings.output_weight * charge.output, event.now)
             extend = 0
         elif usage is None or usage.input_tokens == 0:
             extend = charge.extend
         else:
             cached = charge.matched if usage.cached_tokens is None else usage.cached_tokens
             extend = max(0, usage.input_tokens - cached)
-        self._charge(client, settings.extend_weight * (extend - charge.extend))
+        self._charge(client, settings.extend_weight * (extend - charge.extend), event.now)
         self._accounts[client].running -= 1
         self._rest(client)
 
-    def _charge(self, client: str, service: float) -> None:
+    def _charge(self, client: str, service: float, now: float) -> None:
         account = self._accounts[client]
         self._level(account)
         account.deficit -= service
+        unit = self._unit(now)  # may make all of them smaller
+        account.served += service * unit
+
+    def _unit(self, now: float) -> float:
+        """What a unit of service now is in the units of `served`; they are made smaller before they overflow."""
+        age = (now - self._served_from) / _LATE_S
+        if age > _REBASE:
+            for account in self._accounts.values():
+                account.served *= math.exp(-age)
+            self._served_from, age = now, 0.0
+        return math.exp(age)
 
     def _level(self, account: _Account) -> float:
         """Apply the rounds that have gone by: while `q <= 0` each one adds a quantum."""
@@ -203,20 +223,19 @@ class Dlpm:
             else:
                 self._accounts.move_to_end(client)
 
-    def _precedence(self, client: str, rounds: int) -> float:
-        """By what a client goes before others under `order: deficit`: the quanta that it is owed, negated."""
-        if self._settings.order != "deficit":
+    def _precedence(self, client: str) -> float:
+        """By what a client goes before others under `order: least_served`."""
+        if self._settings.order != "least_served":
             return 0.0
         account = self._accounts[client]
-        deficit = self._level(account)
-        return -(deficit if deficit > 0 else deficit + rounds * account.quantum) / account.quantum
+        return account.served / account.quantum
 
-    def _in_order(self, requests: list[RequestView], rounds: int) -> list[RequestView]:
+    def _in_order(self, requests: list[RequestView]) -> list[RequestView]:
         order = self._settings.order
         if order == "fcfs":
             return sorted(requests, key=arrival)
-        if order == "deficit":
-            return sorted(requests, key=lambda r: (self._precedence(r.client, rounds), *arrival(r)))
+        if order == "least_served":
+            return sorted(requests, key=lambda r: (self._precedence(r.client), *arrival(r)))
         match = self._knowledge.prefixes.match
         if order == "lpm":
             return sorted(requests, key=lambda r: (-max(match(r).values(), default=0), *arrival(r)))

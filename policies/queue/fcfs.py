@@ -1,5 +1,7 @@
 """Who came first? First come, first served, except past a request that cannot start anywhere yet.
 
+Source: first come, first served, vLLM's own default.
+
 Requests for different lines, or pinned to one worker, wait in lanes of their own, so that a lane whose workers
 are full does not stop the others. Overtaking is bounded: once a request has waited `patience_s`, everybody younger
 keeps off the workers that could serve it.

@@ -1,7 +1,9 @@
 """Whose prompt has the longest part in some worker's cache?
 
-Longest Prefix Match, the order of SGLang's scheduler (arXiv 2312.07104, section 3): good for throughput, blind to
-who is asking. It ages, because with one busy prefix a cold prompt would wait for ever.
+Source: LPM, Longest Prefix Match, the order of SGLang's scheduler (arXiv 2312.07104, section 3).
+
+Good for throughput, blind to who is asking. It ages, because with one busy prefix a cold prompt would wait for
+ever.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,7 @@
 """Who matters most? Strict levels, lower first as in vLLM, and within a level order of arrival.
 
+Source: the priority scheduling of vLLM (`--scheduling-policy priority`), with ageing.
+
 It ages: every `promote_s` of waiting counts as one level, so that the lowest level is only slow and never starved.
 """
 

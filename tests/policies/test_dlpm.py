@@ -1,7 +1,9 @@
 """DLPM: its bounds over random workloads, its order against the printed algorithm, its accounts case by case."""
 
+import math
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from policies.scheduler import Scheduler, SchedulerSettings
 
 QUANTUM = 100
 CLIENTS = ["anna", "ben", "cora"]
+ORDERS = ["least_served", "lpm", "svf", "fcfs"]
 WORKLOADS = st.lists(
     st.builds(
         Wish,
@@ -46,7 +49,7 @@ def two_kinds(number=30):
 # -- the theorems
 
 
-@pytest.mark.parametrize("order", ["lpm", "svf", "fcfs"])
+@pytest.mark.parametrize("order", ORDERS)
 @settings(max_examples=15, deadline=None)
 @given(wishes=WORKLOADS, patience_s=st.sampled_from([0.0, 10.0]), forget_idle=st.booleans())
 def test_on_one_worker_clients_that_wait_are_served_alike(order, wishes, patience_s, forget_idle):
@@ -141,7 +144,7 @@ class Listening(Dlpm):
         self.samples.append((dict(self.served), {one.client for one in self.waiting()}))
 
 
-@pytest.mark.parametrize("order", ["lpm", "svf", "fcfs"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_nobody_starves_behind_a_flood(order):
     """A large cold request of a modest client, while another floods with short ones that are all hits."""
     flood = [Wish("flood", at, 8, 4, topic=1) for at in range(100) for _ in range(3)]
@@ -155,7 +158,7 @@ def test_nobody_starves_behind_a_flood(order):
 
 
 @settings(max_examples=20, deadline=None)
-@given(wishes=WORKLOADS, order=st.sampled_from(["lpm", "svf", "fcfs"]), workers=st.integers(1, 3))
+@given(wishes=WORKLOADS, order=st.sampled_from(ORDERS), workers=st.integers(1, 3))
 def test_no_slot_is_empty_while_somebody_waits(wishes, order, workers):
     def check(fleet):
         free = [row.id for row in fleet.scheduler.snapshot().workers if row.room.slots_free > 0]
@@ -340,6 +343,31 @@ def test_smallest_volume_first_counts_what_is_cached_as_nothing():
     assert offered(made) == ["long", "short"]
 
 
+@settings(max_examples=60)
+@given(
+    past=st.lists(
+        st.tuples(st.sampled_from(CLIENTS), st.sampled_from([0.0, 1.0, 30.0, 700.0, 3000.0]), st.integers(1, 900)),
+        min_size=2,
+        max_size=12,
+    ),
+    weights=st.fixed_dictionaries({name: st.sampled_from([0.5, 1.0, 2.0]) for name in CLIENTS}),
+)
+def test_whoever_was_served_least_of_late_comes_first(past, weights):
+    """Service fades with time, whatever the unit in which the accounts keep it."""
+    made, now, given = queue(order="least_served", quantum=10**6), 0.0, []
+    for number, (client, gap, extend) in enumerate(past):
+        now += gap
+        start(made, request(str(number), client, weight=weights[client]), extend=extend, now=now)
+        given.append((client, now, extend))
+    for client in CLIENTS:
+        made.push(request(client, client, weight=weights[client], arrived=now))
+    late = dict.fromkeys(CLIENTS, 0.0)
+    for client, at, extend in given:
+        late[client] += extend * math.exp((at - now) / module._LATE_S) / weights[client]
+    shown = [late[name] for name in offered(made, now) if name in late]
+    assert all(one <= other * (1 + 1e-9) + 1e-12 for one, other in pairwise(shown))
+
+
 # -- the accounts
 
 
@@ -360,11 +388,11 @@ def offered(made, now=0.0):
     return [offer.request.id for offer in made.candidates([worker("a")], now)]
 
 
-def start(made, one, *, extend, matched=0):
+def start(made, one, *, extend, matched=0, now=0.0):
     if all(other is not one for other in made.waiting()):
         made.push(one)
     made.remove(one)
-    made.on(Placed(one, Placement("a"), matched, extend, 0.0))
+    made.on(Placed(one, Placement("a"), matched, extend, now))
 
 
 def leave(made, one, outcome, usage=None):
