@@ -8,16 +8,23 @@ from typing import Any, Generic, TypeVar
 from policies.knowledge import Knowledge
 from policies.placement import (
     cache_aware,
+    consistent_hash,
+    d2lpm,
+    dist_sched,
     fairlead,
     kv_cost,
     least_loaded,
     lmetric,
     power_of_two,
+    preble,
     random_choice,
     round_robin,
+    session_affinity,
+    ttft_feasible,
+    weighted_scores,
 )
 from policies.protocol import PlacementPolicy, QueuePolicy
-from policies.queue import dlpm, fcfs, lpm, priority
+from policies.queue import amax, amin, dlpm, fcfs, lpm, mc_sf, priority, shortest_first, sorted_f, svf, vtc
 
 Policy = TypeVar("Policy", PlacementPolicy, QueuePolicy)
 
@@ -31,8 +38,12 @@ class Entry(Generic[Policy]):
 
     name: str
     question: str
+    source: str
+    """Where the rule comes from: a paper and its algorithm, or a project that uses it."""
     settings: type[Any]
     make: Callable[[Any, Knowledge], Policy]
+    wants_pairs: bool = False
+    """Its point is to choose between colocated workers and prefill/decode pairs."""
 
     def build(self, settings: Any = None, knowledge: Knowledge | None = None) -> Policy:
         """A fresh policy; by default with its default settings and knowledge of its own."""
@@ -49,6 +60,13 @@ def placement_policies() -> dict[str, Entry[PlacementPolicy]]:
         _entry("cache_aware", cache_aware.Settings, lambda s, _: cache_aware.CacheAware(s)),
         _entry("lmetric", lmetric.Settings, lambda s, _: lmetric.LMetric(s)),
         _entry("kv_cost", kv_cost.Settings, lambda s, _: kv_cost.KvCost(s)),
+        _entry("d2lpm", d2lpm.Settings, d2lpm.D2lpm),
+        _entry("dist_sched", dist_sched.Settings, lambda s, _: dist_sched.DistSched(s), wants_pairs=True),
+        _entry("preble", preble.Settings, lambda s, _: preble.Preble(s)),
+        _entry("weighted_scores", weighted_scores.Settings, lambda s, _: weighted_scores.WeightedScores(s)),
+        _entry("ttft_feasible", ttft_feasible.Settings, lambda s, _: ttft_feasible.TtftFeasible(s)),
+        _entry("consistent_hash", consistent_hash.Settings, lambda s, _: consistent_hash.ConsistentHash(s)),
+        _entry("session_affinity", session_affinity.Settings, lambda s, _: session_affinity.SessionAffinity(s)),
         _entry("fairlead", fairlead.Settings, fairlead.Fairlead),
     )
     return {entry.name: entry for entry in entries}
@@ -61,12 +79,21 @@ def queue_policies() -> dict[str, Entry[QueuePolicy]]:
         _entry("dlpm", dlpm.Settings, dlpm.Dlpm),
         _entry("lpm", lpm.Settings, lpm.Lpm),
         _entry("priority", priority.Settings, priority.Priority),
+        _entry("vtc", vtc.Settings, vtc.Vtc),
+        _entry("shortest_first", shortest_first.Settings, lambda s, _: shortest_first.ShortestFirst(s)),
+        _entry("mc_sf", mc_sf.Settings, mc_sf.McSf),
+        _entry("sorted_f", sorted_f.Settings, sorted_f.SortedF),
+        _entry("svf", svf.Settings, svf.Svf),
+        _entry("amax", amax.Settings, amax.AMax),
+        _entry("amin", amin.Settings, amin.AMin),
     )
     return {entry.name: entry for entry in entries}
 
 
-def _entry(name: str, settings: type[Any], make: Callable[[Any, Knowledge], Policy]) -> Entry[Policy]:
-    return Entry(name, _question(settings), settings, make)
+def _entry(
+    name: str, settings: type[Any], make: Callable[[Any, Knowledge], Policy], *, wants_pairs: bool = False
+) -> Entry[Policy]:
+    return Entry(name, _question(settings), _source(settings), settings, make, wants_pairs)
 
 
 def _question(settings: type[Any]) -> str:
@@ -74,3 +101,9 @@ def _question(settings: type[Any]) -> str:
     module = inspect.getmodule(settings)
     text = " ".join((inspect.getdoc(module) or "").split())
     return text.partition("?")[0] + "?"
+
+
+def _source(settings: type[Any]) -> str:
+    """The line of that file's docstring that begins with `Source:`."""
+    lines = (inspect.getdoc(inspect.getmodule(settings)) or "").splitlines()
+    return next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")

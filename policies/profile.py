@@ -19,6 +19,9 @@ _SCALING = 16
 """So many observations move everything by one factor."""
 _STEP = 4.0
 """The largest factor between an estimate and an observation that is taken at face value."""
+_FIRST = 4
+_FIRST_STEP = 64.0
+"""That of the first few: a worker may be as much slower than the GPU that everything starts from."""
 _LEAST_S = 1e-12
 """No time is learned to be shorter: windows are computed by dividing by it."""
 
@@ -116,7 +119,8 @@ def pairs(extend_tokens: int, context_tokens: int = 0) -> float:
 def _lesson(terms: tuple[float, float, float], seconds: float, seen: int) -> tuple[float, float, float]:
     """The factors by which three terms move so that their sum comes nearer to `seconds`."""
     predicted = sum(terms)
-    ratio = min(max(seconds / predicted, 1.0 / _STEP), _STEP)
+    step = _FIRST_STEP if seen < _FIRST else _STEP
+    ratio = min(max(seconds / predicted, 1.0 / step), step)
     if seen < _SCALING:
         factor: float = ratio ** max(_RATE, 1.0 / (seen + 1))
         return factor, factor, factor

@@ -1,8 +1,10 @@
 """Who holds the longest part of this prompt, unless the load has become uneven?
 
-The rule of SGLang's and vLLM's own routers: imbalanced if the longest line exceeds the shortest both by
-`balance_abs` requests and by the factor `balance_rel`, then the shortest line wins; otherwise the longest match
-if it covers at least `match_ratio` of the prompt; otherwise the least load.
+Source: cache_aware of SGLang's router and of vLLM's.
+
+Imbalanced if the longest line exceeds the shortest both by `balance_abs` requests and by the factor `balance_rel`,
+then the shortest line wins; otherwise the longest match if it covers at least `match_ratio` of the prompt;
+otherwise the least load.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,11 @@
 """Where does this request cost everybody together the least time?
 
+Source: this project; after LMetric (arXiv 2603.15202), in measured seconds instead of tokens.
+
 The cost of a worker is what the request adds to the completion of all requests, in seconds, by that worker's own
 measured profile:
 
-    wait       until the prefill in flight there is done
+    wait       until the prefill in flight there is done, and a slot free
   + prefill    of what is not cached, attention over what is (quadratic in length)
   + decode     its expected answer, at the pace of the batch it joins
   + harm       its prefill holds up every sequence that decodes there, and it slows their steps
@@ -11,8 +13,9 @@ measured profile:
 A holder of the prefix wins as long as the prefill it saves outweighs its queue, so a prefix that is too hot spills
 by itself: its holders' batches grow until another worker is cheaper, computes it, and becomes a holder too.
 
-If the best worker has no room now, but soon, waiting for it can be cheaper than starting elsewhere: `Hold`. A
-worker that holds next to nothing gets a small slice of the requests that would be hits elsewhere, so that it is
+If the best worker has no room now, but soon, waiting for it can be cheaper than starting elsewhere: `Hold`. The
+worker that could start at once stands by meanwhile, so what the wait saves in prefill has to be worth it. A worker
+that holds next to nothing gets a small slice of the requests that would be hits elsewhere, so that it is
 warm when it is needed. Load and locality are thus one number; nothing switches between modes.
 """
 
@@ -33,8 +36,8 @@ class Settings:
     """Weight of the pace of decoding, its own and that of the sequences it joins, against time to first token."""
     hold: bool = True
     """May wait for a worker without room (the scheduler bounds it by `hold_ms`)."""
-    hold_margin: float = 1.2
-    """Starting elsewhere has to be so many times dearer than waiting."""
+    hold_gain: float = 0.5
+    """Seconds of prefill that each second of waiting has to save at least."""
     warm_up: float = 0.02
     """Share of requests that a cold worker gets although another one holds their prefix."""
     cold_share: float = 0.1
@@ -56,35 +59,36 @@ class Fairlead:
         held_cost, held_worker = float("inf"), None
         for worker in workers:
             matched = matches.get(worker.id, 0)
-            cost = self._cost(request, worker, matched)
+            cost = self._cost(request, worker, matched, now)
             if worker.admits(request, matched):
                 if cost < open_cost:
                     open_cost, open_worker = cost, worker
-            elif matched and self._settings.hold and worker.room.expected_at > now:
-                cost += worker.room.expected_at - now
-                if cost < held_cost:
-                    held_cost, held_worker = cost, worker
+            elif matched and self._settings.hold and cost < held_cost:
+                held_cost, held_worker = cost, worker
         if open_worker is None:
             return None
-        if held_worker is not None and held_cost * self._settings.hold_margin < open_cost:
-            return Hold(held_worker.id, held_worker.room.expected_at)
+        if held_worker is not None and held_cost < open_cost:
+            wait = max(_wait(held_worker, now), held_worker.profile.step_s(held_worker.sequences))
+            saved = _prefill(request, matches.get(open_worker.id, 0), open_worker) - _prefill(
+                request, matches[held_worker.id], held_worker
+            )
+            if saved > self._settings.hold_gain * wait:
+                return Hold(held_worker.id, now + wait)
         return self._place(request, matches, workers, open_worker, open_cost)
 
     def on(self, event: Event) -> None:
         """Everything it needs is the scheduler's knowledge."""
 
-    def _cost(self, request: RequestView, worker: WorkerView, matched: int) -> float:
+    def _cost(self, request: RequestView, worker: WorkerView, matched: int, now: float) -> float:
         """Seconds that the request would add to the sum of all completion times."""
         profile = worker.profile
-        extend = max(1, request.input_tokens - matched)
-        wait = profile.prefill_s(worker.prefill_owed) if worker.prefill_owed else 0.0
-        prefill = profile.prefill_s(extend, matched)
+        prefill = _prefill(request, matched, worker)
         batch, context = worker.sequences, worker.decode_tokens
         answer = request.expected_output_tokens
         before = profile.step_s(batch, context)
         after = profile.step_s(batch + request.sequences, context + request.input_tokens * request.sequences)
         pace = answer * after + self._settings.harm * batch * answer * (after - before)
-        return wait + prefill * (1 + self._settings.harm * batch) + self._settings.decode * pace
+        return _wait(worker, now) + prefill * (1 + self._settings.harm * batch) + self._settings.decode * pace
 
     def _place(
         self,
@@ -115,3 +119,13 @@ class Fairlead:
         bound = self._settings.cold_share * max(held.values())
         cold = [w for w in workers if held[w.id] < bound and w.admits(request, matches.get(w.id, 0))]
         return min(cold, key=lambda worker: held[worker.id], default=None)
+
+
+def _wait(worker: WorkerView, now: float) -> float:
+    """Seconds until the worker's prefill in flight is done and a slot is free; none for what is overdue."""
+    return max(0.0, worker.room.expected_at - now)
+
+
+def _prefill(request: RequestView, matched: int, worker: WorkerView) -> float:
+    """Seconds of computing what of its prompt the worker does not hold."""
+    return worker.profile.prefill_s(max(1, request.input_tokens - matched), matched)

@@ -1,7 +1,9 @@
 """Where would the least KV have to be computed and held?
 
-The rule of NVIDIA Dynamo's KV router: `max(0, prefill in flight + prompt - overlap) + decode in flight`, in KV
-blocks there and in tokens here; the lowest cost wins.
+Source: the KV router of NVIDIA Dynamo.
+
+`max(0, prefill in flight + prompt - overlap) + decode in flight`, in KV blocks there and in tokens here; the
+lowest cost wins.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,9 @@
 """Where is the product of prefill work and queue length smallest?
 
-LMetric (arXiv 2603.15202): argmin of (uncached tokens of the request on w + prefill tokens owed on w) times
-(requests on w). It has no parameters, and trades locality against load by itself.
+Source: LMetric (arXiv 2603.15202).
+
+The argmin of (uncached tokens of the request on w + prefill tokens owed on w) times (requests on w). It has no
+parameters, and trades locality against load by itself.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,9 @@
 """Which of two random workers has less to do?
 
-Two choices instead of one make the longest line exponentially shorter (Mitzenmacher 2001), and two looks cost
-the same however large the fleet is.
+Source: the power of two choices (Mitzenmacher, IEEE TPDS 12(10), 2001).
+
+Two choices instead of one make the longest line exponentially shorter, and two looks cost the same however large
+the fleet is.
 """
 
 from collections.abc import Sequence

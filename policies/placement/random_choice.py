@@ -1,4 +1,7 @@
-"""Anybody with room? A seeded choice among them: the baseline that knows nothing."""
+"""Anybody with room? A seeded choice among them: the baseline that knows nothing.
+
+Source: random load balancing, as in nginx and Envoy.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Whose turn is it? Workers with room, one after the other."""
+"""Whose turn is it? Workers with room, one after the other.
+
+Source: round robin, the default of most load balancers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,0 +1,47 @@
+"""Requests and workers as a placement sees them, made by hand."""
+
+from policies.model import PrefixKey, RequestView, WorkerFacts, WorkerView
+from policies.profile import Profile
+from policies.room import Room
+
+OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None, expected_at=0.0)
+
+
+def full(expected_at=9.0):
+    return Room(idle=False, prefill_idle=False, prefill_free=0, slots_free=0, kv_free=0, expected_at=expected_at)
+
+
+def request(name="r", client="anna", *, tokens=1000, prompt=None, output=100, arrived=0.0, **fields):
+    """`prompt` is a byte per token; without one the prompt matches nothing."""
+    return RequestView(
+        id=name,
+        client=client,
+        line="base",
+        key=PrefixKey() if prompt is None else PrefixKey(prompt, 1, 1.0),
+        input_tokens=tokens if prompt is None else len(prompt),
+        expected_output_tokens=output,
+        arrived=arrived,
+        **fields,
+    )
+
+
+def worker(name, *, requests=0, owed=0, kv=0, kv_tokens=None, room=OPEN, profile=None):
+    speed = profile or Profile()
+    return WorkerView(
+        id=name,
+        facts=WorkerFacts(name, frozenset({"base"}), kv_tokens=kv_tokens),
+        requests=requests,
+        sequences=requests,
+        prefill_owed=owed,
+        decode_tokens=0,
+        kv_reserved=kv,
+        room=room,
+        profile=speed,
+        load_s=speed.prefill_s(owed) + requests * speed.step_s(requests),
+    )
+
+
+def chosen(policy, workers, matches=None, asked=None, now=0.0):
+    """The worker's name, or what else was answered."""
+    choice = policy.choose(asked or request(), matches or {}, workers, now)
+    return choice.placement.decode if hasattr(choice, "placement") else choice
