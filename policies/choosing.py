@@ -2,20 +2,28 @@
 
 A queue policy offers candidates, the placement policy accepts one. A placement that would rather wait (`Hold`)
 may let a request do so for `hold_s` in all, and leave a worker's room unused for as long, whoever waits. Then it
-is asked again with only those workers that have room, and if it still would rather wait, the least loaded one
-takes the request. A policy that raises an exception is a bug, but never an outage: the request goes to the least
-loaded worker, the queue is taken in order of arrival, and the fault is counted for the driver to report.
+is asked again with only those workers that have room, and if it still would rather wait, the least loaded one (or
+pair) takes the request. A policy that raises an exception, or names workers that do not admit the request, has a
+bug, but that is never an outage: the request goes to the least loaded worker, the queue is taken in order of
+arrival, and the fault is counted for the driver to report.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from policies.model import Candidate, Hold, Matches, Place, RequestView, WorkerId, WorkerView
+from policies.knowledge import Knowledge
+from policies.model import Candidate, Hold, Matches, Place, Placement, RequestView, Stage, WorkerId, WorkerView
+from policies.pairs import Pairs
 from policies.placement.least_loaded import LeastLoaded
 from policies.placement.least_loaded import Settings as LeastLoadedSettings
 from policies.prefixes import Prefixes
 from policies.protocol import PlacementPolicy, QueuePolicy
 from policies.roster import Roster
+from policies.settings import SchedulerSettings
+
+
+class NoRoomError(Exception):
+    """A placement policy has named workers that do not admit the request."""
 
 
 class Choice(NamedTuple):
@@ -43,16 +51,22 @@ class Chooser:
     """Asks the policies of one pool. `hold_until` says when to ask again, after `next` has found nobody."""
 
     def __init__(
-        self, queue: QueuePolicy, placement: PlacementPolicy, roster: Roster, prefixes: Prefixes, hold_s: float
+        self,
+        queue: QueuePolicy,
+        placement: PlacementPolicy,
+        roster: Roster,
+        prefixes: Prefixes,
+        settings: SchedulerSettings,
     ) -> None:
         self.hold_until: float | None = None
         self.faults = Faults()
         self._queue = queue
         self._placement = placement
-        self._fallback = LeastLoaded(LeastLoadedSettings())
+        self._fallback = Pairs(LeastLoaded(LeastLoadedSettings()), Knowledge(), settings.disaggregate)
+        self._fallback.choose_among(roster.able)
         self._roster = roster
         self._prefixes = prefixes
-        self._hold_s = hold_s
+        self._hold_s = settings.hold_s
         self._held: dict[str, float] = {}
         """Since when a request has been waiting beside workers with room."""
         self._unused: dict[WorkerId, float] = {}
@@ -87,7 +101,7 @@ class Chooser:
                 continue
             matches = self._prefixes.match(request)
             if bound is not None:
-                place = bound if workers[0].admits(request, matches.get(workers[0].id, 0)) else None
+                place = bound if _admitted(bound.placement, request, matches, workers) else None
             else:
                 place = self._choose(request, matches, workers, now)
             if place is not None:
@@ -104,7 +118,7 @@ class Chooser:
     def _able(self, request: RequestView, keep_off: frozenset[WorkerId], bound: Place | None) -> list[WorkerView]:
         workers = self._roster.able(request)
         if bound is not None:
-            return [view for view in workers if view.id == bound.placement.decode]
+            return [view for view in workers if view.id in bound.placement]
         return [view for view in workers if view.id not in keep_off] if keep_off else workers
 
     def _choose(
@@ -112,22 +126,32 @@ class Chooser:
     ) -> Place | None:
         choice = self._ask(request, matches, workers, now)
         if isinstance(choice, Hold):
-            workers = [view for view in workers if view.admits(request, matches.get(view.id, 0))]
+            workers = [view for view in workers if _has_room(view, request, matches.get(view.id, 0))]
             if self._may_wait(request, choice, workers, now):
                 return None
             choice = self._ask(request, matches, workers, now)
             if isinstance(choice, Hold):
-                choice = self._fallback.choose(request, matches, workers, now)
-        return choice if isinstance(choice, Place) else None
+                return self._fall_back(request, matches, workers, now)
+        return choice
 
     def _ask(
         self, request: RequestView, matches: Matches, workers: list[WorkerView], now: float
     ) -> Place | Hold | None:
         try:
-            return self._placement.choose(request, matches, workers, now)
+            choice = self._placement.choose(request, matches, workers, now)
         except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
             self.faults.add(fault)
-            return self._fallback.choose(request, matches, workers, now)
+            return self._fall_back(request, matches, workers, now)
+        if isinstance(choice, Place) and not _admitted(choice.placement, request, matches, workers):
+            self.faults.add(NoRoomError(f"{choice.placement} does not admit the request that was placed there"))
+            return self._fall_back(request, matches, workers, now)
+        return choice
+
+    def _fall_back(
+        self, request: RequestView, matches: Matches, workers: list[WorkerView], now: float
+    ) -> Place | None:
+        choice = self._fallback.choose(request, matches, workers, now)
+        return choice if isinstance(choice, Place) else None
 
     def _may_wait(self, request: RequestView, hold: Hold, beside: list[WorkerView], now: float) -> bool:
         """Whether the request may still wait beside workers with room; if so, until when is noted."""
@@ -139,3 +163,29 @@ class Chooser:
         if until > now:
             self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
         return until > now
+
+
+def _admitted(placement: Placement, request: RequestView, matches: Matches, workers: Sequence[WorkerView]) -> bool:
+    """Whether the request can start there now, on one worker or on a pair."""
+    views = {view.id: view for view in workers if view.id in placement}
+    decoder = views.get(placement.decode)
+    if decoder is None:
+        return False
+    matched = matches.get(decoder.id, 0)
+    if placement.prefill is None:
+        return decoder.admits(request, matched)
+    prefiller = views.get(placement.prefill)
+    if prefiller is None or prefiller is decoder:
+        return False
+    return decoder.admits_decode(request, matched) and prefiller.admits_prefill(
+        request, matches.get(prefiller.id, 0)
+    )
+
+
+def _has_room(view: WorkerView, request: RequestView, matched: int) -> bool:
+    """Whether the worker could take the request, or what it is there for of it."""
+    return (
+        view.admits(request, matched)
+        or (Stage.DECODE not in view.facts.stages and view.admits_prefill(request, matched))
+        or (Stage.PREFILL not in view.facts.stages and view.admits_decode(request, matched))
+    )

@@ -1,8 +1,9 @@
-"""What the scheduler knows and lets its policies read: prefixes, answer lengths, and a seeded source of chance."""
+"""What the scheduler knows and lets its policies read: prefixes, answer lengths, when pairs pay, chance."""
 
 from dataclasses import dataclass, field
 from random import Random
 
+from policies.heatmap_learning import LearnedHeatmap
 from policies.lengths import Lengths
 from policies.prefixes import Prefixes
 
@@ -13,4 +14,6 @@ class Knowledge:
 
     prefixes: Prefixes = field(default_factory=Prefixes)
     lengths: Lengths = field(default_factory=Lengths)
+    heatmap: LearnedHeatmap = field(default_factory=LearnedHeatmap)
+    """Moved by `Pairs`, which stands in front of the placement policy."""
     rng: Random = field(default_factory=lambda: Random(0))

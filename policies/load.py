@@ -1,46 +1,43 @@
 """What one worker has in flight, counted by the scheduler itself: exact, immediate, and back at zero at the end.
 
 Theory: load is what was sent there and has not come back. A leg takes twice, once for its prefill (until its
-first token) and once for its sequences and KV (until it is settled), and gives each back exactly once. The
+first token) and once for its sequences and KV (until it is settled), and gives each back exactly once. Of a
+pair the prefill worker gives the first, and KV for the prompt as long; the decode worker gives the second. The
 worker's own metrics only teach how many sequences its engine runs at once, where nobody has said so.
+
+A worker that owes a sign of life (a first token, a finished prefill) and has given none for much longer than its
+profile says is *stalled*: it may be alive to its health check and still serve nobody.
 
 Invariants: no counter is negative; with no leg in flight all of them are zero.
 """
 
-from dataclasses import dataclass
+import math
 
-from policies.model import Placement, RequestView, WorkerFacts, WorkerView
+from policies.fits import Member, Occupants
+from policies.leg import Leg
+from policies.model import Stage, WorkerFacts, WorkerView
 from policies.profile import Profile, pairs
 from policies.room import Room
+from policies.slots import LearnedSlots
 
-_GAP_RATE = 0.2
-_GAP_MOST_S = 5.0
-"""A longer silence says that the worker was idle, not that it is slow."""
+_STEPS = 8
+"""Answers shorter than that say little about the time of a step."""
 _PERIOD_S = 1.0
 """A busy period of prefilling that has lasted this long is learned from without waiting for its end."""
-
-
-@dataclass(slots=True, eq=False)
-class Leg:
-    """One attempt of one request on its worker or pair of workers."""
-
-    request: RequestView
-    placement: Placement
-    extend_tokens: int
-    reserved: int
-    """KV tokens set aside for the answers."""
-    dispatched_at: float
-    context: int
-    """Tokens of context per sequence so far: the prompt, then the answer as it grows."""
-    first_token_at: float | None = None
-    output_tokens: int = 0
-    prefilling: bool = True
+_BURST_S = 0.005
+"""First tokens of one engine step come within this time of each other, and belong to one period."""
+STALLED_S = 5.0
+_STALLED = 10.0
+"""Silence, while something is due, that makes a worker stalled: the longer of this and so many times what the
+profile says of the prefill it owes."""
 
 
 class Load:
     """Counters of one worker, and the view that policies get of them."""
 
-    def __init__(self, facts: WorkerFacts, *, window_s: float, window_tokens: int | None) -> None:
+    def __init__(
+        self, facts: WorkerFacts, *, window_s: float, window_tokens: int | None, kv_margin: float = 0.0
+    ) -> None:
         self.facts = facts
         self.profile = Profile()
         self.requests = 0
@@ -51,18 +48,28 @@ class Load:
         self.reserved = 0
         self.pinned = 0
         """KV tokens of the prompts in flight, shared prefixes counted once."""
+        self.awaited = 0
+        """Signs of life that are due: streamed first tokens and prefills of pairs."""
+        self.stalled = False
         self.prefill_due = 0.0
         """When the prefill in flight should be done, by the profile."""
-        self._released_at = 0.0
-        self._release_gap_s = 0.0
-        """When a sequence ended last, and how long it mostly takes until the next one does."""
+        self._moved_at = 0.0
+        """When the answers in flight were looked at last."""
         self._window_s = window_s
         self._window_tokens = window_tokens
-        self._slots = _LearnedSlots()
+        self._kv_share = 1.0 - kv_margin
+        self._slots = LearnedSlots()
+        self._occupants = Occupants()
+        self._answers = 0
+        """KV tokens of the answers in flight so far."""
+        self._loose = 0
+        """KV tokens of prompts in flight that no prefix tree knows."""
+        self._silent_since = 0.0
         self._period_at = 0.0
         self._period_tokens = 0
         self._period_pairs = 0.0
         self._period_seen = True
+        self._prefilled_at = 0.0
         self._unseen = 0
         self._view: WorkerView | None = None
 
@@ -78,15 +85,24 @@ class Load:
         )
         # Never later than if all that is owed began now: errors of the profile do not add up over a busy hour.
         self.prefill_due = min(in_line, now + self.profile.prefill_s(self.prefill_owed))
-        self._unseen += not leg.request.streams
-        self._period_seen = self._period_seen and leg.request.streams
+        if leg.prefill_seen:
+            self.expect_sign(now)
+        else:
+            self._unseen += 1
+            self._period_seen = False
         self._view = None
 
     def end_prefill(self, leg: Leg, now: float, *, finished: bool) -> None:
-        """The prompt is computed (`finished`), or will never be."""
+        """The prompt is computed (`finished`); or will never be, or that was not seen."""
+        if now - self._prefilled_at > _BURST_S and self._prefilled_at - self._period_at > _PERIOD_S:
+            self._end_period(self._prefilled_at)
+        self._prefilled_at = now
         self.prefills -= 1
         self.prefill_owed -= leg.extend_tokens
-        self._unseen -= not leg.request.streams
+        if leg.prefill_seen:
+            self.expect_no_sign()
+        else:
+            self._unseen -= 1
         if finished:
             self._period_tokens += leg.extend_tokens
             self._period_pairs += pairs(leg.extend_tokens, leg.context - leg.extend_tokens)
@@ -94,16 +110,19 @@ class Load:
             self._period_seen = False
         left_s = self.profile.prefill_s(self.prefill_owed) if self.prefills else 0.0
         self.prefill_due = min(self.prefill_due, now + left_s)
-        if self.prefills == 0 or now - self._period_at > _PERIOD_S:
-            if self._period_seen and self._period_tokens > 0:
-                self.profile = self.profile.saw_prefill(
-                    self._period_tokens, now - self._period_at, self._period_pairs
-                )
-            self._open_period(now)
+        if self.prefills == 0:
+            self._end_period(now)
         self._view = None
 
+    def start_prompt(self, leg: Leg) -> None:
+        """The prompt of a pair is held here until its prefill is done."""
+        self._occupy(leg, Member(leg.request.input_tokens, 0, 0, 0))
+
+    def end_prompt(self, leg: Leg) -> None:
+        self._vacate(leg)
+
     def start_sequences(self, leg: Leg) -> None:
-        self.requests += 1
+        self._occupy(leg, Member(leg.request.input_tokens, 0, leg.remaining, leg.request.sequences))
         self.sequences += leg.request.sequences
         self.reserved += leg.reserved
         self._slots.peak = max(self._slots.peak, self.sequences)
@@ -116,18 +135,23 @@ class Load:
     def saw_output(self, leg: Leg, tokens: int) -> None:
         leg.output_tokens += tokens
         self.decode_tokens += tokens
-        over = leg.output_tokens - leg.reserved
-        if over > 0:  # longer than expected: what it holds now is the least it will hold
-            leg.reserved += over
-            self.reserved += over
+        self._answers += tokens
+        self.expect_output(leg, leg.reserved)
+
+    def expect_output(self, leg: Leg, tokens: int) -> None:
+        """So long will its answers be, all together; at least what they are already."""
+        over = max(tokens, leg.output_tokens) - leg.reserved
+        leg.reserved += over
+        self.reserved += over
+        self._occupants.grow(leg, leg.output_tokens, leg.remaining)
         self._view = None
 
     def end_sequences(self, leg: Leg, now: float) -> None:
-        self._release_gap_s += _GAP_RATE * (min(now - self._released_at, _GAP_MOST_S) - self._release_gap_s)
-        self._released_at = now
-        self.requests -= 1
+        self._moved_at = now
+        self._vacate(leg)
         self.sequences -= leg.request.sequences
         self.reserved -= leg.reserved
+        self._answers -= leg.output_tokens
         if leg.first_token_at is not None:
             self.decode_tokens -= leg.context * leg.request.sequences + leg.output_tokens
         self._view = None
@@ -141,6 +165,35 @@ class Load:
     def idle(self) -> bool:
         return self.requests == 0 and self.prefills == 0
 
+    # -- signs of life
+
+    def expect_sign(self, now: float) -> None:
+        """Something that the driver will see is due from this worker."""
+        if self.awaited == 0:
+            self._silent_since = now
+        self.awaited += 1
+
+    def expect_no_sign(self) -> None:
+        """It has come, or will not come any more."""
+        self.awaited -= 1
+
+    def heard(self, now: float) -> None:
+        """The worker has given something back."""
+        self._silent_since = self._moved_at = now
+
+    def stalls_at(self) -> float:
+        """From when on silence means that the worker is stalled."""
+        if self.awaited == 0:
+            return math.inf
+        return self._silent_since + max(STALLED_S, _STALLED * self.profile.prefill_s(self.prefill_owed))
+
+    def judge(self, now: float) -> bool:
+        """Whether the worker is stalled; says if that has changed."""
+        before, self.stalled = self.stalled, self.stalls_at() <= now
+        if before != self.stalled:
+            self._view = None
+        return before != self.stalled
+
     # -- learning
 
     def tell(self, facts: WorkerFacts) -> None:
@@ -152,14 +205,22 @@ class Load:
         self._view = None
 
     def saw_answer(self, leg: Leg, output_tokens: int, now: float) -> None:
-        """Learn decode speed from a finished answer; without a seen first token, both speeds."""
+        """Learn decode speed from a finished answer; without a seen first token, both speeds.
+
+        Of a pair only the answer was computed here: without a seen first token, it began when the prefill ended.
+        """
         per_sequence = output_tokens // leg.request.sequences
-        if not leg.request.streams:
+        if not leg.request.streams and leg.pair:
+            if leg.prefilled_at is not None and per_sequence >= _STEPS and now > leg.prefilled_at:
+                self.profile = self.profile.saw_decode(
+                    per_sequence, now - leg.prefilled_at, self.sequences, self.decode_tokens
+                )
+        elif not leg.request.streams:
             elapsed = now - leg.dispatched_at
             self.profile = self.profile.saw_whole(
                 leg.extend_tokens, per_sequence, max(elapsed, 1e-6), self.sequences, self.decode_tokens
             )
-        elif leg.first_token_at is not None and per_sequence >= 8 and now > leg.first_token_at:
+        elif leg.first_token_at is not None and per_sequence >= _STEPS and now > leg.first_token_at:
             self.profile = self.profile.saw_decode(
                 per_sequence - 1, now - leg.first_token_at, self.sequences, self.decode_tokens
             )
@@ -176,64 +237,68 @@ class Load:
                 self.sequences,
                 self.prefill_owed,
                 self.decode_tokens,
-                self.pinned + self.reserved,
+                self.pinned + self._loose + self.reserved,
                 self._room(),
                 self.profile,
                 self.profile.prefill_s(self.prefill_owed)
                 + self.sequences * self.profile.step_s(self.sequences, self.decode_tokens),
+                self.stalled,
             )
         return self._view
 
     def window(self) -> int:
-        """Extend tokens that may be in flight at once: about one engine step."""
+        """Extend tokens that may be in flight at once: about one step; one prompt while no speed is known."""
         if self._window_tokens is not None:
             return self._window_tokens
+        if not self.profile.prefills:
+            return 0
         step = self.profile.prefill_tokens(self._window_s)
         return step if self.facts.max_batched_tokens is None else min(step, self.facts.max_batched_tokens)
 
     def _room(self) -> Room:
         facts = self.facts
         slots = facts.slots if facts.slots is not None else self._slots.bound
-        kv_tokens = facts.kv_tokens
+        kv_tokens = None if facts.kv_tokens is None else int(facts.kv_tokens * self._kv_share)
+        prompts = self.pinned + self._loose
         full = slots is not None and slots <= self.sequences
         return Room(
             idle=self.idle,
             prefill_idle=self.prefills == 0,
             prefill_free=self.window() - self.prefill_owed,
             slots_free=None if slots is None else slots - self.sequences,
-            kv_free=None if kv_tokens is None else kv_tokens - self.pinned - self.reserved,
-            expected_at=max(self.prefill_due, self._released_at + self._release_gap_s)
-            if full
-            else self.prefill_due,
+            kv_free=None if kv_tokens is None else kv_tokens - prompts - self.reserved,
+            expected_at=max(self.prefill_due, self._slot_due()) if full else self.prefill_due,
+            kv_now=None if kv_tokens is None else kv_tokens - prompts - self._answers,
+            batch=None if kv_tokens is None else self._occupants.batch(kv_tokens, prompts),
+            prefills=Stage.PREFILL in facts.stages,
+            decodes=Stage.DECODE in facts.stages,
         )
+
+    def _slot_due(self) -> float:
+        """When the first of the answers in flight is expected to end, by what they were when looked at last."""
+        return self._moved_at + self._occupants.soonest() * self.profile.step_s(self.sequences, self.decode_tokens)
+
+    def _occupy(self, leg: Leg, member: Member) -> None:
+        self.requests += 1
+        self._occupants.add(leg, member)
+        if not leg.request.key.data:
+            self._loose += leg.request.input_tokens
+
+    def _vacate(self, leg: Leg) -> None:
+        self.requests -= 1
+        self._occupants.remove(leg)
+        if not leg.request.key.data:
+            self._loose -= leg.request.input_tokens
+        self._view = None
+
+    def _end_period(self, now: float) -> None:
+        """Learn how long the prompts that were computed in a busy period took together; another one begins."""
+        if self._period_seen and self._period_tokens > 0 and now > self._period_at:
+            self.profile = self.profile.saw_prefill(self._period_tokens, now - self._period_at, self._period_pairs)
+        self._open_period(now)
 
     def _open_period(self, now: float) -> None:
         self._period_at = now
         self._period_tokens = 0
         self._period_pairs = 0.0
         self._period_seen = self._unseen == 0
-
-
-class _LearnedSlots:
-    """How many sequences the engine runs at once, where neither the operator nor the launch has said so.
-
-    No bound until two readings in a row show requests waiting inside the engine: then what was running is the
-    bound (one reading may catch requests on their way in). Whenever the bound was reached and nothing waited,
-    it is probed upwards by a quarter.
-    """
-
-    def __init__(self) -> None:
-        self.bound: int | None = None
-        self.peak = 0
-        self._waited = 0
-
-    def read(self, running: int, waiting: int, sequences: int) -> None:
-        if waiting > 0:
-            if self._waited:
-                self.bound = max(running, self._waited)
-            self._waited = max(1, running)
-        else:
-            if self.bound is not None and self.peak >= self.bound:
-                self.bound += max(1, self.bound // 4)
-            self._waited = 0
-        self.peak = sequences

@@ -117,7 +117,14 @@ class RequestView:
     """Only this worker can serve it (it holds the conversation's state)."""
     excluded: frozenset[WorkerId] = frozenset()
     """Workers on which an attempt has already failed."""
+    whole: bool = False
+    """One worker has to serve it from its prompt to its end."""
     resume_tokens: int = 0
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a prefill and a decode worker may share it: the KV that is handed over can be fetched once."""
+        return not self.whole and self.sequences == 1
 
 
 class Ticket(NamedTuple):
@@ -176,23 +183,37 @@ class WorkerView:
     """Dispatched and not yet settled."""
     sequences: int
     prefill_owed: int
-    """Extend tokens dispatched whose first token has not come back."""
+    """Extend tokens dispatched that are not known to be computed yet."""
     decode_tokens: int
     """Tokens of context of the sequences that are decoding."""
     kv_reserved: int
-    """KV tokens of everything in flight: shared prefixes once, expected outputs in full."""
+    """KV tokens of everything in flight: shared prefixes once, answers at their expected length."""
     room: Room
     profile: Profile
     load_s: float
     """Work in hand, seconds: the prefill owed, and one decode step of every sequence."""
+    stalled: bool = False
+    """Nothing has come back for long although something is due: used when nobody better is left."""
 
     def admits(self, request: RequestView, matched_tokens: int) -> bool:
-        """Whether the request could start here now."""
+        """Whether the whole request could start here now; a worker with one role can do that, too."""
         room = self.room
         if not room.open or room.idle:  # asked for each worker and request: the short ways first
             return room.open
-        extend_tokens = max(1, request.input_tokens - matched_tokens)
-        return room.admits(extend_tokens, extend_tokens + reserve(request), request.sequences)
+        prompt = request.input_tokens
+        extend = max(1, prompt - matched_tokens)
+        return room.admits(prompt, extend, request.expected_output_tokens, request.sequences)
+
+    def admits_prefill(self, request: RequestView, matched_tokens: int) -> bool:
+        """Whether its prompt could be computed here now, for another worker to answer."""
+        prompt = request.input_tokens
+        return self.room.admits_prefill(prompt, max(1, prompt - matched_tokens))
+
+    def admits_decode(self, request: RequestView, matched_tokens: int) -> bool:
+        """Whether it could be answered here if another worker began on its prompt now."""
+        prompt = request.input_tokens
+        fresh = max(1, prompt - matched_tokens)
+        return self.room.admits_decode(prompt, fresh, request.expected_output_tokens, request.sequences)
 
 
 def reserve(request: RequestView) -> int:

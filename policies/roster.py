@@ -1,25 +1,32 @@
 """Who is in the pool: every worker with its load, and which of them could serve a request.
 
 That question is asked for each request, so its answer is remembered by line; what is in flight changes a worker's
-view, not the answer.
+view, not the answer. Suspect and stalled workers are in it only where there is nobody else.
 
 Invariants: a name stands for one load, here or gone and never both, so that legs still running on a worker that
 left and came back are counted where they are; one that is gone is kept only while something runs there.
 """
 
-from policies.load import Load
+import math
+from functools import partial
+
+from policies.load import STALLED_S, Load
 from policies.model import RequestView, WorkerFacts, WorkerId, WorkerView
 
 
 class Roster:
-    """The workers of one pool; `window_s` and `window_tokens` bound the prefill in flight on each."""
+    """The workers of one pool.
 
-    def __init__(self, *, window_s: float, window_tokens: int | None) -> None:
-        self._window_s = window_s
-        self._window_tokens = window_tokens
+    `window_s` and `window_tokens` bound the prefill in flight on each; `kv_margin` is the share of its KV cache
+    that is left free.
+    """
+
+    def __init__(self, window_s: float, window_tokens: int | None, kv_margin: float = 0.0) -> None:
+        self._make = partial(Load, window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin)
         self._here: dict[WorkerId, Load] = {}
         self._gone: dict[WorkerId, Load] = {}
         self._by_line: dict[str, list[Load]] = {}
+        self._watch_at = -math.inf
 
     def __contains__(self, worker: WorkerId) -> bool:
         return worker in self._here
@@ -60,11 +67,37 @@ class Roster:
     def _join(self, facts: WorkerFacts) -> None:
         load = self._gone.pop(facts.id, None)
         if load is None:
-            load = Load(facts, window_s=self._window_s, window_tokens=self._window_tokens)
+            load = self._make(facts)
         else:
             load.tell(facts)
         self._here[facts.id] = load
         self._by_line.clear()
+
+    # -- silence
+
+    def heard(self, load: Load, now: float) -> None:
+        """A worker has given something back: it is not stalled."""
+        load.heard(now)
+        if load.stalled:
+            self._judge(load, now)
+
+    def watch(self, now: float) -> None:
+        """Look who is stalled by now; rarely more than a comparison."""
+        if now < self._watch_at:
+            return
+        for load in self._here.values():
+            self._judge(load, now)
+        # Whoever is silent from now on cannot be stalled before `STALLED_S` have passed.
+        due = (load.stalls_at() for load in self._here.values() if not load.stalled)
+        self._watch_at = min(min(due, default=math.inf), now + STALLED_S)
+
+    def next_watch(self) -> float | None:
+        """When to look again; None: nothing is due from anybody."""
+        return self._watch_at if any(load.awaited for load in self._here.values()) else None
+
+    def _judge(self, load: Load, now: float) -> None:
+        if load.judge(now):
+            self._by_line.clear()
 
     # -- questions
 
@@ -83,7 +116,7 @@ class Roster:
         return any(load.facts.serves(request) for load in self._here.values())
 
     def able(self, request: RequestView) -> list[WorkerView]:
-        """Who could serve the request, with room or without; suspects only where there is nobody else."""
+        """Who could serve the request, with room or without."""
         if _plain(request):
             return [load.view() for load in self._line(request.line)]
         return [load.view() for load in _best([w for w in self._here.values() if w.facts.serves(request)])]
@@ -102,4 +135,4 @@ def _plain(request: RequestView) -> bool:
 
 
 def _best(loads: list[Load]) -> list[Load]:
-    return [load for load in loads if not load.facts.suspect] or loads
+    return [load for load in loads if not (load.facts.suspect or load.stalled)] or loads

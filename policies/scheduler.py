@@ -18,6 +18,7 @@ Late binding: a request stays in the queue until a worker has room for it (`room
 are ours for as long as possible.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -40,24 +41,12 @@ from policies.model import (
     WorkerId,
     WorkerView,
 )
-from policies.protocol import PlacementPolicy, QueuePolicy
+from policies.protocol import EstimatesAnswers, KeepsDeficits, PlacementPolicy, QueuePolicy
 from policies.roster import Roster
 from policies.running import Running, Taking
+from policies.settings import SchedulerSettings
 
-
-@dataclass(frozen=True, slots=True)
-class SchedulerSettings:
-    """Bounds of one pool."""
-
-    max_queued: int = 4096
-    max_wait_s: float = 600.0
-    attempts: int = 3
-    prefill_window_s: float = 0.2
-    """Prefill in flight per worker, in time by its profile: about one engine step."""
-    prefill_window_tokens: int | None = None
-    """The same in extend tokens; set, it replaces the time."""
-    hold_s: float = 1.0
-    """How long in all a placement may let a request wait beside workers with room for it; 0: never."""
+__all__ = ["Scheduler", "SchedulerSettings"]
 
 
 @dataclass(slots=True, eq=False)
@@ -84,9 +73,10 @@ class Scheduler:
         self.lengths = knowledge.lengths
         self.prefixes = knowledge.prefixes
         self._queue = queue
+        self._estimate = queue.answer if isinstance(queue, EstimatesAnswers) else None
         self._placement = placement
         self._roster = Roster(
-            window_s=self.settings.prefill_window_s, window_tokens=self.settings.prefill_window_tokens
+            self.settings.prefill_window_s, self.settings.prefill_window_tokens, self.settings.kv_margin
         )
         self._taking = Taking(self._roster, self.prefixes, self.lengths)
         self._entries: dict[str, _Entry] = {}
@@ -94,7 +84,7 @@ class Scheduler:
         self._waits = Alarms(lambda ticket: self._entry(ticket) is not None and self._running(ticket) is None)
         self._predictions = Alarms(lambda ticket: (leg := self._running(ticket)) is not None and leg.predictable)
         self._serials = count(1)
-        self._chooser = Chooser(queue, placement, self._roster, self.prefixes, self.settings.hold_s)
+        self._chooser = Chooser(queue, placement, self._roster, self.prefixes, self.settings)
 
     # -- events: requests
 
@@ -102,6 +92,8 @@ class Scheduler:
         """Take a request in. What becomes of it is said by `decisions`. Raises ValueError if its id is in use."""
         if request.id in self._entries:
             raise ValueError(f"a request with the id {request.id} is already here")
+        if self._estimate is not None:
+            request = replace(request, expected_output_tokens=self._estimate(request))
         ticket = Ticket(request.id, 1, next(self._serials))
         entry = self._entries[request.id] = _Entry(request, ticket)
         if len(self._queue) >= self.settings.max_queued:
@@ -117,10 +109,12 @@ class Scheduler:
         self._end(ticket, Outcome.CANCELLED, usage, now)
 
     def prefill_done(self, ticket: Ticket, now: float) -> None:
-        """The prefill worker of a pair has finished: its room is free again."""
+        """The prefill worker of a pair has finished: its room is free again. Nothing for a single worker."""
         running = self._running(ticket)
-        if running is not None:
-            self._taking.end_prefill(running, now, finished=True)
+        if running is not None and running.leg.pair and running.leg.prefilling:
+            self._taking.prefill_done(running, now)
+            if not running.leg.request.streams:
+                self._predictions.set(now, ticket)  # the transfer is not known; it is short beside the rest
 
     def first_token(self, ticket: Ticket, now: float) -> None:
         """The first token of a streamed answer has arrived."""
@@ -135,7 +129,7 @@ class Scheduler:
         if running is not None and tokens > 0:
             if running.leg.first_token_at is None:
                 self.first_token(ticket, now)
-            running.decoder.saw_output(running.leg, tokens)
+            self._taking.output(running, tokens, now)
             self._tell(Output(running.leg.request, running.leg.placement, tokens, now))
 
     def settled(self, ticket: Ticket, usage: Usage, now: float, outcome: Outcome = Outcome.COMPLETED) -> None:
@@ -158,8 +152,7 @@ class Scheduler:
         running, request = entry.running, entry.request
         entry.running = None
         self._taking.release(running, now, finished=False)
-        if reason is LegFailure.CONNECT:
-            self._taking.forget(running)
+        self._taking.failed(running, worker, reason)
         self._tell(Left(request, running.leg.placement, None, None, now))
         entry.request = replace(request, excluded=request.excluded | {worker})
         entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
@@ -200,6 +193,7 @@ class Scheduler:
         """What the driver has to do now. Each decision is handed out once."""
         self._predict(now)
         self._expire(now)
+        self._roster.watch(now)
         decisions: list[Decision] = list(self._rejects)
         self._rejects.clear()
         self._chooser.hold_until = None
@@ -209,7 +203,8 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `decisions` should be asked again, if nothing happens before."""
-        times = (self._waits.next(), self._predictions.next(), self._chooser.hold_until)
+        watch = self._roster.next_watch() if len(self._queue) else None
+        times = (self._waits.next(), self._predictions.next(), self._chooser.hold_until, watch)
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -217,13 +212,21 @@ class Scheduler:
         views = tuple(load.view() for load in self._roster.loads())
         return Snapshot(len(self._queue), len(self._entries) - len(self._queue), views)
 
+    def waiting(self) -> Iterator[RequestView]:
+        """Everybody in the queue, in no particular order."""
+        return self._queue.waiting()
+
+    def deficit(self, client: str) -> float | None:
+        """What a client is owed (positive) or owes; None where the order keeps no such account."""
+        return self._queue.deficit(client) if isinstance(self._queue, KeepsDeficits) else None
+
     @property
     def faults(self) -> Faults:
         """Exceptions of policies, for the driver to report."""
         return self._chooser.faults
 
     def able(self, request: RequestView) -> list[WorkerView]:
-        """Who could serve a request, with room or without."""
+        """Who could serve a request, or a stage of it, with room or without."""
         return self._roster.able(request)
 
     def _place(self, choice: Choice, now: float) -> Dispatch:
@@ -231,7 +234,7 @@ class Scheduler:
         entry, placement = self._entries[request.id], place.placement
         self._dequeue(request)
         entry.running = self._taking.start(request, placement, matches, now)
-        if not request.streams:
+        if not entry.running.leg.prefill_seen:
             self._predictions.set(entry.running.prefiller.prefill_due, entry.ticket)
         if not bound:
             self._tell(Bound(request, placement, now))
@@ -288,6 +291,8 @@ class Scheduler:
             self._tell(Left(entry.request, None, outcome, usage, now))
             return
         leg = running.leg
+        if outcome is Outcome.COMPLETED or outcome is Outcome.REFUSED:
+            self._taking.heard(running, now)
         if usage is not None:
             if outcome is Outcome.COMPLETED:
                 self._taking.learn(running, usage.output_tokens, now)

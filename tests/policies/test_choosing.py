@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
-from policies.model import Dispatch, Hold, Place, Placement, Reason, Usage, WorkerFacts
+from policies.model import Dispatch, Hold, Place, Placement, Reason, Stage, Ticket, Usage, WorkerFacts
 from policies.queue.fcfs import Fcfs
 from policies.queue.fcfs import Settings as FcfsSettings
 from policies.scheduler import Scheduler, SchedulerSettings
@@ -64,7 +64,8 @@ class Broken(Fcfs):
 
 
 def scheduler(placement, *workers, queue=None, **fields):
-    made = Scheduler(Fcfs(FcfsSettings()) if queue is None else queue, placement, SchedulerSettings(**fields))
+    settings = SchedulerSettings(**{"prefill_window_tokens": 10_000, **fields})
+    made = Scheduler(Fcfs(FcfsSettings()) if queue is None else queue, placement, settings)
     for worker in workers:
         made.worker_joined(worker, 0.0)
     return made
@@ -253,3 +254,90 @@ def test_no_room_is_unused_for_longer_than_allowed_while_somebody_waits(wishes, 
     made = SteppedFleet(queue, workers=3, placement=chosen, hold_s=hold_s, on_start=used.__setitem__)
     made.checks.append(check)
     made.play(wishes)
+
+
+# -- places that cannot be, and pairs
+
+
+PREFILL, DECODE = (frozenset([stage]) for stage in (Stage.PREFILL, Stage.DECODE))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [Placement("nobody"), Placement("full"), Placement("free", "nobody"), Placement("free", "free")],
+)
+def test_a_place_that_cannot_be_gives_way_to_the_least_loaded_worker(named):
+    made = scheduler(Says(Place(Placement("full"), Reason.TURN)), facts("full", slots=1))
+    made.submit(request("runs"), 0.0)
+    assert started(made) == {"runs": "full"}
+    made._placement.answers[:] = [Place(named, Reason.TURN)]
+    made.worker_joined(facts("free"), 0.0)
+    made.submit(request("one"), 0.0)
+    assert started(made) == {"one": "free"}
+    assert made.faults.count == 1
+    assert "does not admit" in str(made.faults.last)
+
+
+def placed(made, now=0.0):
+    return [d.place.placement for d in made.decisions(now) if isinstance(d, Dispatch)]
+
+
+def test_the_least_loaded_worker_may_be_a_pair():
+    made = scheduler(Says(KeyError()), facts("d", stages=DECODE), facts("p", stages=PREFILL))
+    made.submit(request("one"), 0.0)
+    assert placed(made) == [Placement("d", "p")]
+
+
+def test_the_least_loaded_worker_serves_alone_where_its_partner_is_missing():
+    made = scheduler(Says(KeyError()), facts("d", stages=DECODE))
+    made.submit(request("one"), 0.0)
+    assert placed(made) == [Placement("d")]
+
+
+def test_pairs_with_room_are_shown_after_holding():
+    """A prefill worker has no slots, and a decode worker's window is full of requests that it serves alone."""
+    says = Says(Place(Placement("d"), Reason.TURN))
+    made = scheduler(
+        says, facts("d", stages=DECODE, slots=5), facts("p", stages=PREFILL, slots=0), prefill_window_tokens=20
+    )
+    made.submit(request("runs"), 0.0)
+    made.submit(request("pinned", pinned="p"), 0.0)
+    says.answers[:] = [
+        Place(Placement("d"), Reason.TURN),
+        Place(Placement("p"), Reason.TURN),
+        Hold("p", 9.0),
+        Place(Placement("d", "p"), Reason.TURN),
+    ]
+    assert placed(made) == [Placement("d"), Placement("p")]
+    says.shown.clear()
+    made.first_token(Ticket("pinned", 1, 2), 0.0)
+    made.submit(request("waits"), 0.0)
+    made._chooser._hold_s = 0.0
+    assert placed(made) == [Placement("d", "p")]
+    assert says.shown == [["d", "p"], ["d", "p"]]
+
+
+@pytest.mark.parametrize("full", ["d", "p"])
+def test_a_pair_is_refused_if_one_side_has_no_room_and_nobody_serves_alone_for_want_of_room(full):
+    says = Says(Place(Placement(full), Reason.TURN))
+    bounds = {"d": {"slots": 1}, "p": {}}
+    stages = {"d": DECODE, "p": PREFILL}
+    workers = [facts(name, stages=stages[name], **bounds[name]) for name in "dp"]
+    made = scheduler(says, *workers, prefill_window_tokens=20)
+    made.submit(request("runs"), 0.0)
+    assert placed(made) == [Placement(full)]
+    says.answers[:] = [Place(Placement("d", "p"), Reason.TURN)]
+    made.submit(request("waits"), 0.0)
+    assert placed(made) == []
+    assert made.faults.count == 1
+    says.answers[:] = [Hold(full, 9.0)]
+    made._chooser._hold_s = 0.0
+    assert placed(made) == []
+
+
+@pytest.mark.parametrize("disaggregate", ["always", "never"])
+def test_the_least_loaded_worker_is_no_pair_where_pairs_are_not_wanted(disaggregate):
+    workers = facts("d", stages=DECODE), facts("p", stages=PREFILL)
+    made = scheduler(Says(KeyError()), *workers, disaggregate=disaggregate)
+    made.submit(request("one"), 0.0)
+    assert placed(made) == [Placement("d", "p") if disaggregate == "always" else Placement("d")]

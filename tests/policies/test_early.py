@@ -22,6 +22,7 @@ from policies.model import (
     Placement,
     Reason,
     RejectReason,
+    Stage,
     Usage,
     WorkerFacts,
 )
@@ -146,7 +147,8 @@ def test_it_keeps_the_contract_of_a_queue(name, wanted, placement, step):
         made.on(Left(first.request, first.bound.placement, Outcome.COMPLETED, Usage(9, 9), now))
         now += step
     assert list(made.candidates(workers, now)) == []
-    assert all(line.tokens == line.sequences == 0 for line in made._lines.values())
+    assert all(line.sequences == 0 for line in made._lines.values())
+    assert not made._owed
     assert (made._seats, made._member, made._unbound) == ({}, {}, {})
 
 
@@ -174,7 +176,7 @@ def test_the_choice_holds_although_another_worker_is_idle():
     for name in ("first", "second"):
         fleet.submit(name)
     assert fleet.started() == {"first": "a"}
-    assert fleet.started(5.0) == {}
+    assert fleet.started(4.0) == {}
     assert fleet.waiting() == {"a": ["second"]}
 
 
@@ -403,12 +405,15 @@ def test_whatever_happens_everybody_is_in_one_line_and_nobody_is_lost(seed, queu
 def check_settled(fleet, waiting):
     lines = fleet.lines
     assert sorted(one.id for one in lines.waiting()) == sorted(waiting)
+    owed = Counter()
+    for seat in lines._seats.values():
+        owed[seat.computes] += seat.tokens
+    assert lines._owed == owed
     assert lines._seats.keys() | lines._unbound.keys() == waiting
     assert len(lines) == len(waiting) == fleet.scheduler.snapshot().queued
     for worker, line in lines._lines.items():
         there = {one.id: one for one in line.queue.waiting()}
         seats = [seat for name, seat in lines._seats.items() if name in there]
-        assert line.tokens == sum(seat.tokens for seat in seats)
         assert line.sequences == sum(one.sequences for one in there.values())
         assert {seat.place.placement.decode for seat in seats} <= {worker}
         if any(row.room.open for row in fleet.scheduler._roster.views()):
@@ -439,3 +444,111 @@ def test_events_of_workers_pass_by_the_lines():
     fleet.lines.on(WorkerArrived(facts("b"), 0.0))
     fleet.lines.on(WorkerGone("unheard of", 0.0))
     assert [type(event) for event in fleet.made[0].heard] == [Queued]
+
+
+# -- stalls and pairs
+
+
+def test_a_line_is_placed_anew_when_its_worker_stalls():
+    """No event says so: the deadline does. What the worker already has stays there."""
+    fleet = Fleet(facts("a"), facts("b"), placement=Picky(anna="a"))
+    for number in range(3):
+        fleet.submit(f"r{number}")
+    assert fleet.started() == {"r0": "a"}
+    at = fleet.scheduler.next_deadline()
+    while at < 5.0:
+        assert fleet.started(at) == {}
+        at = fleet.scheduler.next_deadline()
+    assert at == 5.0
+    assert fleet.started(5.0) == {"r1": "b"}
+    assert fleet.waiting() == {"b": ["r2"]}
+
+
+class Couples:
+    """Places everybody on one pair, as long as both are there; else on the first worker."""
+
+    def choose(self, request, matches, workers, now):
+        names = {view.id: view for view in workers}
+        self.seen = names
+        if {"d", "p"} <= names.keys():
+            return Place(Placement("d", "p"), Reason.TURN, matches.get("p", 0))
+        return Place(Placement(workers[0].id), Reason.TURN, matches.get(workers[0].id, 0))
+
+    def on(self, event):
+        pass
+
+
+def couple(**fields):
+    decode = facts("d", stages=frozenset([Stage.DECODE]), **fields)
+    return Fleet(decode, facts("p", stages=frozenset([Stage.PREFILL])), facts("other"), placement=Couples())
+
+
+def test_the_line_of_a_pair_is_the_decode_workers_and_its_prompt_the_prefill_workers_load():
+    fleet = couple()
+    for number in range(3):
+        fleet.submit(f"r{number}", topic=number)
+    assert fleet.waiting() == {"d": ["r0", "r1", "r2"]}
+    fleet.submit("looks", topic=9)
+    seen = fleet.placement.seen
+    assert {name: (view.requests, view.prefill_owed) for name, view in seen.items()} == {
+        "d": (3, 0),
+        "p": (0, 120),
+        "other": (0, 0),
+    }
+    assert fleet.lines._matches(request("alike", topic=1)).keys() == {"d", "p"}
+    tickets = fleet.started()
+    assert tickets == {"r0": "d"}
+
+
+def test_a_bound_pair_starts_when_both_of_its_workers_have_room():
+    fleet = couple(slots=2)
+    fleet.scheduler.worker_changed(facts("p", stages=frozenset([Stage.PREFILL]), kv_tokens=50), 0.0)
+    first = fleet.submit("first", topic=1)
+    second = fleet.submit("second", topic=2)
+    fleet.submit("third", topic=3)
+    assert fleet.started() == {"first": "d"}
+    assert fleet.started(0.1) == {}, "no KV for its prompt"
+    fleet.scheduler.prefill_done(first, 0.2)
+    assert fleet.started(0.2) == {"second": "d"}
+    fleet.scheduler.prefill_done(second, 0.3)
+    assert fleet.started(0.3) == {}, "no slot for its answer"
+    fleet.scheduler.settled(first, Usage(40, 5), 0.4)
+    assert fleet.started(0.4) == {"third": "d"}
+
+
+@pytest.mark.parametrize("lost", ["d", "p"])
+@pytest.mark.parametrize("how", ["leaves", "drains", "changes"])
+def test_a_bound_pair_is_placed_anew_when_either_of_its_workers_is_lost(lost, how):
+    fleet = couple()
+    tickets = [fleet.submit(f"r{number}", topic=number) for number in range(2)]
+    fleet.placement.choose = lambda _, __, workers, now: Place(Placement("other"), Reason.TURN)
+    if how == "leaves":
+        fleet.scheduler.worker_left(lost, 1.0)
+    else:
+        there = frozenset([Stage.PREFILL if lost == "d" else Stage.DECODE])
+        change = {"usable": False} if how == "drains" else {"stages": there}
+        fleet.scheduler.worker_changed(facts(lost, **change), 1.0)
+    fleet.started(1.0)
+    assert all("p" not in seat.place.placement for seat in fleet.lines._seats.values())
+    assert set(fleet.lines._owed) <= {"d", "other"} - {lost}
+    for ticket in tickets:
+        fleet.scheduler.cancel(ticket, 2.0)
+    assert not fleet.lines._owed
+    assert all(stats.nodes == 0 for stats in fleet.lines._coming.stats().values())
+
+
+def test_who_chose_while_a_worker_was_well_for_a_moment_is_placed_anew():
+    fleet = Fleet(facts("a", suspect=True), facts("b"), placement=Picky(anna="a"))
+    fleet.submit("before")
+    assert fleet.started() == {"before": "b"}
+    fleet.scheduler.worker_joined(facts("c"), 0.0)
+    fleet.scheduler.worker_changed(facts("c", suspect=True), 0.0)
+    fleet.submit("looks", client="anna")
+    fleet.scheduler.worker_changed(facts("a"), 1.0)
+    for name in ("well", "also"):
+        fleet.submit(name)
+    assert set(fleet.waiting()["a"]) == {"well", "also"}
+    fleet.scheduler.worker_changed(facts("a", suspect=True), 1.0)
+    fleet.scheduler.worker_left("c", 1.0)
+    fleet.started(1.0)
+    assert "a" not in fleet.waiting()

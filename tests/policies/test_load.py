@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.load import Leg, Load
+from policies.fits import Member
+from policies.leg import Leg
+from policies.load import STALLED_S, Load
 from policies.model import Placement, PrefixKey, Reading, RequestView, WorkerFacts, reserve
 from policies.profile import Profile
 
@@ -15,23 +17,23 @@ def facts(**fields):
     return WorkerFacts("a", LINES, **fields)
 
 
-def load(*, window_tokens=None, window_s=0.2, **fields):
-    return Load(facts(**fields), window_s=window_s, window_tokens=window_tokens)
+def load(*, window_tokens=None, window_s=0.2, kv_margin=0.0, **fields):
+    return Load(facts(**fields), window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin)
 
 
-def leg(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True):
+def leg(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True, key=b"x", prefill=None):
     request = RequestView(
         id="r",
         client="anna",
         line="base",
-        key=PrefixKey(),
+        key=PrefixKey(key),
         input_tokens=tokens,
         expected_output_tokens=expected,
         arrived=now,
         sequences=sequences,
         streams=streams,
     )
-    return Leg(request, Placement("a"), tokens, reserve(request), now, tokens)
+    return Leg(request, Placement("a", prefill), tokens, reserve(request), now, tokens)
 
 
 def start(worker, one, now=0.0):
@@ -82,8 +84,132 @@ def test_an_answer_longer_than_expected_reserves_what_it_occupies():
     first_token(worker, one, 0.1)
     worker.saw_output(one, 80)
     assert worker.view().room.kv_free == 1000 - 80
+    worker.expect_output(one, 120)
+    assert (worker.view().room.kv_free, one.remaining) == (1000 - 120, 40)
+    worker.expect_output(one, 60)
+    assert (worker.view().room.kv_free, one.remaining) == (1000 - 80, 0)
     end(worker, one)
     assert worker.view().room.kv_free == 1000
+
+
+def test_what_is_free_now_is_what_prompts_and_answers_do_not_hold_yet():
+    worker = load(kv_tokens=1000, kv_margin=0.1)
+    one = start(worker, leg(100, expected=50))
+    worker.pin(100)
+    first_token(worker, one, 0.1)
+    worker.saw_output(one, 30)
+    room = worker.view().room
+    assert (room.kv_free, room.kv_now) == (900 - 150, 900 - 130)
+    end(worker, one)
+    worker.pin(0)
+    assert worker.view().room.kv_now == 900
+
+
+def test_a_prompt_that_no_prefix_tree_knows_is_counted_all_the_same():
+    worker = load(kv_tokens=1000)
+    one = start(worker, leg(100, expected=50, key=b""))
+    assert (worker.view().kv_reserved, worker.view().room.kv_now) == (150, 900)
+    end(worker, one)
+    assert (worker.view().kv_reserved, worker.view().room.kv_now) == (0, 1000)
+
+
+def test_room_is_asked_of_answers_as_far_as_they_have_come():
+    """100 + 50 and 100 + 40 tokens never are there together: the first ends 20 steps from now."""
+    worker = load(kv_tokens=270)
+    one = start(worker, leg(100, expected=50))
+    worker.pin(100)
+    first_token(worker, one, 0.1)
+    assert not worker.view().admits(leg(100, expected=50).request, 0)
+    worker.saw_output(one, 30)
+    before = worker.view().room.batch
+    assert worker.view().admits(leg(100, expected=40).request, 0)
+    worker.saw_output(one, 10)
+    worker.expect_output(one, 200)
+    assert not worker.view().admits(leg(100, expected=40).request, 0)
+    assert before.fits(Member(100, 0, 40)), "a view stays what it was"
+
+
+# -- pairs
+
+
+def test_the_prompt_of_a_pair_is_held_by_the_prefill_worker_until_it_is_done():
+    worker = load(kv_tokens=1000, slots=1)
+    one = leg(100, prefill="p")
+    worker.start_prefill(one, 0.0)
+    worker.start_prompt(one)
+    worker.pin(100)
+    assert counters(worker) == (1, 0, 1, 100, 0, 0)
+    room = worker.view().room
+    assert (room.slots_free, room.kv_free, room.kv_now, worker.idle) == (1, 900, 900, False)
+    worker.end_prefill(one, 0.5, finished=True)
+    worker.end_prompt(one)
+    worker.pin(0)
+    assert counters(worker) == (0, 0, 0, 0, 0, 0)
+    assert worker.idle
+    assert worker.view().room.kv_now == 1000
+
+
+def test_the_end_of_a_pairs_prefill_teaches_even_if_the_answer_is_not_streamed():
+    worker = load()
+    for _ in range(60):
+        one = leg(1000, streams=False, prefill="p")
+        worker.start_prefill(one, 0.0)
+        worker.end_prefill(one, 0.5, finished=True)
+    assert worker.profile.prefill_s(1000) == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_the_answer_of_a_pair_teaches_nothing_of_prefill(streams):
+    worker = load()
+    before = worker.profile.prefill_s(1000)
+    for _ in range(60):
+        one = leg(1000, streams=streams, prefill="p")
+        one.prefilled_at = 7.0
+        one.first_token_at = 8.0 if streams else 7.0
+        worker.saw_answer(one, 101, one.first_token_at + 2.0)
+    assert worker.profile.prefill_s(1000) == before
+    assert worker.profile.step_s() == pytest.approx(0.02, rel=0.05)
+
+
+# -- signs of life
+
+
+def test_silence_is_a_stall_only_while_something_is_due_and_not_before_its_time():
+    worker = load()
+    one = start(worker, leg(1000), 10.0)
+    assert worker.stalls_at() == 10.0 + STALLED_S
+    assert not worker.judge(14.9)
+    assert not worker.stalled
+    assert worker.judge(15.0)
+    assert worker.view().stalled
+    worker.heard(15.5)
+    assert worker.judge(15.5)
+    assert not worker.view().stalled
+    assert worker.stalls_at() == 15.5 + STALLED_S
+    first_token(worker, one, 16.0)
+    assert worker.stalls_at() == float("inf")
+
+
+def test_a_slow_worker_is_given_ten_times_what_its_prefill_takes():
+    worker = load()
+    worker.profile = Profile(base_s=0.0, per_token_s=0.01, per_pair_s=1e-12)
+    start(worker, leg(200), 0.0)
+    assert worker.stalls_at() == pytest.approx(20.0, rel=0.01)
+
+
+def test_a_first_token_that_nobody_sees_is_not_due():
+    worker = load()
+    start(worker, leg(1000, streams=False), 0.0)
+    assert worker.stalls_at() == float("inf")
+
+
+def test_silence_begins_when_something_is_due_not_before():
+    worker = load()
+    one = start(worker, leg(10), 0.0)
+    first_token(worker, one, 0.1)
+    start(worker, leg(10), 100.0)
+    start(worker, leg(10), 103.0)
+    assert worker.stalls_at() == 100.0 + STALLED_S
 
 
 EVENTS = st.lists(st.tuples(st.sampled_from(["start", "first", "output", "end"]), st.integers(0, 5)), max_size=80)
@@ -112,7 +238,7 @@ def test_whatever_the_order_every_counter_returns_to_zero(events, sequences, str
     for one in running:
         end(worker, one, now)
     assert counters(worker) == (0, 0, 0, 0, 0, 0)
-    assert worker._unseen == 0
+    assert (worker._unseen, worker.awaited, worker._answers, worker._loose, len(worker._occupants)) == (0,) * 5
 
 
 def test_the_view_stays_the_same_object_until_something_changes():
@@ -137,10 +263,21 @@ def test_the_view_tells_what_is_in_flight():
 
 
 def test_the_window_is_a_time_by_the_profile_but_at_most_one_batch():
-    worker = load()
-    assert worker.window() == worker.profile.prefill_tokens(0.2)
-    assert load(max_batched_tokens=512).window() == 512
+    worker, small = load(), load(max_batched_tokens=512)
+    for one in (worker, small):
+        served(one, 0.05)
+    assert worker.window() == worker.profile.prefill_tokens(0.2) > 512
+    assert small.window() == 512
     assert load(max_batched_tokens=512, window_tokens=9000).window() == 9000
+
+
+def test_one_prompt_is_in_flight_while_nothing_is_known_of_a_workers_speed():
+    worker = load()
+    assert worker.window() == 0
+    one = start(worker, leg(10), 0.0)
+    assert not worker.view().admits(leg(10).request, 0)
+    first_token(worker, one, 0.05)
+    assert worker.window() > 0
 
 
 # -- when room is expected
@@ -157,6 +294,16 @@ def test_prompts_started_together_are_expected_as_one_batch():
     for _ in range(50):
         start(worker, leg(10), 5.0)
     assert worker.prefill_due == pytest.approx(5.0 + worker.profile.prefill_s(500))
+
+
+def test_a_slot_is_expected_when_the_shortest_answer_in_flight_should_end():
+    worker = load(slots=2)
+    worker.profile = Profile(prefills=1, decodes=1)
+    for expected in (100, 40):
+        first_token(worker, start(worker, leg(10, expected=expected), 0.0), 1.0)
+    worker.heard(1.0)
+    step = worker.profile.step_s(2, worker.decode_tokens)
+    assert worker.view().room.expected_at == pytest.approx(1.0 + 40 * step)
 
 
 def test_room_is_not_expected_later_and_later_on_a_worker_that_is_never_idle():
@@ -196,6 +343,20 @@ def test_first_tokens_that_were_only_predicted_teach_nothing():
     worker = load()
     served(worker, 0.5, streams=False)
     assert worker.profile == Profile()
+
+
+def test_first_tokens_that_come_in_one_burst_teach_as_one():
+    """An engine step computes several prompts; with another one in flight the period would not end by itself."""
+    worker, now = load(), 0.0
+    running = [start(worker, leg(1000), now)]
+    for _ in range(30):
+        running += [start(worker, leg(1000), now) for _ in range(3)]
+        now += 2.0  # four prompts, half a second each
+        for number, one in enumerate(running[:4]):
+            first_token(worker, one, now + number * 1e-4)
+            end(worker, one, now + number * 1e-4)
+        running = running[4:] or [start(worker, leg(1000), now)]
+    assert worker.profile.prefill_s(1000) == pytest.approx(0.5, rel=0.35)
 
 
 def test_a_predicted_first_token_in_a_long_busy_period_teaches_nothing_either():

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from policies import catalog
 from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
+from policies.fits import Member, fits
 from policies.knowledge import Knowledge
 from policies.model import (
     Dispatch,
@@ -25,9 +26,13 @@ from policies.model import (
     Reject,
     RejectReason,
     RequestView,
+    Stage,
     Usage,
     WorkerFacts,
 )
+from policies.pairs import Pairs
+from policies.placement.least_loaded import LeastLoaded
+from policies.placement.least_loaded import Settings as LeastLoadedSettings
 from policies.queue.fcfs import Fcfs
 from policies.queue.fcfs import Settings as FcfsSettings
 from policies.scheduler import Scheduler, SchedulerSettings
@@ -52,8 +57,10 @@ WISH = st.tuples(
     ),
 )
 """How long the client gives it, and the request."""
+STAGES = st.sampled_from([frozenset(Stage)] * 2 + [frozenset([stage]) for stage in Stage])
 FACTS = st.fixed_dictionaries(
     {
+        "stages": STAGES,
         "lines": st.sampled_from([frozenset(LINES), frozenset(LINES), frozenset(LINES[:1])]),
         "usable": st.sampled_from([True] * 5 + [False]),
         "suspect": st.sampled_from([False, False, True]),
@@ -94,8 +101,19 @@ class Asked:
     placement: Placement | None = None
     extend: int = 0
     prefilling: bool = False
+    handed: bool = False
+    """The prefill worker of a pair has said that it is done."""
     first: bool = False
     output: int = 0
+    reserved: int = 0
+
+    @property
+    def pair(self):
+        return self.placement.prefill is not None
+
+    @property
+    def computes(self):
+        return self.placement.prefill or self.placement.decode
 
     @property
     def lane(self):
@@ -105,8 +123,9 @@ class Asked:
 class World:
     """Listens to the events that policies hear, holds them to their grammar, and counts for itself."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, scheduler=lambda: None):
         self.settings = settings
+        self.scheduler = scheduler
         self.facts = {}
         self.live = {}
         self.ended = {}
@@ -136,6 +155,9 @@ class World:
             assert (asked.phase, asked.first, event.placement) == ("running", True, asked.placement)
             assert event.tokens != 0
             asked.output += event.tokens
+            asked.reserved = max(asked.reserved, asked.output)
+            if asked.output == asked.reserved:
+                asked.reserved = max(asked.output, self.refined(asked))
 
     def hear_queued(self, event, asked):
         latest = event.now + self.settings.max_wait_s
@@ -156,8 +178,16 @@ class World:
         assert first is asked, "overtaken within its lane"
         assert event.extend_tokens == max(1, event.request.input_tokens - event.matched_tokens)
         asked.phase, asked.placement, asked.extend = "running", event.placement, event.extend_tokens
-        asked.prefilling, asked.first, asked.output = True, False, 0
+        asked.prefilling, asked.handed, asked.first, asked.output = True, False, False, 0
+        asked.reserved = event.request.expected_output_tokens * event.request.sequences
         self.placed.append((event.request.id, event.placement))
+
+    def refined(self, asked):
+        """What is expected of an answer that has become as long as it was expected to be."""
+        one, already = asked.request, asked.output // asked.request.sequences
+        lengths = self.scheduler().lengths
+        length = lengths.given(one.client, one.line, one.input_tokens, one.max_output_tokens, already)
+        return length.expected * one.sequences
 
     def hear_left(self, event, asked):
         assert event.placement == asked.placement
@@ -181,6 +211,10 @@ class World:
         legs = [asked for asked in self.live.values() if asked.phase == "running"]
         return [leg for leg in legs if worker is None or leg.placement.decode == worker]
 
+    def prompts(self, worker):
+        """Legs of pairs whose prompt is computed there."""
+        return [leg for leg in self.running() if leg.pair and leg.prefilling and leg.placement.prefill == worker]
+
     def able(self, request):
         """Ids of the workers that may serve the request."""
         serving = [
@@ -191,32 +225,44 @@ class World:
             and worker.id not in request.excluded
             and request.pinned in (None, worker.id)
         ]
-        return {w.id for w in serving if not w.suspect} or {w.id for w in serving}
+        stalled = {load.facts.id for load in self.scheduler()._roster.loads() if load.stalled}
+        return {w.id for w in serving if not w.suspect and w.id not in stalled} or {w.id for w in serving}
 
-    def check_room(self, request, worker, matched, pinned):
-        """What the worker has in flight leaves room for the request, counted here."""
-        legs = self.running(worker)
-        if not legs:
+    def check_room(self, request, placement, matches):
+        """What the workers have in flight leaves room for the request, counted here."""
+        decode, prefill = placement.decode, placement.prefill
+        for worker in {decode, prefill} - {None}:
+            legs, prompts = self.running(worker), self.prompts(worker)
+            if not legs and not prompts:
+                continue
+            extend = max(1, request.input_tokens - matches.get(worker, 0))
+            if worker == prefill or prefill is None:
+                owed = [leg.extend for leg in self.running() if leg.prefilling and leg.computes == worker]
+                window = self.settings.prefill_window_tokens
+                assert not owed or window is None or sum(owed) + extend <= window
+            slots = self.facts[worker].slots
+            if worker == decode and slots is not None:
+                assert sum(leg.request.sequences for leg in legs) + request.sequences <= slots
+            answers = (request.expected_output_tokens, request.sequences) if worker == decode else (0, 1)
+            self.check_kv(worker, request, extend, answers)
+
+    def check_kv(self, worker, request, extend, answers):
+        if self.facts[worker].kv_tokens is None:
             return
-        bounds, extend = self.facts[worker], max(1, request.input_tokens - matched)
-        owed = [leg.extend for leg in legs if leg.prefilling]
-        window = self.settings.prefill_window_tokens
-        if owed and window is not None:
-            assert sum(owed) + extend <= window
-        if bounds.slots is not None:
-            assert sum(leg.request.sequences for leg in legs) + request.sequences <= bounds.slots
-        if bounds.kv_tokens is not None:
-            reserved = sum(kv_reserved(leg) for leg in legs)
-            answers = request.expected_output_tokens * request.sequences
-            assert pinned + reserved + extend + answers <= bounds.kv_tokens
+        capacity = int(self.facts[worker].kv_tokens * (1 - self.settings.kv_margin))
+        legs, prompts = self.running(worker), self.prompts(worker)
+        batch = [Member(leg.request.input_tokens, 0, 0, 0) for leg in prompts]
+        for leg in legs:
+            remaining = max(0, -(-(leg.reserved - leg.output) // leg.request.sequences))
+            batch.append(Member(leg.request.input_tokens, leg.output, remaining, leg.request.sequences))
+        loose = sum(leg.request.input_tokens for leg in legs + prompts if not leg.request.key.data)
+        pinned = self.scheduler().prefixes.pinned_tokens(worker) + loose
+        fresh = max(extend, request.input_tokens - pinned)
+        assert fits(batch, Member(request.input_tokens, 0, *answers), capacity, pinned, fresh)
 
 
 def order(asked):
     return asked.request.arrived, asked.order
-
-
-def kv_reserved(leg):
-    return max(leg.request.expected_output_tokens * leg.request.sequences, leg.output)
 
 
 class Heard:
@@ -261,30 +307,33 @@ class AnyOrder(RuleBasedStateMachine):
         max_queued=st.sampled_from([3, 1000]),
         attempts=st.integers(1, 3),
         max_wait_s=st.sampled_from([5.0, 600.0]),
-        workers=st.sampled_from([3, 3, 3, 2, 1, 0]),
+        roles=st.lists(STAGES, max_size=3)
+        | st.permutations([frozenset([stage]) for stage in [*Stage, *Stage]][:3]),
+        always=st.booleans(),
     )
-    def start(self, *, placement, window, max_queued, attempts, max_wait_s, workers):
+    def start(self, *, placement, window, max_queued, attempts, max_wait_s, roles, always):
         settings = SchedulerSettings(
             max_queued=max_queued, max_wait_s=max_wait_s, attempts=attempts, prefill_window_tokens=window
         )
-        self.world = World(settings)
+        self.world = World(settings, lambda: self.scheduler)
         self.queue_heard = []
+        self.disaggregate = "always" if always else "heatmap"
         self.scheduler = build(placement, settings, wrap=self.listen)
-        for name in WORKERS[:workers]:
-            self.worker_joins(facts(name))
+        self.placement.policy.choose_among(self.scheduler.able)
+        for name, stages in zip(WORKERS, roles, strict=False):
+            self.worker_joins(facts(name, stages=stages))
 
     def listen(self, queue, placement):
-        self.placement = Heard(placement, self.world.hear, self.check_choice)
+        pairs = Pairs(placement, Knowledge(), self.disaggregate)
+        self.placement = Heard(pairs, self.world.hear, self.check_choice)
         return Heard(queue, self.queue_heard.append), self.placement
 
     def check_choice(self, request, matches, workers, choice):
         names = {view.id for view in workers}
         assert names <= self.world.able(request)
         if isinstance(choice, Place):
-            worker = choice.placement.decode
-            assert worker in names
-            pinned = self.scheduler.prefixes.pinned_tokens(worker)
-            self.world.check_room(request, worker, matches.get(worker, 0), pinned)
+            assert {choice.placement.decode, choice.placement.prefill} <= names | {None}
+            self.world.check_room(request, choice.placement, matches)
 
     # -- requests
 
@@ -362,9 +411,12 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(pick=PICK, then=THEN)
     def prefill_done(self, pick, then):
         def act(ticket, asked):
+            before = self.picture()
             self.scheduler.prefill_done(ticket, self.now)
-            if asked is not None:
-                asked.prefilling = False
+            if asked is not None and asked.pair and asked.prefilling:
+                asked.prefilling, asked.handed = False, True
+            else:
+                assert self.picture() == before, "of one worker, or the second time, it says nothing"
 
         self.tell(pick, then, running=True, act=act)
 
@@ -403,10 +455,11 @@ class AnyOrder(RuleBasedStateMachine):
         then=THEN,
         reason=st.sampled_from([LegFailure.CONNECT, LegFailure.LOST]),
         tokens=st.sampled_from([0, 0, 0, 3]),
+        prefill=st.booleans(),
     )
-    def leg_failed(self, pick, then, reason, tokens):
+    def leg_failed(self, *, pick, then, reason, tokens, prefill):
         def act(ticket, asked):
-            worker = "a" if asked is None else asked.placement.decode
+            worker = "a" if asked is None else asked.computes if prefill else asked.placement.decode
             again = self.scheduler.leg_failed(ticket, worker, reason, tokens, self.now)
             if asked is None:
                 assert again is None
@@ -514,7 +567,7 @@ class AnyOrder(RuleBasedStateMachine):
             able = self.world.able(asked.request) - kept
             views = [view for view in self.scheduler._roster.views() if view.id in able]
             matches = self.scheduler.prefixes.match(asked.request)
-            if any(view.admits(asked.request, matches.get(view.id, 0)) for view in views):
+            if self.scheduler._chooser._fallback.choose(asked.request, matches, views, self.now) is not None:
                 held = self.placement.policy.choose(asked.request, matches, views, self.now)
                 assert isinstance(held, Hold), "a request waits beside a worker with room for it"
                 assert self.scheduler.next_deadline() <= self.now + self.world.settings.hold_s
@@ -530,14 +583,14 @@ class AnyOrder(RuleBasedStateMachine):
         if at is None:
             return
         early = self.now + share * (at - self.now)
-        heard = len(self.world.heard)
+        heard, watch = len(self.world.heard), self.scheduler._roster.next_watch()
         if early < at:
             assert self.scheduler.decisions(early) == []
             assert len(self.world.heard) == heard
             assert self.scheduler.next_deadline() == at
         self.now = max(self.now, at)
         self.decide()
-        assert len(self.world.heard) > heard, "a deadline at which nothing was due"
+        assert len(self.world.heard) > heard or at == watch, "a deadline at which nothing was due"
 
     # -- what holds after every step
 
@@ -551,19 +604,24 @@ class AnyOrder(RuleBasedStateMachine):
         loads = {load.facts.id: load for load in self.scheduler._roster.loads()}
         rows = {row.id: row for row in snapshot.workers}
         busy = {leg.placement.decode for leg in world.running()}
+        busy |= {leg.placement.prefill for leg in world.running() if leg.pair and leg.prefilling}
         assert len(rows) == len(snapshot.workers)
         assert rows.keys() == loads.keys() == world.facts.keys() | busy
         for name, load in loads.items():
-            legs = world.running(name)
-            assert rows[name].requests == len(legs)
+            legs, prompts = world.running(name), world.prompts(name)
+            assert rows[name].requests == len(legs) + len(prompts)
             assert rows[name].sequences == sum(leg.request.sequences for leg in legs)
-            assert rows[name].prefill_owed == sum(leg.extend for leg in legs if leg.prefilling)
-            assert load.reserved == sum(kv_reserved(leg) for leg in legs)
+            computing = [leg for leg in legs + prompts if leg.prefilling and leg.computes == name]
+            assert rows[name].prefill_owed == sum(leg.extend for leg in computing)
+            seen = [leg for leg in computing if leg.pair or leg.request.streams]
+            handed = [leg for leg in legs if leg.handed and leg.request.streams and not leg.first]
+            assert load.awaited == len(seen) + len(handed)
+            assert load.reserved == sum(leg.reserved for leg in legs)
             assert load.decode_tokens == sum(
                 leg.request.input_tokens * leg.request.sequences + leg.output for leg in legs if leg.first
             )
             assert load.pinned == self.scheduler.prefixes.pinned_tokens(name)
-            assert load.pinned <= sum(leg.request.input_tokens for leg in legs)
+            assert load.pinned <= sum(leg.request.input_tokens for leg in legs + prompts)
 
     def teardown(self):
         if not hasattr(self, "world"):
@@ -578,6 +636,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.counters_are_the_sum_of_what_runs()
         for row in self.scheduler.snapshot().workers:
             assert (row.requests, row.sequences, row.prefill_owed, row.kv_reserved) == (0, 0, 0, 0)
+        for load in self.scheduler._roster.loads():
+            assert (load.awaited, load._unseen, load._answers, load._loose, len(load._occupants)) == (0,) * 5
         assert self.scheduler.next_deadline() is None
         assert (len(self.scheduler._waits), len(self.scheduler._predictions)) == (0, 0)
         assert not self.scheduler._entries
@@ -663,9 +723,10 @@ def test_a_deadline_of_zero_is_a_deadline():
 
 def test_no_bound_on_waiting_means_no_deadline():
     made = scheduler(facts("a", slots=1), max_wait_s=math.inf)
-    made.submit(request("runs"), 0.0)
+    made.submit(request("runs", streams=False, expected_output_tokens=0), 0.0)
     made.submit(request("waits"), 0.0)
     made.decisions(0.0)
+    made.decisions(made.next_deadline())  # the predicted first token
     assert made.next_deadline() is None
 
 
@@ -758,8 +819,10 @@ def test_a_request_is_not_mistaken_for_an_earlier_one_of_the_same_id():
 
 def test_deadlines_of_what_has_ended_are_not_kept():
     made = scheduler(facts("a"), facts("busy", slots=1))
-    made.submit(request("runs", pinned="busy"), 0.0)
+    runs = made.submit(request("runs", pinned="busy"), 0.0)
     made.submit(request("waits", pinned="busy"), 0.0)  # its deadline comes first, and hides the others
+    made.decisions(0.0)
+    made.first_token(runs, 0.0)
     for number in range(1000):
         ticket = made.submit(request(f"r{number}", now=1.0, streams=False), 1.0)
         made.decisions(1.0)
@@ -1000,3 +1063,279 @@ def test_with_workers_that_finish_every_request_starts_and_ends(placement, reque
             done.add(end[1].request)
     assert len(done) == len(requests)
     assert made.snapshot().in_flight == made.snapshot().queued == 0
+
+
+# -- prefill/decode pairs
+
+
+def paired(*workers, **fields):
+    """A fleet that answers in pairs: `p` and `q` compute prompts, `d` and `e` answer."""
+    pairs = Pairs(LeastLoaded(LeastLoadedSettings()), Knowledge())
+    settings = SchedulerSettings(**{"prefill_window_tokens": 10_000, **fields})
+    made = Scheduler(Fcfs(FcfsSettings()), pairs, settings)
+    pairs.choose_among(made.able)
+    for name in workers or ("p", "d"):
+        made.worker_joined(prefills(name) if name in "pq" else decodes(name), 0.0)
+    return made
+
+
+def prefills(name, **fields):
+    return facts(name, stages=frozenset([Stage.PREFILL]), **fields)
+
+
+def decodes(name, **fields):
+    return facts(name, stages=frozenset([Stage.DECODE]), **fields)
+
+
+def counts(made):
+    """requests, sequences, prefill owed, KV tokens of prompts, of each worker."""
+    pinned = made.prefixes.pinned_tokens
+    rows = made.snapshot().workers
+    return {row.id: (row.requests, row.sequences, row.prefill_owed, pinned(row.id)) for row in rows}
+
+
+def test_a_pair_shares_the_work_until_the_prefill_is_done():
+    made = paired()
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    assert dispatch.place.placement == Placement("d", "p")
+    assert counts(made) == {"p": (1, 0, 9, 9), "d": (1, 1, 0, 9)}
+    made.prefill_done(ticket, 0.1)
+    assert counts(made) == {"p": (0, 0, 0, 0), "d": (1, 1, 0, 9)}
+    made.first_token(ticket, 0.2)
+    made.settled(ticket, Usage(9, 1), 0.3)
+    assert set(counts(made).values()) == {(0, 0, 0, 0)}
+    assert made.prefixes.match(request("alike")) == {"p": 8, "d": 8}
+
+
+def test_the_next_prompt_follows_when_the_prefill_is_done_not_at_the_first_token():
+    made = paired(prefill_window_tokens=9)
+    first = made.submit(request("first"), 0.0)
+    made.submit(request("second", prompt=b"something"), 0.0)
+    assert dispatched(made, 0.0) == ["first"]
+    made.prefill_done(first, 0.1)
+    assert dispatched(made, 0.1) == ["second"]
+
+
+def test_a_pair_needs_room_on_both_sides():
+    made = paired(prefill_window_tokens=5)
+    made.worker_changed(decodes("d", slots=1), 0.0)
+    tickets = [made.submit(request(name, prompt=name.encode()), 0.0) for name in ("first", "second", "third")]
+    assert dispatched(made, 0.0) == ["first"]
+    made.prefill_done(tickets[0], 0.1)
+    assert dispatched(made, 0.1) == [], "no slot"
+    made.worker_changed(decodes("d", slots=3), 0.2)
+    assert dispatched(made, 0.2) == ["second"]
+    assert dispatched(made, 0.3) == [], "no window"
+    made.prefill_done(tickets[1], 0.4)
+    assert dispatched(made, 0.4) == ["third"]
+
+
+def test_a_failed_decode_goes_elsewhere_and_has_its_prompt_computed_again():
+    made = paired("p", "d", "e")
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    failed = dispatch.place.placement.decode
+    made.prefill_done(ticket, 0.1)
+    again = made.leg_failed(ticket, failed, LegFailure.LOST, 0, 0.2)
+    (dispatch,) = made.decisions(0.2)
+    assert dispatch.ticket == again
+    assert dispatch.place.placement == Placement("e" if failed == "d" else "d", "p")
+    assert counts(made)["p"][:3] == (1, 0, 1), "what is cached is not computed twice"
+    made.prefill_done(ticket, 0.3)  # of the attempt that failed
+    assert counts(made)["p"][:3] == (1, 0, 1)
+
+
+def test_a_failed_prefill_goes_elsewhere_and_nothing_is_taken_to_be_where_it_never_came():
+    made = paired("p", "q", "d")
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    failed = dispatch.place.placement.prefill
+    made.leg_failed(ticket, failed, LegFailure.CONNECT, 0, 0.2)
+    assert made.prefixes.match(request("alike")) == {}
+    (dispatch,) = made.decisions(0.2)
+    assert dispatch.place.placement == Placement("d", "q" if failed == "p" else "p")
+
+
+def test_a_prefill_that_broke_off_may_be_cached_where_it_was_but_not_at_its_partner():
+    made = paired("p", "q", "d")
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    made.leg_failed(ticket, dispatch.place.placement.prefill, LegFailure.LOST, 0, 0.2)
+    assert made.prefixes.match(request("alike")).keys() == {dispatch.place.placement.prefill}
+
+
+def test_a_decode_that_could_not_be_reached_leaves_the_prompt_at_its_prefill_worker():
+    made = paired("p", "d", "e")
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    made.prefill_done(ticket, 0.1)
+    made.leg_failed(ticket, dispatch.place.placement.decode, LegFailure.CONNECT, 0, 0.2)
+    assert made.prefixes.match(request("alike")).keys() == {"p"}
+
+
+@pytest.mark.parametrize("change", [facts("p", usable=False), facts("p", suspect=True), None])
+def test_without_a_prefill_worker_the_decode_worker_serves_alone(change):
+    made = paired()
+    if change is None:
+        made.worker_left("p", 0.0)
+    else:
+        made.worker_changed(replace(change, stages=frozenset([Stage.PREFILL])), 0.0)
+    made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    assert dispatch.place.placement == Placement("d")
+
+
+def test_a_prefill_worker_learns_from_its_prefills_and_its_partner_does_not():
+    made = paired()
+    for number in range(40):
+        at = 10.0 * number
+        ticket = made.submit(request(f"r{number}", prompt=bytes([number]) * 500, now=at), at)
+        made.decisions(at)
+        made.prefill_done(ticket, at + 0.4)
+        made.first_token(ticket, at + 3.0)
+        made.settled(ticket, Usage(500, 1), at + 3.0)
+    profiles = {row.id: row.profile for row in made.snapshot().workers}
+    assert profiles["p"].prefill_s(500) == pytest.approx(0.4, rel=0.1)
+    assert profiles["d"].prefills == 0
+
+
+def test_a_first_token_without_word_of_the_prefill_teaches_nothing():
+    made = paired()
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.first_token(ticket, 3.0)
+    assert counts(made) == {"p": (0, 0, 0, 0), "d": (1, 1, 0, 9)}
+    assert all(row.profile.prefills == 0 for row in made.snapshot().workers)
+
+
+def test_a_pairs_answer_that_is_not_streamed_is_predicted_from_the_end_of_its_prefill():
+    made = paired()
+    heard = listened(made)
+    ticket = made.submit(request("r", streams=False), 0.0)
+    made.decisions(0.0)
+    assert made.next_deadline() is None
+    made.prefill_done(ticket, 5.0)
+    made.decisions(made.next_deadline())
+    assert [type(event) for event in heard] == [Queued, Bound, Placed, FirstToken]
+    assert made.next_deadline() > 5.0
+
+
+# -- workers that say nothing
+
+
+def silent(**fields):
+    """`a` owes a first token since 0.0."""
+    made = scheduler(facts("a"), prefill_window_tokens=10_000, **fields)
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.worker_joined(facts("b"), 0.0)
+    return made, ticket
+
+
+def names(made):
+    return [view.id for view in made.able(request("asks"))]
+
+
+def test_a_worker_that_owes_a_first_token_for_long_is_given_no_more():
+    made, ticket = silent()
+    made.decisions(4.9)
+    assert names(made) == ["a", "b"]
+    made.decisions(5.0)
+    assert names(made) == ["b"]
+    made.first_token(ticket, 6.0)
+    assert names(made) == ["a", "b"]
+
+
+def test_a_stalled_worker_is_used_where_there_is_no_other():
+    made, _ = silent()
+    made.decisions(5.0)
+    made.worker_left("b", 5.0)
+    assert names(made) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        lambda made, _, other: made.first_token(other, 4.0),
+        lambda made, _, other: made.settled(other, Usage(9, 1), 4.0),
+        lambda made, _, other: made.settled(other, Usage(9, 0), 4.0, Outcome.REFUSED),
+    ],
+    ids=["a first token", "an answer", "a refusal"],
+)
+def test_any_sign_of_life_counts(sign):
+    made, ticket = silent()
+    other = made.submit(request("other", pinned="a"), 3.0)
+    made.decisions(3.0)
+    sign(made, ticket, other)
+    made.decisions(8.9)
+    assert names(made) == ["a", "b"]
+    made.decisions(9.0)
+    assert names(made) == ["b"]
+
+
+def test_what_clients_do_and_what_is_only_predicted_is_no_sign_of_life():
+    made, _ = silent()
+    given_up = made.submit(request("given up", pinned="a"), 3.0)
+    made.submit(request("predicted", pinned="a", streams=False), 3.0)
+    made.decisions(3.0)
+    made.cancel(given_up, 4.0)
+    made.decisions(4.5)
+    made.decisions(5.0)
+    assert names(made) == ["b"]
+
+
+def test_a_worker_from_which_nothing_is_due_any_more_is_given_another_chance():
+    made, ticket = silent()
+    made.decisions(5.0)
+    made.cancel(ticket, 6.0)
+    made.decisions(11.0)
+    assert names(made) == ["a", "b"]
+
+
+def test_the_decode_worker_of_a_pair_owes_its_first_token_from_the_end_of_the_prefill():
+    made = paired("p", "d", "e")
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    decoder = dispatch.place.placement.decode
+    made.prefill_done(ticket, 4.0)
+    made.decisions(8.9)
+    assert len(names(made)) == 3
+    made.decisions(9.0)
+    assert set(names(made)) == {"p", "d", "e"} - {decoder}
+
+
+def test_a_finished_prefill_is_a_sign_of_life():
+    made = paired("p", "q", "d")
+    ticket = made.submit(request("r"), 0.0)
+    (dispatch,) = made.decisions(0.0)
+    prefiller = dispatch.place.placement.prefill
+    made.submit(request("other", pinned=prefiller), 3.0)
+    made.decisions(3.0)
+    made.prefill_done(ticket, 4.0)
+    made.first_token(ticket, 4.0)
+    made.decisions(8.9)
+    assert len(names(made)) == 3
+    made.decisions(9.0)
+    assert set(names(made)) == {"p", "q", "d"} - {prefiller}
+
+
+def test_a_prefill_worker_that_left_is_forgotten_when_its_prefill_is_done():
+    made = paired()
+    ticket = made.submit(request("r"), 0.0)
+    made.decisions(0.0)
+    made.worker_left("p", 1.0)
+    assert counts(made).keys() == {"d", "p"}
+    made.prefill_done(ticket, 2.0)
+    assert counts(made).keys() == {"d"}
+
+
+def test_the_decode_worker_of_a_pair_owes_no_first_token_that_nobody_would_see():
+    made = paired("p", "d", "e")
+    ticket = made.submit(request("r", streams=False), 0.0)
+    made.decisions(0.0)
+    made.prefill_done(ticket, 1.0)
+    made.decisions(60.0)
+    assert len(names(made)) == 3
+    made.settled(ticket, Usage(9, 5), 61.0)
+    assert all(load.awaited == 0 for load in made._roster.loads())
