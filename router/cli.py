@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from router import compose_command, policies_command
+from router.heatmap import command as heatmap_command
 from router.lab import commands as lab
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ Examples:
   fairlead demo                                   try it on this machine, no GPU needed
   fairlead up Qwen/Qwen3-8B                       one vLLM per GPU, the gateway in front
   fairlead up Qwen/Qwen3-8B -- --max-model-len 8192
+  fairlead compose --model Qwen/Qwen3-8B          the same as a docker compose file, with monitoring
   fairlead serve --config fairlead.yaml           in front of vLLM servers that already run
   fairlead check-config fairlead.yaml
   fairlead compare trace.jsonl --all              which policy is best for this traffic
+  fairlead policies                               what each of them does, and its settings
 """
 
 cli = typer.Typer(
@@ -40,6 +44,8 @@ cli = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_HALF_A_PAIR = "--prefill and --decode belong together: a fleet needs workers for both"
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file; see `print-config --defaults`.")
@@ -73,9 +79,14 @@ def _fairlead(
     """Options of the command itself; each has done its work before this is called."""
 
 
-@cli.command(epilog="\b\nExamples:\n  fairlead demo\n  fairlead demo --workers 8 --port 9000 --speed 10\n")
+@cli.command(
+    epilog="\b\nExamples:\n  fairlead demo\n  fairlead demo --workers 8 --port 9000 --speed 10\n"
+    "  fairlead demo --prefill 1 --decode 2\n"
+)
 def demo(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Simulated vLLM workers.")] = 3,
+    prefill: Annotated[int, typer.Option(min=0, max=64, help="Workers that only prefill.")] = 0,
+    decode: Annotated[int, typer.Option(min=0, max=64, help="Workers that only decode.")] = 0,
     host: Host = None,
     port: PortNumber = None,
     model: Annotated[str, typer.Option(help="Name of the simulated model.")] = "meta-llama/Llama-3.1-8B-Instruct",
@@ -87,9 +98,14 @@ def demo(
 
     Starts the gateway with simulated vLLM workers: no GPU, no model, no configuration.
     """
+    if bool(prefill) != bool(decode):
+        _refuse(_HALF_A_PAIR)
+
     from router import demo as demonstration
 
-    options = demonstration.DemoOptions(host=host, port=port, workers=workers, model=model, speed=speed)
+    options = demonstration.DemoOptions(
+        host=host, port=port, workers=workers, prefill=prefill, decode=decode, model=model, speed=speed
+    )
     _run(demonstration.run(options))
 
 
@@ -128,6 +144,7 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
 @cli.command(
     epilog="\b\nExamples:\n  fairlead up Qwen/Qwen3-8B\n"
     "  fairlead up Qwen/Qwen3-32B --gpus 0,1,2,3 --tensor-parallel 2\n"
+    "  fairlead up Qwen/Qwen3-8B --prefill 1 --decode 3\n"
     "  fairlead up HuggingFaceTB/SmolLM2-135M-Instruct --device cpu --workers 2\n"
     "  fairlead up Qwen/Qwen3-8B --config fairlead.yaml -- --max-model-len 8192\n"
 )
@@ -139,6 +156,8 @@ def up(
     gpus: Annotated[str | None, typer.Option(help="GPUs to use, such as 0,1; otherwise all.")] = None,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What the workers run on.")] = "cuda",
     workers: Annotated[int, typer.Option(min=1, max=64, help="With --device cpu: how many workers.")] = 1,
+    prefill: Annotated[int, typer.Option(min=0, help="GPUs for workers that only prefill.")] = 0,
+    decode: Annotated[int, typer.Option(min=0, help="GPUs for workers that only decode.")] = 0,
     tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs per worker.")] = 1,
     vllm_python: Annotated[
         Path, typer.Option(show_default="this one", help="Python of the environment in which vLLM is installed.")
@@ -162,7 +181,11 @@ def up(
         if not option.startswith("-"):
             _refuse(f"unexpected argument {option!r}; options for vLLM go after `--`")
 
+    if bool(prefill) != bool(decode):
+        _refuse(_HALF_A_PAIR)
+
     from router.up import UpOptions
+    from workers.launch_pairs import Split
 
     options = UpOptions(
         model=model,
@@ -171,6 +194,7 @@ def up(
         gpus=_numbers(gpus),
         device=device,
         workers=workers,
+        split=Split(prefill, decode),
         tensor_parallel=tensor_parallel,
         base_port=worker_port_base,
         extra_args=vllm_options or [],
@@ -187,7 +211,7 @@ async def _up(options: Any, path: Path | None, loaded: "Config") -> None:
     listen = {"host": loaded.listen.host, "port": claim_port(loaded.listen.host, loaded.listen.port)}
     with cancelled_by_signals():
         async with launched(options) as fleet:
-            overrides = {"listen": listen, "workers": fleet.urls}
+            overrides = {"listen": listen, "workers": fleet.workers}
             config = Config.load(path, overrides=overrides)
             await app.run(
                 config,
@@ -197,6 +221,9 @@ async def _up(options: Any, path: Path | None, loaded: "Config") -> None:
 
 
 lab.register(cli)
+compose_command.register(cli)
+policies_command.register(cli)
+cli.add_typer(heatmap_command.commands, name="heatmap")
 
 
 @cli.command("check-config")

@@ -72,7 +72,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _no_such_policy(name: object, kind: Kind, known: dict[str, Any]) -> str:
     close = difflib.get_close_matches(str(name), known, n=1)
     meant = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
-    return f"there is no {kind} policy `{name}`; {meant}"
+    return f"there is no {kind} policy `{name}`; {meant} (`fairlead policies` explains them)"
 
 
 # NoDecode: an environment variable may hold a plain name as well as JSON.

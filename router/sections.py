@@ -22,7 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+from policies.pairs import Disaggregate
 from router import keys
+from router.heatmap.file import read_heatmap
 from router.policy_choice import PlacementChoice, QueueChoice, choose
 from workers.worker import WorkerSpec
 
@@ -231,6 +233,12 @@ class Timeouts(Section):
     idle_s: Seconds = Field(default=120.0, description="Between two pieces of an answer.")
 
 
+def _readable_heatmap(path: Path | None) -> Path | None:
+    if path is not None:
+        read_heatmap(path)  # its error is a ValueError that names the file and what is wrong with it
+    return path
+
+
 class Policies(Section):
     """Who is next, and where it runs."""
 
@@ -252,8 +260,18 @@ class Policies(Section):
     prefill_window_tokens: Whole | None = Field(
         default=None, description="The same in tokens; set, it replaces the time."
     )
+    kv_margin: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, lt=1)] = Field(
+        default=0.02, description="Share of a worker's KV cache that is left free, as lengths are estimates."
+    )
     hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
-        default=1000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
+        default=2000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
+    )
+    disaggregate: Disaggregate = Field(
+        default="heatmap",
+        description="Use pairs of a prefill and a decode worker: as the heatmap says, always, never (no roles).",
+    )
+    heatmap: Annotated[Path | None, AfterValidator(_readable_heatmap)] = Field(
+        default=None, description="A file of `fairlead heatmap measure`; unset: the one that is shipped."
     )
 
 

@@ -18,6 +18,7 @@ from router.lab.profiling.command import profile
 
 if TYPE_CHECKING:
     from router.lab.compare import Entry
+    from router.lab.setup import Setup
     from router.lab.workload import Workload
 
 WORKLOAD_HELP = "A trace file, or a generator with options: tot, judge:clients=4, chat:misbehaving=s1 ..."
@@ -39,7 +40,9 @@ WorkloadName = Annotated[str, typer.Argument(metavar="WORKLOAD", help=WORKLOAD_H
 Workers = Annotated[
     int | None, typer.Option(min=1, max=4096, help="Simulated workers.", show_default="8, or as --roles says")
 ]
-Roles = Annotated[str | None, typer.Option(help="Workers by role, such as 8xmixed.")]
+Roles = Annotated[
+    str | None, typer.Option(help="Workers by role, such as 6xmixed,1xprefill,1xdecode; mixed ones do both.")
+]
 ProfileName = Annotated[
     str,
     typer.Option(
@@ -104,11 +107,13 @@ def simulate(
             placement=placement,
             queue=queue,
             binding=binding,
-            workers=_count(workers, roles),
+            workers=workers,
+            roles=roles,
             profile=profile,
             seed=seed,
             settings=parse_settings(settings or ()),
         )
+        _tell_shortfall(setup)
         traffic = _opened(open_workload(workload, seed=seed, rate=rate, limit=requests))
         with progress_bar(traffic.name, len(traffic.requests)) as progress:
             run = replay(traffic, setup, progress)
@@ -168,10 +173,13 @@ def compare(
             _names(queue, catalog.queue_policies() if everything else None),
             _bindings(binding),
             settings=parse_settings(settings or ()),
-            workers=_count(workers, roles),
+            workers=workers,
+            roles=roles,
             profile=profile,
             seed=seed,
         )
+        for setup in setups:
+            _tell_shortfall(setup)
         ordered((), sort)
         draw = None if plot is None else _draw()
         source = Source(workload, seed, rate, requests)
@@ -195,17 +203,6 @@ def compare(
 
 
 # -- options
-
-
-def _count(workers: int | None, roles: str | None) -> int:
-    from router.lab.setup import DEFAULT_WORKERS, SetupError, parse_roles
-
-    if roles is None:
-        return DEFAULT_WORKERS if workers is None else workers
-    total = parse_roles(roles)
-    if workers not in (None, total):
-        raise SetupError(f"--workers {workers} and --roles {roles}, which are {total} workers: leave one out")
-    return total
 
 
 def _names(text: str | None, everything: Sequence[str] | dict[str, Any] | None) -> list[str | None]:
@@ -239,6 +236,15 @@ def _opened(traffic: "Workload") -> "Workload":
     for warning in traffic.warnings:
         typer.echo(f"note: {warning}", err=True)
     return traffic
+
+
+def _tell_shortfall(setup: "Setup") -> None:
+    from policies.model import WorkerFacts
+    from router.brain import roles_shortfall
+
+    facts = [WorkerFacts(str(number), frozenset(), stages) for number, stages in enumerate(setup.stages)]
+    if lacking := roles_shortfall(setup.config, facts):
+        typer.echo(f"note: {setup.placement}: {lacking}", err=True)
 
 
 def _tell_rejections(reasons: dict[str, int], where: str = "") -> None:

@@ -7,6 +7,7 @@ One heap of moments. The earliest thing happens, the scheduler hears of it in th
     a step ends ──────────────► first_token, settled ─┼─► decisions ────┤
     every 32 tokens or 100 ms ► output ───────────────┤                 └─► rejected
     every 5 s ────────────────► worker_changed ───────┘
+    a pair's prompt is done ──► prefill_done, and engine.add on the decode worker
 
 The scheduler is told what the gateway would know: the estimate of an answer's length, never the truth, which only
 the engine gets. Equal workloads and setups give equal runs.
@@ -16,16 +17,17 @@ What the lab leaves out: the network, the gateway's own cost, workers that fail,
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from heapq import heappop, heappush
 
-from policies.model import Dispatch, PrefixKey, RequestView, Usage, WorkerFacts
+from policies.model import Dispatch, PrefixKey, RequestView, Stage, Usage, WorkerFacts
 from router.brain import scheduler_for
 from router.lab.record import Record, Run
 from router.lab.setup import Setup
 from router.lab.station import Station
 from router.lab.workload import UNIT_BYTES, Request, Workload
 from workers.simulator.engine import Engine
-from workers.simulator.sequences import Blocks, EngineConfig, EngineRequest
+from workers.simulator.sequences import Blocks, EngineConfig, EngineRequest, EngineSequence
 
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.1
@@ -68,7 +70,8 @@ class _Driver:
         limits = setup.engine_config(workload.block_tokens)
         self.records: list[Record] = []
         self.stations = [
-            Station(_facts(number, limits), Engine(limits, setup.profile)) for number in range(setup.workers)
+            Station(_facts(number, stages, limits), Engine(limits, setup.profile))
+            for number, stages in enumerate(setup.stages)
         ]
         self._workload = workload
         self._most_tokens = limits.max_model_len
@@ -211,7 +214,8 @@ class _Driver:
                 heappush(self._heap, (deadline, _DECIDE, 0))
 
     def _dispatch(self, number: int, decision: Dispatch, now: float) -> None:
-        worker = self._by_id[decision.place.placement.decode]
+        placement = decision.place.placement
+        decoder = self._by_id[placement.decode]
         request = self._open.pop(number)
         prompt = Blocks(request.block_names, request.input_tokens)
         asked = EngineRequest(
@@ -219,8 +223,15 @@ class _Driver:
         )
         record = self.records[number]
         record.dispatched = now
-        self.stations[worker].take(asked, number, record, decision.ticket, now)
-        self._touched.add(worker)
+        record.pair = placement.prefill is not None
+        if placement.prefill is None:
+            self.stations[decoder].take(asked, number, record, decision.ticket, now)
+            self._touched.add(decoder)
+        else:
+            prefiller = self._by_id[placement.prefill]
+            asked = replace(asked, part="prefill")
+            self.stations[prefiller].take(asked, number, record, decision.ticket, now, decoder=decoder)
+            self._touched.add(prefiller)
 
     def _rejected(self, number: int, why: str, now: float) -> None:
         record = self.records[number]
@@ -236,15 +247,36 @@ class _Driver:
         self._touched.add(number)
         for result in station.advance(now):
             for sequence in result.first:
+                if sequence.request.part == "prefill":
+                    continue
                 leg = station.started(sequence, result.at)
+                if leg.prefiller is not None:
+                    self._fetched(leg.prefiller, sequence.request.id, now)
                 scheduler.first_token(leg.ticket, now)
                 self._tell_later(number, now)
             for sequence in result.finished:
+                if sequence.request.part == "prefill":
+                    self._hand_over(number, sequence, now)
+                    continue
                 leg = station.finished(sequence, result.at)
                 record = leg.record
                 usage = Usage(record.input_tokens, record.output_tokens, record.cached_tokens)
                 scheduler.settled(leg.ticket, usage, now)
                 self._release(leg.number, now)
+
+    def _hand_over(self, prefiller: int, sequence: EngineSequence, now: float) -> None:
+        """The prompt of a pair is computed: its answer begins with fetching the KV."""
+        leg = self.stations[prefiller].handed_over(sequence)
+        self._scheduler.prefill_done(leg.ticket, now)
+        decoder = leg.decoder if leg.decoder is not None else prefiller
+        asked = replace(sequence.request, part="decode")
+        self.stations[decoder].take(asked, leg.number, leg.record, leg.ticket, now, prefiller=prefiller)
+        self._touched.add(decoder)
+
+    def _fetched(self, prefiller: int, request_id: str, now: float) -> None:
+        """The KV of a prompt is where it is needed; the prefill worker's blocks are free."""
+        self.stations[prefiller].engine.fetched(request_id, now)
+        self._touched.add(prefiller)
 
     def _tell_later(self, number: int, now: float) -> None:
         station = self.stations[number]
@@ -285,11 +317,12 @@ class _Driver:
             self._progress(self._ended)
 
 
-def _facts(number: int, limits: EngineConfig) -> WorkerFacts:
+def _facts(number: int, stages: frozenset[Stage], limits: EngineConfig) -> WorkerFacts:
     """What the gateway knows of a worker that it has launched."""
     return WorkerFacts(
         id=f"worker-{number}",
         lines=frozenset([_LINE]),
+        stages=stages,
         slots=limits.max_num_seqs,
         kv_tokens=limits.kv_blocks * limits.block_size,
         max_batched_tokens=limits.max_num_batched_tokens,

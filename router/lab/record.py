@@ -18,6 +18,8 @@ class Record:
     """When its first token was there."""
     ended: float | None = None
     cached_tokens: int = 0
+    pair: bool = False
+    """Its prompt was computed by one worker, its answer by another."""
     rejected: str | None = None
     """Why nobody served it."""
 
@@ -33,7 +35,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class WorkerTotals:
-    """What one engine counted."""
+    """What one engine counted. A pair's prompt and answer count once each, where they were computed."""
 
     requests: int
     prompt_tokens: int
@@ -43,6 +45,8 @@ class WorkerTotals:
     busy_s: float
     most_waiting: int
     """The longest line inside the engine, counted whenever a request came in."""
+    pulled_tokens: int = 0
+    """Prompt tokens whose KV came from another engine."""
 
     @property
     def work(self) -> int:

@@ -61,6 +61,7 @@ def summarize(run: Run, setup: Setup, targets: Targets | None = None) -> dict[st
         "queue": setup.queue,
         "binding": setup.binding,
         "workers": setup.workers,
+        "roles": {role: setup.roles.count(role) for role in dict.fromkeys(setup.roles)},
         "profile": setup.profile.name,
         "seed": setup.seed,
         "requests": len(run.records),
@@ -79,6 +80,7 @@ def summarize(run: Run, setup: Setup, targets: Targets | None = None) -> dict[st
         "jain": jain(run.records),
         "clients": _clients(run.records),
         "worker_load_cv": _ratio(pstdev(load), fmean(load)),
+        "disaggregated": _ratio(sum(record.pair for record in completed), len(completed)),
         "preemptions": sum(worker.preemptions for worker in run.workers),
         "slo": {
             "ttft_s": targets.ttft_s,

@@ -1,4 +1,4 @@
-"""What a replay runs: how many engines of which kind, and a configuration with the chosen policies.
+"""What a replay runs: how many engines of which role, and a configuration with the chosen policies.
 
 Settings are given by name, in the words of the configuration:
 
@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from policies import catalog
+from policies.model import Stage
 from router.config import Config
 from router.lab.profiling.file import ProfileFileError, read_profile
 from router.sections import Policies
@@ -24,6 +25,12 @@ from workers.simulator.sequences import EngineConfig
 
 DEFAULT_PROFILE = "h100-llama-3.1-8b"
 DEFAULT_WORKERS = 8
+Role = Literal["mixed", "prefill", "decode"]
+_STAGES: Mapping[Role, frozenset[Stage]] = {
+    "mixed": frozenset(Stage),
+    "prefill": frozenset((Stage.PREFILL,)),
+    "decode": frozenset((Stage.DECODE,)),
+}
 _CHOSEN = ("placement", "queue", "binding")
 _LIMITS = ("queue_requests", "queue_wait_s", "attempts")
 _ENGINE = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_tokens", "scheduling", "prefix_caching")
@@ -42,13 +49,23 @@ class Setup:
     """As they were named, with `+order` where one was given."""
     config: Config
     profile: Profile
-    workers: int = DEFAULT_WORKERS
+    roles: tuple[Role, ...]
+    """Of each worker."""
     seed: int = 0
     """Decides what policies leave to chance."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Limits of each engine that differ from the profile's."""
     read_every_s: float = 5.0
     """Between two readings of a worker's metrics; `Health.scrape_every_s`."""
+
+    @property
+    def workers(self) -> int:
+        return len(self.roles)
+
+    @property
+    def stages(self) -> list[frozenset[Stage]]:
+        """What each worker may be used for."""
+        return [_STAGES[role] for role in self.roles]
 
     @property
     def binding(self) -> str:
@@ -78,7 +95,8 @@ def make_setup(
     placement: str | None = None,
     queue: str | None = None,
     binding: str | None = None,
-    workers: int = DEFAULT_WORKERS,
+    workers: int | None = None,
+    roles: str | None = None,
     profile: str = DEFAULT_PROFILE,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -86,6 +104,7 @@ def make_setup(
 ) -> Setup:
     """Build a setup from names and settings.
 
+    `workers` are mixed ones; `roles`, such as `6xmixed,1xprefill,1xdecode`, says more and may replace it.
     `profile` is a name, or the path of a file made by `fairlead profile`.
     `lenient`: settings that only other policies have are left out, for comparisons. Raises SetupError for an
     unknown name, ConfigError for a value that does not do.
@@ -93,6 +112,9 @@ def make_setup(
     placement = placement or catalog.DEFAULT_PLACEMENT
     queue = queue or catalog.DEFAULT_QUEUE
     timing = _profile(profile)
+    fleet = parse_roles(f"{workers or DEFAULT_WORKERS}xmixed" if roles is None else roles)
+    if roles is not None and workers not in (None, len(fleet)):
+        raise SetupError(f"--workers {workers} and --roles {roles}, which are {len(fleet)} workers: leave one out")
     parts: dict[str, dict[str, Any]] = {
         "placement": _named("placement", placement),
         "queue": _named("queue", queue),
@@ -116,7 +138,7 @@ def make_setup(
         else:
             policies[name] = value
     config = Config.load(None, {}, {"policies": {**policies, **parts}, "limits": limits})
-    return Setup(placement, queue, config, timing, workers, seed, engine, config.health.scrape_every_s)
+    return Setup(placement, queue, config, timing, fleet, seed, engine, config.health.scrape_every_s)
 
 
 def known_settings(placements: Iterable[str], queues: Iterable[str]) -> list[str]:
@@ -153,22 +175,18 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def parse_roles(roles: str) -> int:
-    """Workers in `6xmixed`. Raises SetupError for what cannot be simulated."""
-    total = 0
+def parse_roles(roles: str) -> tuple[Role, ...]:
+    """The role of each worker in `6xmixed,1xprefill,1xdecode`. Raises SetupError."""
+    fleet: list[Role] = []
     for part in roles.split(","):
         found = re.fullmatch(r"\s*(?:([1-9][0-9]{0,3})\s*x\s*)?(mixed|prefill|decode)\s*", part)
         if found is None:
             raise SetupError(
-                f"--roles {roles}: expected numbers and roles such as 6xmixed; roles are mixed, prefill, decode"
+                f"--roles {roles}: expected numbers and roles such as 6xmixed,1xprefill,1xdecode; "
+                "roles are mixed, prefill, decode"
             )
-        if found[2] != "mixed":
-            raise SetupError(
-                f"--roles {roles}: the lab runs mixed workers only; it has no model of the KV transfer from a "
-                "prefill to a decode worker, and without one the result would mean nothing"
-            )
-        total += int(found[1] or 1)
-    return total
+        fleet += [cast(Role, found[2])] * int(found[1] or 1)
+    return tuple(fleet)
 
 
 def _profile(name: str) -> Profile:

@@ -1,4 +1,8 @@
-"""A simulated engine as the driver holds it: what runs there, and what is known of it from outside."""
+"""A simulated engine as the driver holds it: what runs there, and what is known of it from outside.
+
+A request on a pair has two legs, one after the other: the prefill worker's ends with the prompt's KV, the decode
+worker's begins by fetching it.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -18,6 +22,10 @@ class Leg:
     record: Record
     ticket: Ticket
     sequence: EngineSequence
+    decoder: int | None = None
+    """Of the first leg of a pair: the worker that goes on with it."""
+    prefiller: int | None = None
+    """Of the second: the worker that holds the prompt's KV."""
     told: int = 0
     told_at: float = 0.0
 
@@ -27,7 +35,10 @@ class Station:
 
     __slots__ = (
         "_busy_s",
+        "_cached_elsewhere",
+        "_elsewhere",
         "_most_waiting",
+        "_prefills",
         "_requests",
         "decoding",
         "due",
@@ -52,10 +63,23 @@ class Station:
         self._busy_s = 0.0
         self._most_waiting = 0
         self._requests = 0
+        self._prefills = 0
+        self._elsewhere = self._cached_elsewhere = 0
+        """Prompt tokens of second legs, and those of them in the cache here: the first leg counts them."""
 
-    def take(self, request: EngineRequest, number: int, record: Record, ticket: Ticket, now: float) -> None:
+    def take(
+        self,
+        request: EngineRequest,
+        number: int,
+        record: Record,
+        ticket: Ticket,
+        now: float,
+        *,
+        decoder: int | None = None,
+        prefiller: int | None = None,
+    ) -> None:
         sequence = self.engine.add(request, now)
-        self.legs[request.id] = Leg(number, record, ticket, sequence)
+        self.legs[request.id] = Leg(number, record, ticket, sequence, decoder, prefiller)
         self._requests += 1
         self._most_waiting = max(self._most_waiting, self.engine.waiting)
 
@@ -78,7 +102,18 @@ class Station:
         leg = self.legs.pop(sequence.request.id)
         del self.decoding[sequence.request.id]
         leg.record.ended = at
+        if leg.prefiller is None:
+            leg.record.cached_tokens = sequence.cached or 0
+        else:
+            self._elsewhere += sequence.prompt_tokens
+            self._cached_elsewhere += sequence.cached or 0
+        return leg
+
+    def handed_over(self, sequence: EngineSequence) -> Leg:
+        """Its prompt is computed, and waits here to be fetched."""
+        leg = self.legs.pop(sequence.request.id)
         leg.record.cached_tokens = sequence.cached or 0
+        self._prefills += 1
         return leg
 
     def read(self, now: float) -> WorkerFacts:
@@ -90,10 +125,11 @@ class Station:
         counters = self.engine.counters
         return WorkerTotals(
             self._requests,
-            counters.prefix_queries,
-            counters.prefix_hits,
-            counters.generation_tokens,
+            counters.prefix_queries - self._elsewhere,
+            counters.prefix_hits - self._cached_elsewhere,
+            counters.generation_tokens - self._prefills,
             counters.preemptions,
             self._busy_s,
             self._most_waiting,
+            counters.pulled_tokens,
         )

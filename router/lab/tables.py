@@ -19,7 +19,7 @@ def print_report(report: dict[str, Any], workload: Workload) -> None:
     """One run: its numbers, its times, its clients."""
     console = _console()
     console.print(
-        f"{workload.name}: {report['requests']} requests on {report['workers']} x {report['profile']}, "
+        f"{workload.name}: {report['requests']} requests on {_fleet(report)} x {report['profile']}, "
         f"placement {report['placement']}, queue {report['queue']}, {report['binding']} binding, "
         f"seed {report['seed']}",
         highlight=False,
@@ -33,7 +33,7 @@ def print_comparison(reports: Sequence[dict[str, Any]], workload: Workload) -> N
     """A row per combination, the best first."""
     first = reports[0]
     table = Table(
-        title=f"{workload.name}: {first['requests']} requests on {first['workers']} x {first['profile']}; "
+        title=f"{workload.name}: {first['requests']} requests on {_fleet(first)} x {first['profile']}; "
         "means and 99th percentiles in seconds",
         title_justify="left",
         box=SIMPLE_HEAD,
@@ -60,6 +60,12 @@ def print_comparison(reports: Sequence[dict[str, Any]], workload: Workload) -> N
             str(report["rejected"]),
         )
     _console().print(table)
+
+
+def _fleet(report: dict[str, Any]) -> str:
+    """`8`, or `4 mixed + 2 prefill + 2 decode`."""
+    roles = report["roles"]
+    return str(report["workers"]) if set(roles) == {"mixed"} else " + ".join(f"{n} {r}" for r, n in roles.items())
 
 
 def _console() -> Console:
@@ -96,6 +102,8 @@ def _totals(report: dict[str, Any]) -> Table:
     )
     for row in rows:
         table.add_row(*row)
+    if set(report["roles"]) != {"mixed"}:
+        table.add_row("on pairs", f"{report['disaggregated']:.1%}")
     return table
 
 

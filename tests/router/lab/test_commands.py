@@ -89,8 +89,24 @@ def test_rate_requests_and_targets_are_heeded():
 def test_roles_count_workers():
     assert simulate(SMALL, "--roles", "3xmixed, mixed")["workers"] == 4
     assert "leave one out" in refusal("simulate", SMALL, "--roles", "3xmixed", "--workers", 2)
-    assert "mixed workers only" in refusal("simulate", SMALL, "--roles", "6xmixed,1xprefill,1xdecode")
     assert "roles are mixed, prefill, decode" in refusal("simulate", SMALL, "--roles", "6xfast")
+
+
+def test_roles_may_differ():
+    report = simulate(SMALL, "--roles", "2xmixed,1xprefill,3xdecode", "--set", "disaggregate=always")
+    assert (report["workers"], report["roles"]) == (6, {"mixed": 2, "prefill": 1, "decode": 3})
+    assert report["disaggregated"] == 1.0
+    assert simulate(SMALL)["disaggregated"] == 0.0
+    table = invoke("simulate", SMALL, "--roles", "2xmixed,1xprefill,1xdecode").stdout
+    assert "on 2 mixed + 1 prefill + 1 decode x" in table
+    assert "on pairs" in table
+
+
+def test_a_policy_that_wants_roles_which_the_fleet_has_not_says_what_it_does_instead():
+    result = invoke("simulate", SMALL, "--placement", "dist_sched")
+    assert "note: dist_sched: the placement chooses between" in result.stderr
+    result = invoke("compare", SMALL, "--placement", "round_robin", "--roles", "2xmixed,1xdecode", "--jobs", 1)
+    assert "note: round_robin: there are workers for decode only, but none for prefill" in result.stderr
 
 
 def test_requests_that_never_fit_are_told_with_their_reason():

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from policies.catalog import placement_policies
 from policies.model import Usage
 from router.lab import driver as driver_module
 from router.lab.driver import NeverEndsError, replay
@@ -69,7 +70,8 @@ def test_who_arrives_during_a_step_waits_for_the_next_one():
 
 
 def test_who_arrives_at_the_same_moment_shares_a_step():
-    run = replay(workload(request(tokens=100, output=1), request(tokens=60, output=1)), make_setup(workers=1))
+    setup = make_setup(workers=1, settings={"prefill_window_tokens": 100_000})
+    run = replay(workload(request(tokens=100, output=1), request(tokens=60, output=1)), setup)
     step = H100.step_s(0, 0, 160, 100 * 50 + 60 * 30, 2)
     assert [record.first_at for record in run.records] == pytest.approx([step, step])
 
@@ -228,3 +230,95 @@ def test_a_run_has_a_record_for_each_request_in_the_order_of_the_workload():
     run = replay(traffic, make_setup(workers=2))
     assert [r.client for r in run.records] == [r.client for r in traffic.requests]
     assert dataclasses.asdict(run.workers[0]).keys() >= {"busy_s", "preemptions"}
+
+
+# -- pairs of a prefill and a decode worker
+
+
+def paired(roles="1xprefill,1xdecode", **more):
+    return make_setup(placement="round_robin", queue="fcfs", roles=roles, **more)
+
+
+def test_on_an_idle_pair_a_request_takes_its_prefill_the_transfer_and_its_steps():
+    record = replay(workload(request(tokens=1600, output=10)), paired()).records[0]
+    prefill, step = H100.prefill_s(1600), H100.step_s(0, 0, 1, 1600.0, 1)
+    assert record.pair
+    assert record.first_at == pytest.approx(prefill + H100.transfer_s(1600) + step, rel=1e-3)
+    assert record.ended == pytest.approx(record.first_at + 9 * H100.step_s(1, 1605), rel=0.01)
+
+
+def test_a_slow_link_makes_the_first_token_late():
+    slow = dataclasses.replace(H100, transfer_token_s=1e-3)
+    setup = dataclasses.replace(paired(), profile=slow)
+    fast = replay(workload(request(tokens=1600)), paired()).records[0].first_at
+    late = replay(workload(request(tokens=1600)), setup).records[0].first_at
+    assert late - fast == pytest.approx(1.6 - H100.transfer_s(1600) + H100.transfer_s(0), rel=0.01)
+
+
+def test_a_pairs_prompt_and_answer_count_once_each_where_they_were_computed():
+    traffic = shared_prefixes()
+    run = replay(traffic, paired("2xprefill,2xdecode"))
+    assert all(record.pair and record.completed for record in run.records)
+    prefill, decode = run.workers[:2], run.workers[2:]
+    assert sum(w.prompt_tokens for w in prefill) == sum(r.input_tokens for r in run.records)
+    assert sum(w.cached_tokens for w in prefill) == sum(r.cached_tokens for r in run.records) > 0
+    assert sum(w.generated_tokens for w in decode) == sum(r.output_tokens for r in run.records)
+    assert [w.prompt_tokens for w in decode] == [w.generated_tokens for w in prefill] == [0, 0]
+    assert 0 < sum(w.pulled_tokens for w in decode) < sum(r.input_tokens for r in run.records)
+    assert sum(w.pulled_tokens for w in prefill) == 0
+
+
+def test_after_a_run_no_worker_holds_kv_for_anybody(monkeypatch):
+    drivers = []
+
+    class Watched(driver_module._Driver):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            drivers.append(self)
+
+    monkeypatch.setattr(driver_module, "_Driver", Watched)
+    replay(shared_prefixes(), paired("1xmixed,2xprefill,2xdecode", settings={"disaggregate": "always"}))
+    (driver,) = drivers
+    for station in driver.stations:
+        assert (station.engine.held, station.engine.leases_expired, station.engine.kv_blocks_used) == (0, 0, 0)
+    views = driver._scheduler.snapshot().workers
+    assert {(view.requests, view.sequences, view.prefill_owed, view.kv_reserved) for view in views} == {
+        (0, 0, 0, 0)
+    }
+
+
+def test_a_prefill_worker_takes_the_next_prompt_as_soon_as_one_is_done():
+    """Long answers: were its room kept until their end, two prompts would be seconds apart."""
+    traffic = workload(*(request(tokens=8000, output=500) for _ in range(2)))
+    first, second = replay(traffic, paired()).records
+    assert first.dispatched == 0.0
+    assert second.dispatched == pytest.approx(H100.prefill_s(8000), rel=0.01)
+    assert second.dispatched < first.ended / 5
+
+
+@pytest.mark.parametrize("binding", ["late", "early"])
+@pytest.mark.parametrize("placement", sorted(placement_policies()))
+def test_every_placement_serves_a_fleet_with_roles(placement, binding):
+    setup = make_setup(
+        placement=placement,
+        binding=binding,
+        roles="1xmixed,2xprefill,1xdecode",
+        settings={"disaggregate": "always"},
+        seed=3,
+    )
+    run = replay(shared_prefixes(groups=3, each=10, gap_s=0.02), setup)
+    assert all(record.completed for record in run.records)
+    assert any(record.pair for record in run.records)
+
+
+def test_the_heatmap_that_ships_gives_long_prompts_with_short_answers_to_pairs():
+    requests = []
+    for n in range(40):
+        tokens = 32_000 if n % 2 else 512
+        units = [10_000 * n + unit for unit in range(tokens // 16)]
+        requests.append(request(10.0 * n, tokens=tokens, output=400, units=units))
+    traffic = workload(*requests)
+    run = replay(traffic, make_setup(placement="least_loaded", roles="2xmixed,1xprefill,1xdecode", seed=5))
+    long, short = run.records[1::2], run.records[::2]
+    assert sum(record.pair for record in long) >= 18
+    assert sum(record.pair for record in short) <= 2
