@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from policies.model import Place
+from router.cycle import Wire
 from router.errors import BodyTooLarge, Dialect, RequestError, UploadTimeout, to_event, to_http
 from router.headers import Header, to_client
 
@@ -16,10 +17,13 @@ Send = Callable[[Message], Awaitable[None]]
 class Answer:
     """The way back to one client. Awaiting `body` waits while the client reads slowly."""
 
-    __slots__ = ("_decision", "_dialect", "_request", "_send", "ended", "started", "status")
+    __slots__ = ("_decision", "_dialect", "_request", "_send", "_wire", "ended", "started", "status")
 
-    def __init__(self, send: Send, request: bytes, dialect: Dialect = Dialect.OPENAI) -> None:
+    def __init__(
+        self, send: Send, request: bytes, dialect: Dialect = Dialect.OPENAI, wire: Wire | None = None
+    ) -> None:
         self._send = send
+        self._wire = wire
         self._request = request
         self._dialect = dialect
         self._decision: list[Header] = []
@@ -34,10 +38,21 @@ class Answer:
             (b"x-fairlead-reason", place.reason.value.encode()),
             (b"x-fairlead-matched-tokens", str(place.matched_tokens).encode()),
         ]
+        if place.placement.prefill is not None:
+            self._decision.append((b"x-fairlead-prefill-worker", place.placement.prefill.encode()))
 
     async def start(self, status: int, headers: list[Header], length: int | None = None) -> None:
         """Send status and a worker's headers."""
         await self._start(status, to_client(headers, self._request, length))
+
+    @property
+    def direct(self) -> bool:
+        """Whether `write` may be used."""
+        return self._wire is not None
+
+    def write(self, data: bytes) -> bool:
+        """Send more of the body without waiting; False: the client reads slowly, `body` would wait."""
+        return self._wire is not None and self._wire.write(data)
 
     async def body(self, data: bytes, *, more: bool) -> None:
         self.ended = not more

@@ -9,9 +9,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from router.config import Config
 from router.startup import StartError, cancelled_by_signals, claim_port
+
+_PAIRS = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
 
 READY_WITHIN_S = 30.0
 DRAIN_S = 2.0
@@ -27,9 +30,25 @@ class DemoOptions:
     """None: what the environment says, else 127.0.0.1; the same for the port."""
     port: int | None = None
     workers: int = 3
+    prefill: int = 0
+    decode: int = 0
+    """Workers for one stage only, in place of `workers` that do both."""
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     speed: float = 1.0
     """How much faster than the simulated hardware time passes."""
+
+    @property
+    def count(self) -> int:
+        return self.prefill + self.decode or self.workers
+
+    def sections(self, urls: list[str]) -> list[dict[str, Any]]:
+        """The workers as the configuration knows them, prefill workers first."""
+        if not self.prefill:
+            return [{"url": url} for url in urls]
+        return [
+            {"url": url, "roles": ["prefill" if number < self.prefill else "decode"]}
+            for number, url in enumerate(urls)
+        ]
 
 
 async def run(options: DemoOptions) -> None:
@@ -39,9 +58,11 @@ async def run(options: DemoOptions) -> None:
     from router import app  # noqa: PLC0415  # heavy; a taken port should be told at once
 
     with cancelled_by_signals():
-        say(f"starting {options.workers} simulated vLLM worker{'s' if options.workers > 1 else ''} ...")
+        count = options.count
+        say(f"starting {count} simulated vLLM worker{'s' if count > 1 else ''} ...")
         async with simulated_workers(options) as workers:
-            config = Config.load(overrides={**_listen(listen.host, port), "workers": workers.urls})
+            sections = {"workers": options.sections(workers.urls)}
+            config = Config.load(overrides={**_listen(listen.host, port), **sections})
             gateway = asyncio.create_task(
                 app.run(config, on_ready=lambda: _announce(config.listen.url, options.model), drain_s=DRAIN_S)
             )
@@ -105,7 +126,8 @@ async def simulated_workers(options: DemoOptions) -> AsyncIterator[SimulatedWork
         sys.executable,
         "-P",  # a folder called `workers` where the user happens to be is not ours
         *("-m", "workers.simulator", "--port", "0", "--die-with-parent", str(os.getpid())),
-        *("--workers", str(options.workers), "--model", options.model, "--speed", str(options.speed)),
+        *("--workers", str(options.count), "--model", options.model, "--speed", str(options.speed)),
+        *(("--kv-transfer-config", _PAIRS) if options.prefill else ()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,

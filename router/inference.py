@@ -1,4 +1,4 @@
-"""A routed request: placed by the scheduler, run on a worker, and on another one if that fails.
+"""A routed request: placed by the scheduler, run on a worker or a pair, and on others if that fails.
 
 identify ─► place ─► run a leg ─► answered
 ▲          │
@@ -6,8 +6,9 @@ identify ─► place ─► run a leg ─► answered
 """
 
 import logging
+from dataclasses import replace
 
-from policies.model import LegFailure, Reject, RejectReason, RequestView
+from policies.model import Dispatch, LegFailure, Placement, Reject, RejectReason, RequestView, WorkerId
 from router.admission import Admitted
 from router.answer import Receive, Scope, Send
 from router.clients import Client
@@ -16,8 +17,9 @@ from router.headers import to_worker
 from router.leg import Leg, LegFailed
 from router.life import Life
 from router.openai import Ask, Surface, parse
-from router.pools import Route
-from router.rewrite import for_worker
+from router.pools import Member, Route
+from router.prefill import PrefillLeg, divisible
+from router.rewrite import for_prefill, for_worker
 from router.state import Gateway
 
 _log = logging.getLogger("fairlead.gateway")
@@ -88,6 +90,7 @@ class Inference(Life):
             priority=ask.priority,
             session=ask.session,
             media=ask.media,
+            whole=not divisible(ask) or ask.max_output_tokens == 1,
             pinned=holder if holder in gateway.pools.members else None,
         )
 
@@ -98,47 +101,107 @@ class Inference(Life):
             decision = await admitted.place()
             if isinstance(decision, Reject):
                 raise _rejection(decision, self._why)
+            decision = _performable(decision, ask)
             self._record.placed(decision)
             if self._gateway.decision_headers:
                 self._answer.explain(decision.place)
-            worker = decision.place.placement.decode
             try:
-                await self._run(admitted, ask, route, worker)
+                await self._run(admitted, ask, route, decision.place.placement)
             except LegFailed as failure:
                 _log.warning("request %s: attempt %d: %s", self._id, decision.ticket.attempt, failure.why)
-                self._failed(admitted, worker, failure)
+                self._failed(admitted, failure)
                 if self._answer.started:
                     raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}") from failure
             else:
                 return
 
-    async def _run(self, admitted: Admitted, ask: Ask, route: Route, worker: str) -> None:
-        """One leg, from the decision to its answer."""
+    async def _run(self, admitted: Admitted, ask: Ask, route: Route, placement: Placement) -> None:
+        """One attempt, from the decision to its answer."""
+        if placement.prefill is not None:
+            await self._run_pair(admitted, ask, route, placement.prefill, placement.decode)
+        else:
+            leg = self._leg = Leg(admitted, ask, self._answer, self._gateway.holders, self._gateway.loop)
+            await self._perform(leg, placement.decode, for_worker(ask, route.rewrite))
+            self._saw(leg, route)
+
+    async def _run_pair(
+        self, admitted: Admitted, ask: Ask, route: Route, prefill: WorkerId, decode: WorkerId
+    ) -> None:
+        """A leg that computes the prompt, and one that goes on from there, unless the answer is over by then."""
         gateway = self._gateway
-        member = gateway.pools.members.get(worker)
+        first = self._leg = PrefillLeg(admitted, ask, self._answer, gateway.holders, gateway.loop)
+        second = Leg(admitted, ask, self._answer, gateway.holders, gateway.loop)
+        try:
+            await self._perform(first, prefill, for_prefill(ask, route.rewrite))
+            if first.outcome is None:
+                admitted.prefill_done()
+                self._leg, second.prompt_cached = second, first.prompt_cached
+                await self._perform(second, decode, for_worker(ask, route.rewrite, first.params))
+        except LegFailed as failure:
+            if failure.worker == decode and failure.reason is LegFailure.ERROR and not self._serves(prefill):
+                failure.worker = prefill  # it could not be fetched from
+            raise
+        finally:
+            if first.params is not None and second.exchange is None:
+                gateway.releases.release(route.line, first.params, prefill=prefill, decode=decode)
+        self._saw(self._leg, route)
+
+    async def _perform(self, leg: Leg, worker: WorkerId, body: bytes) -> None:
+        """One leg. Raises LegFailed, which names the worker."""
+        gateway = self._gateway
+        try:
+            member = self._member(worker)
+            headers = to_worker(self._scope, self._id.encode(), member.headers)
+            with gateway.pools.busy(member):
+                await leg.run(member, self._target(), headers, body)
+        except LegFailed as failure:
+            failure.worker = worker
+            raise
+        gateway.fleet.request_ok(worker)
+
+    def _member(self, worker: WorkerId) -> Member:
+        member = self._gateway.pools.members.get(worker)
         if member is None:
             raise LegFailed(LegFailure.CONNECT, f"{worker} has left the fleet")
-        leg = self._leg = Leg(admitted, ask, member, self._answer, gateway.holders, gateway.loop)
-        headers = to_worker(self._scope, self._id.encode(), member.headers)
-        with gateway.pools.busy(member):
-            await leg.run(self._target(), headers, for_worker(ask, route.rewrite))
-        gateway.fleet.request_ok(worker)
-        if leg.exact and leg.usage is not None:
-            gateway.scale.saw(route.line, admitted.view.key, leg.usage.input_tokens)
+        return member
 
-    def _failed(self, admitted: Admitted, worker: str, failure: LegFailed) -> None:
+    def _saw(self, leg: Leg, route: Route) -> None:
+        """Learn from what the worker reports how many tokens such a prompt has."""
+        if leg.exact and leg.usage is not None:
+            self._gateway.scale.saw(route.line, leg.admitted.view.key, leg.usage.input_tokens)
+
+    def _serves(self, worker: WorkerId) -> bool:
+        member = self._gateway.pools.members.get(worker)
+        return member is not None and member.worker.routable
+
+    def _failed(self, admitted: Admitted, failure: LegFailed) -> None:
         """Tell everybody concerned that an attempt has come to nothing."""
         self._why = failure.why
         if not failure.busy:
             self._gateway.fleet.request_failed(
-                worker,
+                failure.worker,
                 failure.why,
                 refused=failure.reason is LegFailure.SHUTDOWN,
                 connect=failure.reason is LegFailure.CONNECT,
             )
-        self._gateway.metrics.leg_failed(worker, failure.reason)
+        self._gateway.metrics.leg_failed(failure.worker, failure.reason)
         # More than zero says that the client has seen a part of the answer, so that nobody may start anew.
-        admitted.failed(failure.reason, 1 if self._answer.started else 0)
+        admitted.failed(failure.reason, 1 if self._answer.started else 0, failure.worker)
+
+
+def _performable(decision: Dispatch, ask: Ask) -> Dispatch:
+    """The decision as it can be carried out: not every request can be shared by two workers."""
+    place = decision.place
+    prefill, decode = place.placement.prefill, place.placement.decode
+    if prefill is None:
+        return decision
+    if not divisible(ask):
+        placement = Placement(decode)
+    elif ask.max_output_tokens == 1:
+        placement = Placement(prefill)  # the prompt is all there is to do
+    else:
+        return decision
+    return replace(decision, place=replace(place, placement=placement))
 
 
 def _rejection(reject: Reject, why: str) -> RequestError:

@@ -6,9 +6,9 @@ shown that the stream is none of the errors that vLLM hides inside a 200.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from policies.model import LegFailure, Outcome, Usage
+from policies.model import LegFailure, Outcome, Usage, WorkerId
 from router.admission import Admitted
 from router.answer import Answer
 from router.headers import content_type
@@ -21,11 +21,11 @@ from workers.upstream import Exchange, NotConnected, TimedOut, UpstreamError
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.1
 """How often the scheduler hears of output: whichever comes first."""
-_WHOLE_BYTES = 64 << 20
+WHOLE_BYTES = 64 << 20
 """The longest answer that is held whole before it is passed on."""
 _SHUTDOWN = b"cannot schedule new futures after shutdown"
 """What a vLLM that drains says, with status 500, while its /health still says 200."""
-_GIVEN_UP = "the worker gave the answer up (finish_reason abort)"
+GIVEN_UP = "the worker gave the answer up (finish_reason abort)"
 _BUSY = (429, 503)
 _DISTRUST = (401, 403)
 """The worker refuses the gateway's own key: that is not the client's fault."""
@@ -39,6 +39,8 @@ class LegFailed(Exception):
         self.reason = reason
         self.why = why
         self.busy = busy
+        self.worker = ""
+        """Where it was."""
 
     @classmethod
     def of(cls, error: UpstreamError) -> "LegFailed":
@@ -54,7 +56,6 @@ class Leg:
 
     admitted: Admitted
     ask: Ask
-    member: Member
     answer: Answer
     holders: Holders
     loop: asyncio.AbstractEventLoop
@@ -64,11 +65,19 @@ class Leg:
     usage: Usage | None = None
     exact: bool = False
     """The usage is what the worker reported, not an estimate."""
+    prompt_cached: int | None = None
+    """Prompt tokens that were cached where another worker computed the prompt; this one only knows its own."""
+    worker: WorkerId = ""
+    """Where it runs."""
+    told: int = 0
+    """Events of the stream that the scheduler has heard of, and when it has."""
+    told_at: float = 0.0
 
-    async def run(self, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Perform it. Raises LegFailed; whatever happens, the worker is left alone afterwards."""
+    async def run(self, member: Member, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Perform it on this worker. Raises LegFailed; whatever happens, the worker is left alone afterwards."""
+        self.worker = member.worker.id
         try:
-            exchange = self.exchange = await self.member.upstream.send(b"POST", target, headers, body)
+            exchange = self.exchange = await member.upstream.send(b"POST", target, headers, body)
             await exchange.head()
             if exchange.status >= 400:
                 await self._refused(exchange)
@@ -87,7 +96,7 @@ class Leg:
 
     async def _refused(self, exchange: Exchange) -> None:
         """A client's own mistake passes through untouched; the rest is the worker's."""
-        body = await exchange.read_all(_WHOLE_BYTES)
+        body = await exchange.read_all(WHOLE_BYTES)
         status = exchange.status
         if status in _BUSY:
             raise LegFailed(LegFailure.ERROR, f"the worker is busy: {_excerpt(body)}", busy=True)
@@ -101,9 +110,9 @@ class Leg:
 
     async def _whole(self, exchange: Exchange) -> None:
         """An answer in one piece."""
-        body = await exchange.read_all(_WHOLE_BYTES)
+        body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
-            raise LegFailed(LegFailure.SHUTDOWN, _GIVEN_UP)
+            raise LegFailed(LegFailure.SHUTDOWN, GIVEN_UP)
         self.first_byte_at = self.loop.time()
         if self.ask.surface is Surface.RESPONSES:
             self._hold(find_id(body))
@@ -113,32 +122,50 @@ class Leg:
         await self.answer.whole(exchange.status, exchange.headers, body)
 
     async def _stream(self, exchange: Exchange) -> None:
-        """An answer in events. `told` counts those that the scheduler has heard of."""
-        ask = self.ask
+        """An answer in events: once it has begun, each is passed on in the very moment in which it arrives."""
+        ask, answer = self.ask, self.answer
         tail = Tail(ask.surface, strip_usage=not ask.wants_usage, choices=ask.sequences)
-        told, told_at = 0, 0.0
+
+        def pass_on(piece: bytes) -> bool:
+            data = self._watched(tail, piece)
+            return not data or answer.write(data)
+
         while piece := await exchange.read():
-            data = tail.feed(piece)
-            if tail.aborted or tail.error is not None:
-                raise _broken(tail)
+            data = self._watched(tail, piece)
             if not data:
                 continue
-            if not self.answer.started:
-                self.first_byte_at = told_at = self.loop.time()
-                self.admitted.first_token()
-                self._hold(tail.response_id)
-                await self.answer.start(exchange.status, exchange.headers)
-            elif tail.events - told >= _OUTPUT_EVERY or self.loop.time() - told_at > _OUTPUT_EVERY_S:
-                self.admitted.output(tail.events - told)
-                told, told_at = tail.events, self.loop.time()
-            if tail.done:  # settled before its last bytes leave: the client's next request meets true accounts
-                self._streamed(tail)
-            await self.answer.body(data, more=True)
+            if not answer.started:
+                await self._begin(exchange, tail)
+            await answer.body(data, more=True)
+            if answer.direct:
+                await exchange.feed(pass_on)
         if not tail.done:
             raise LegFailed(LegFailure.LOST, "the stream ended before its end")
-        if not self.answer.started:
-            await self.answer.start(exchange.status, exchange.headers)
-        await self.answer.body(tail.rest(), more=False)
+        if not answer.started:
+            await answer.start(exchange.status, exchange.headers)
+        await answer.body(tail.rest(), more=False)
+
+    async def _begin(self, exchange: Exchange, tail: Tail) -> None:
+        """The first event is there, and none of the errors that vLLM hides inside a 200."""
+        self.first_byte_at = self.told_at = self.loop.time()
+        self.admitted.first_token()
+        self._hold(tail.response_id)
+        await self.answer.start(exchange.status, exchange.headers)
+
+    def _watched(self, tail: Tail, piece: bytes) -> bytes:
+        """What the client gets of a piece, once everybody concerned has heard of it. Raises LegFailed."""
+        data = tail.feed(piece)
+        if tail.aborted or tail.error is not None:
+            raise _broken(tail)
+        if data and self.answer.started:
+            new = tail.events - self.told
+            if new >= _OUTPUT_EVERY or self.loop.time() - self.told_at > _OUTPUT_EVERY_S:
+                self.admitted.output(new)
+                self.told, self.told_at = tail.events, self.loop.time()
+        if tail.done and self.outcome is None:
+            # Settled before its last bytes leave: the client's next request meets true accounts.
+            self._streamed(tail)
+        return data
 
     def _streamed(self, tail: Tail) -> None:
         """The stream has said its last word; without reported usage its events are the estimate."""
@@ -146,18 +173,20 @@ class Leg:
         self._settle(Outcome.COMPLETED, tail.usage or seen, exact=tail.usage is not None)
 
     def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool) -> None:
+        if self.prompt_cached is not None and outcome is Outcome.COMPLETED:
+            usage = replace(usage, cached_tokens=self.prompt_cached)
         self.outcome, self.usage, self.exact = outcome, usage, exact
         self.admitted.settle(usage, outcome)
 
     def _hold(self, response: str | None) -> None:
         if response is not None:
-            self.holders.keep(response, self.member.worker.id)
+            self.holders.keep(response, self.worker)
 
 
 def _broken(tail: Tail) -> LegFailed:
     """The worker says inside the stream that there will be no answer."""
     if tail.error is None:
-        return LegFailed(LegFailure.SHUTDOWN, _GIVEN_UP)
+        return LegFailed(LegFailure.SHUTDOWN, GIVEN_UP)
     busy = b'"code":503' in tail.error.replace(b" ", b"")
     return LegFailed(LegFailure.ERROR, f"an error inside the stream: {_excerpt(tail.error)}", busy=busy)
 

@@ -10,13 +10,14 @@ the client's lease, the count of open requests.
 
 import asyncio
 import logging
-import uuid
 from abc import ABC, abstractmethod
+from random import getrandbits
 from typing import Any
 
 from policies.model import Outcome
 from router.answer import Answer, Message, Receive, Scope, Send
 from router.clients import Client
+from router.cycle import wire_of
 from router.errors import BodyTooLarge, Dialect, RequestError, Unavailable, UploadTimeout
 from router.quota import Lease
 from router.record import Record
@@ -38,7 +39,19 @@ class ClientGone(Exception):
 class Life(ABC):
     """One request. Its attributes fill up as it goes along; `_end` gives back what they hold."""
 
-    __slots__ = ("_answer", "_gateway", "_gone", "_id", "_lease", "_receive", "_record", "_scope")
+    __slots__ = (
+        "_answer",
+        "_gateway",
+        "_gone",
+        "_id",
+        "_lease",
+        "_owner",
+        "_receive",
+        "_record",
+        "_scope",
+        "_task",
+        "_wire",
+    )
 
     def __init__(
         self, gateway: Gateway, scope: Scope, receive: Receive, send: Send, dialect: Dialect = Dialect.OPENAI
@@ -47,10 +60,13 @@ class Life(ABC):
         self._scope = scope
         self._receive = receive
         self._id = request_id(scope)
-        self._answer = Answer(send, self._id.encode(), dialect)
+        self._wire = wire_of(scope)
+        self._answer = Answer(send, self._id.encode(), dialect, self._wire)
         self._record = Record(self._id, scope["path"], gateway.loop.time())
         self._lease: Lease | None = None
         self._gone = False
+        self._owner: Client | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     async def live(self) -> None:
         """Answer the request, or end it in the way that went wrong."""
@@ -96,10 +112,9 @@ class Life(ABC):
         watch: asyncio.Task[None] | None = None
         try:
             self._gateway.check_room()
-            if self._gateway.clients.keys_needed:
-                self._client()  # a stranger is turned away before the upload is taken in
+            self._authenticate()  # a stranger is turned away before the upload is taken in
             body = await read_body(self._scope, self._receive, self._gateway.limits.body_bytes)
-            watch = self._gateway.loop.create_task(self._watch(asyncio.current_task()))
+            watch = self._watch()
             await self._serve(body)
         except RequestError as error:
             self._record.refused(error)
@@ -114,19 +129,36 @@ class Life(ABC):
             if watch is not None:
                 watch.cancel()
 
-    async def _watch(self, task: "asyncio.Task[Any] | None") -> None:
-        """Notice that the client leaves, and cut short whatever its request waits for."""
+    def _watch(self) -> "asyncio.Task[None] | None":
+        """Notice that the client leaves; with a server that does not tell, in a task."""
+        self._task = asyncio.current_task()
+        if self._wire is not None:
+            self._wire.watch(self._left)
+            return None
+        return self._gateway.loop.create_task(self._listen())
+
+    async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._gone = True
-        if task is not None:
-            task.cancel()
+        self._left()
 
-    def _client(self, user: str | None = None) -> Client:
-        """Who is asking. Raises Unauthorized."""
+    def _left(self) -> None:
+        """The client has gone: cut short whatever its request waits for."""
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _authenticate(self) -> None:
+        """Whose key it is. Raises Unauthorized."""
         headers = dict(self._scope["headers"])
-        client = self._gateway.clients.identify(headers.get(b"authorization"), headers.get(b"x-api-key"), user)
-        self._record.client = client.path
+        owner = self._owner = self._gateway.clients.owner(headers.get(b"authorization"), headers.get(b"x-api-key"))
+        if owner is not None:
+            self._record.client, self._record.weight = owner.path, owner.weight
+
+    def _client(self, user: str | None) -> Client:
+        """Who is asking."""
+        client = self._gateway.clients.part(self._owner, user)
+        self._record.client, self._record.weight = client.path, client.weight
         return client
 
     def _target(self) -> bytes:
@@ -180,4 +212,4 @@ def request_id(scope: Scope) -> str:
             text: str = value.decode()
             if text.isprintable():
                 return text
-    return uuid.uuid4().hex
+    return f"{getrandbits(128):032x}"

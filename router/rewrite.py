@@ -9,11 +9,28 @@ import orjson
 
 from router.openai import Ask, Surface
 
+_KV = "kv_transfer_params"
+_FOR_ANOTHER = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    **dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")),
+}
+"""What vLLM's connectors want of whoever asks for a prompt only."""
+_ABOUT_THE_ANSWER = frozenset(("stream_options", "min_tokens"))
+"""Fields that do not go with an answer of one token."""
 _USAGE = b'"stream_options":{"include_usage":true}'
 
 
-def for_worker(ask: Ask, model: str | None) -> bytes:
-    """The body for the worker: usage asked for on streams, and `model` in place of an alias (None: as it came)."""
+def for_worker(ask: Ask, model: str | None, kv: dict[str, Any] | None = None) -> bytes:
+    """The body for the worker: usage asked for on streams, and `model` in place of an alias (None: as it came).
+
+    `kv` is what the worker that has computed the prompt says of where it is.
+    """
+    if kv is not None:
+        body = for_worker(ask, model)
+        if _KV in ask.fields:
+            return orjson.dumps({**orjson.loads(body), _KV: kv})
+        return _splice(body, b'"%s":%s' % (_KV.encode(), orjson.dumps(kv)))
     changes: dict[str, Any] = {}
     if model is not None and model != ask.model:
         changes["model"] = model
@@ -27,6 +44,22 @@ def for_worker(ask: Ask, model: str | None) -> bytes:
                 # Without `include_usage` it means nothing; with it every chunk would carry usage.
                 changes["stream_options"]["continuous_usage_stats"] = False
     return orjson.dumps({**ask.fields, **changes}) if changes else ask.body
+
+
+def for_prefill(ask: Ask, model: str | None) -> bytes:
+    """The body that makes a worker compute the prompt, keep its KV for another one, and say where it is."""
+    fields = {name: value for name, value in ask.fields.items() if name not in _ABOUT_THE_ANSWER}
+    changes: dict[str, Any] = {"stream": False, "max_tokens": 1, _KV: _FOR_ANOTHER}
+    if "max_completion_tokens" in fields:
+        changes["max_completion_tokens"] = 1
+    if model is not None:
+        changes["model"] = model
+    return orjson.dumps({**fields, **changes})
+
+
+def for_release(line: str, kv: dict[str, Any]) -> bytes:
+    """A completion that every vLLM turns down, and in doing so lets go of the KV that nobody is to fetch."""
+    return orjson.dumps({"model": line, "prompt": "-", "max_tokens": 0, _KV: kv})
 
 
 def _splice(body: bytes, member: bytes) -> bytes:

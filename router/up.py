@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 from rich.console import Console
 
 from router.up_display import LaunchDisplay
+from workers import launch_pairs
 from workers.devices import Cpu, Gpu, choose_gpus, find_cpus, find_gpus
-from workers.launch import check_vllm, plan
+from workers.launch import check_vllm, flags_in, plan
 from workers.launch_errors import LaunchError
+from workers.launch_pairs import Split
 from workers.supervisor import Backoff, Supervisor
 
 
@@ -31,6 +33,8 @@ class UpOptions:
     device: Literal["cuda", "cpu"] = "cuda"
     workers: int = 1
     """With `cpu`: how many. With `cuda` the GPUs decide."""
+    split: Split = field(default_factory=Split)
+    """GPUs (with `cpu`: workers) for prefill and for decode alone; unset, every worker does both."""
     tensor_parallel: int = 1
     base_port: int = 8101
     """The first worker's port; the others count up from it."""
@@ -44,6 +48,13 @@ class LaunchedFleet:
     urls: list[str]
     models: list[str]
     """The names that they serve the model under, the first one being vLLM's own choice."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """What a worker is for, by its URL; one that is not here does everything."""
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        """As sections of the configuration."""
+        return [{"url": url, **({"roles": self.roles[url]} if url in self.roles else {})} for url in self.urls]
 
 
 @asynccontextmanager
@@ -52,13 +63,15 @@ async def launched(options: UpOptions, *, backoff: Backoff | None = None) -> Asy
 
     Raises LaunchError, whose message is for the person at the terminal.
     """
-    await check_vllm(options.vllm_python)
+    pairs = options.split.devices > 0
+    await check_vllm(options.vllm_python, nixl=pairs and launch_pairs.FLAG not in flags_in(options.extra_args))
     devices = find_devices(options)
     specs = plan(
         options.model,
         devices,
         tensor_parallel=options.tensor_parallel,
-        ports=worker_ports(options.base_port, len(devices)),
+        split=options.split,
+        ports=worker_ports(options.base_port, 2 * options.split.devices or len(devices)),
         extra_args=options.extra_args,
         vllm_python=options.vllm_python,
         log_dir=options.log_dir,
@@ -69,11 +82,14 @@ async def launched(options: UpOptions, *, backoff: Backoff | None = None) -> Asy
         async with Supervisor(specs, display.tell, backoff=backoff):
             models = await served_models(specs[0].url)
             display.finish()
-            yield LaunchedFleet([spec.url for spec in specs], models)
+            roles = {spec.url: spec.role for spec in specs if spec.role is not None}
+            yield LaunchedFleet([spec.url for spec in specs], models, roles)
 
 
 def find_devices(options: UpOptions) -> list[Gpu] | list[Cpu]:
-    """What the workers run on. Raises NoGpu, and LaunchError for a number of workers below one."""
+    """What the workers run on. Raises NoGpu, BadPairs, and LaunchError for a number of workers below one."""
+    if options.device == "cpu" and options.split.devices:
+        return find_cpus(options.split.devices)
     if options.device == "cpu":
         if options.workers < 1:
             raise LaunchError(f"--workers {options.workers}: at least one is needed")

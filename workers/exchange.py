@@ -10,6 +10,7 @@ Invariants: `wire` is set exactly while a connection belongs to this exchange, a
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from workers.upstream_errors import ExchangeAborted, ProtocolError, UpstreamError
@@ -48,6 +49,7 @@ class Exchange:
         "_origin",
         "_redial",
         "_resender",
+        "_sink",
         "_unheard",
         "_waiter",
         "bodiless",
@@ -82,6 +84,7 @@ class Exchange:
         self._unheard: tuple[bytes, bytes] | None = None
         self._redial: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
 
     # For the task that reads.
 
@@ -119,6 +122,20 @@ class Exchange:
             self.wire.resume()
         return body
 
+    async def feed(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand every piece that arrives to `sink`, at once and without a turn of the loop in between.
+
+        Returns when there is something to `read` (the end included), when the exchange has failed, or when `sink`
+        has said that it wants no more for now. What it raises is raised here.
+        """
+        if self._arrived or self._complete or self._error is not None:
+            return
+        self._sink = sink
+        try:
+            await self._news()
+        finally:
+            self._sink = None
+
     async def read_all(self, limit: int) -> bytes:
         """The whole rest of the body; ProtocolError (and an end to the exchange) beyond `limit` bytes."""
         pieces: list[bytes] = []
@@ -153,6 +170,9 @@ class Exchange:
 
     def arrived(self, pieces: list[bytes], on_wire: int) -> None:
         """Body pieces that came in `on_wire` bytes of traffic; one wake-up however many there are."""
+        if self._sink is not None:
+            self._pass_on(self._sink, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            return
         self._arrived += pieces
         self.buffered += on_wire
         self._wake()
@@ -184,6 +204,18 @@ class Exchange:
             raise RuntimeError("two tasks wait for one exchange")
         self._waiter = waiter = self._loop.create_future()
         return waiter
+
+    def _pass_on(self, sink: Callable[[bytes], bool], piece: bytes) -> None:
+        """Into the sink, which may have had enough, or be broken."""
+        try:
+            if sink(piece):
+                return
+        except Exception as error:  # noqa: BLE001 - it is for whoever waits in `feed`
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(error)
+        self._sink = None
+        self._wake()
 
     def _wake(self) -> None:
         waiter = self._waiter

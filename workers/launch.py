@@ -13,8 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workers import launch_pairs
 from workers.devices import Cpu, Gpu
-from workers.launch_errors import BadArgument, BadTensorParallel, PortTaken, VllmNotInstalled
+from workers.launch_errors import (
+    BadArgument,
+    BadTensorParallel,
+    NixlNotInstalled,
+    PortTaken,
+    VllmNotInstalled,
+)
+from workers.launch_pairs import Split
 
 HOST = "127.0.0.1"
 """Workers listen on loopback only: what clients may see is the gateway's part."""
@@ -25,6 +33,8 @@ CPU_KV_BYTES_MAX = GIB
 CPU_KV_SHARE = 0.25
 """Of the memory that is free now, for the KV caches of all CPU workers together. vLLM's own default would give
 the first worker nearly all of it."""
+
+_NO_NIXL = 4
 
 ALIASES = {
     "-tp": "--tensor-parallel-size",
@@ -56,6 +66,10 @@ class LaunchSpec:
     scratch: Path
     """vLLM puts its sockets here; the keeper makes it and removes it."""
     port: int = field(repr=False)
+    role: str | None = None
+    """`prefill` or `decode`; None: both."""
+    side_port: int | None = field(default=None, repr=False)
+    """Where other workers ask for KV."""
 
 
 def plan(
@@ -63,6 +77,7 @@ def plan(
     devices: Sequence[Gpu] | Sequence[Cpu],
     *,
     tensor_parallel: int = 1,
+    split: Split = Split(),  # noqa: B008  # frozen
     ports: Sequence[int],
     extra_args: Sequence[str] = (),
     vllm_python: str,
@@ -72,9 +87,10 @@ def plan(
 ) -> list[LaunchSpec]:
     """One command per group of `tensor_parallel` devices, in the order of `devices` and `ports`.
 
+    A `split` takes as many devices as it says, prefill first, and a second port for each worker, after all others.
     `extra_args` go to every worker. `scratch_prefix` begins the path of each worker's scratch directory, unique
     to this fleet and short: the path of a Unix socket has 107 characters at most, of which vLLM needs 37.
-    Raises BadTensorParallel and BadArgument.
+    Raises BadTensorParallel, BadPairs and BadArgument.
     """
     given = flags_in(extra_args)
     for flag, reason in OWN_FLAGS.items():
@@ -82,14 +98,16 @@ def plan(
             raise BadArgument(f"{flag} cannot be passed to vLLM here: {reason}")
     if given & {"--tensor-parallel-size"}:
         raise BadArgument("--tensor-parallel-size decides how many workers there are; use `--tensor-parallel`")
-    groups = _groups(devices, tensor_parallel)
-    if len(ports) < len(groups):
-        raise ValueError(f"{len(groups)} workers need as many ports, not {len(ports)}")
+    groups = _split_groups(devices, tensor_parallel, split)
+    needed = len(groups) * (2 if split.devices else 1)
+    if len(ports) < needed:
+        raise ValueError(f"{len(groups)} workers need {needed} ports, not {len(ports)}")
     specs = []
-    for number, (group, port) in enumerate(zip(groups, ports, strict=False)):
-        name = f"worker-{number}"
+    for index, ((number, role, group), port) in enumerate(zip(groups, ports, strict=False)):
+        name = f"{role or 'worker'}-{number}"
         scratch = Path(f"{scratch_prefix}{name}")
-        own = [*_common_flags(port), *_device_flags(group, tensor_parallel)]
+        side_port = ports[len(groups) + index] if role else None
+        own = [*_common_flags(port), *_device_flags(group, tensor_parallel), *launch_pairs.flags(role)]
         environment = _device_environment(group, is_local=Path(model).is_dir())
         environment = {key: (user_environment or {}).get(key, value) for key, value in environment.items()}
         specs.append(
@@ -101,11 +119,13 @@ def plan(
                     *(word for flag in own if flag[0] not in given for word in flag),
                     *extra_args,
                 ),
-                environment=environment | _fixed_environment(group, scratch),
+                environment=environment | _fixed_environment(group, scratch) | launch_pairs.environment(side_port),
                 url=f"http://{HOST}:{port}",
                 log=log_dir / f"{name}.log",
                 scratch=scratch,
                 port=port,
+                role=role,
+                side_port=side_port,
             )
         )
     return specs
@@ -121,6 +141,19 @@ def flags_in(arguments: Sequence[str]) -> set[str]:
             flag = flag.replace("_", "-")
             found.add("--" + flag.removeprefix("--no-") if flag.startswith("--no-") else flag)
     return found
+
+
+def _split_groups(
+    devices: Sequence[Gpu] | Sequence[Cpu], size: int, split: Split
+) -> list[tuple[int, str | None, list[Gpu | Cpu]]]:
+    """The devices of each worker, with its role and its number among those of that role."""
+    split.check(len(devices))
+    if not split.devices:
+        return [(number, None, group) for number, group in enumerate(_groups(devices, size))]
+    parts = {"prefill": devices[: split.prefill], "decode": devices[split.prefill : split.devices]}
+    return [
+        (number, role, group) for role, part in parts.items() for number, group in enumerate(_groups(part, size))
+    ]
 
 
 def _groups(devices: Sequence[Gpu] | Sequence[Cpu], size: int) -> list[list[Gpu | Cpu]]:
@@ -182,12 +215,17 @@ def _fixed_environment(group: Sequence[Gpu | Cpu], scratch: Path) -> dict[str, s
     return sockets | {"CUDA_VISIBLE_DEVICES": ",".join(ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-async def check_vllm(python: str) -> None:
-    """Raises VllmNotInstalled unless that interpreter has vLLM.
+async def check_vllm(python: str, *, nixl: bool = False) -> None:
+    """Raises VllmNotInstalled unless that interpreter has vLLM, NixlNotInstalled if `nixl` is wanted and missing.
 
     Looks for it without importing it: importing takes seconds, and what is broken inside shows in the log.
     """
-    probe = "import importlib.util, sys; sys.exit(0 if importlib.util.find_spec('vllm') else 3)"
+    wanted = ["vllm", "nixl"] if nixl else ["vllm"]
+    probe = (
+        "import importlib.util, sys\n"
+        f"for status, name in enumerate({wanted}, 3):\n"
+        "    if not importlib.util.find_spec(name): sys.exit(status)"
+    )
     try:
         process = await asyncio.create_subprocess_exec(
             python,
@@ -199,6 +237,8 @@ async def check_vllm(python: str) -> None:
     except OSError as error:
         raise VllmNotInstalled(python, f"this interpreter does not run ({error.strerror})") from error
     status = await process.wait()
+    if status == _NO_NIXL:
+        raise NixlNotInstalled(python)
     if status:
         reason = "vLLM is not installed in this interpreter" if status == 3 else "this is no Python interpreter"
         raise VllmNotInstalled(python, reason)
@@ -209,10 +249,10 @@ def check_ports(specs: Sequence[LaunchSpec]) -> None:
 
     Needed before the start: a stranger on the port could answer the health check in a worker's place.
     """
-    for spec in specs:
+    for port in [port for spec in specs for port in (spec.port, spec.side_port) if port is not None]:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, spec.port))
+                probe.bind((HOST, port))
             except OSError as error:
-                raise PortTaken(HOST, spec.port) from error
+                raise PortTaken(HOST, port) from error

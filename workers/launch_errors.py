@@ -3,8 +3,10 @@
 LaunchError
 ├── NoGpu                this machine, or CUDA_VISIBLE_DEVICES, has no GPU to use
 ├── BadTensorParallel    the GPUs cannot be divided into groups of that size
+├── BadPairs             nor into that many prefill and decode workers
 ├── BadArgument          an argument for vLLM that the launcher has to choose itself
 ├── VllmNotInstalled     the interpreter does not have vLLM, or there is no such interpreter
+├── NixlNotInstalled     it has vLLM but not what hands KV from worker to worker
 ├── PortTaken            somebody else listens where a worker should
 └── LaunchFailed         vLLM started and ended before it was healthy; shows the end of its log
 """
@@ -24,8 +26,22 @@ class BadTensorParallel(LaunchError):
     """The devices cannot be divided into groups of the size asked for."""
 
 
+class BadPairs(LaunchError):
+    """The devices cannot be divided into prefill and decode workers in that way."""
+
+
 class BadArgument(LaunchError):
     """One of the arguments meant for vLLM would break what the launcher promises."""
+
+
+class NixlNotInstalled(LaunchError):
+    """The interpreter that should run vLLM has no NIXL, without which KV does not go from worker to worker."""
+
+    def __init__(self, python: str) -> None:
+        super().__init__(
+            f"prefill and decode workers need NIXL, which {python} does not have. Install it there with "
+            "`pip install nixl`, or choose another connector with `-- --kv-transfer-config JSON`."
+        )
 
 
 class VllmNotInstalled(LaunchError):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.openai import Surface, parse
-from router.rewrite import for_worker
+from router.rewrite import for_prefill, for_release, for_worker
 
 values = (
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8) | st.just({"a": ["}", "{"]})
@@ -68,3 +68,61 @@ def test_an_alias_gives_way_to_the_model_it_stands_for():
     assert rewritten(b'{"model":"tiny" }', model="tiny") == b'{"model":"tiny" }'
     both = json.loads(rewritten(b'{"model":"gpt","stream":true}', model="tiny"))
     assert both == {"model": "tiny", "stream": True, "stream_options": {"include_usage": True}}
+
+
+# -- pairs
+
+KV = {"do_remote_prefill": True, "remote_block_ids": [[1, 2]], "remote_host": "h}"}
+
+
+def test_a_prefill_asks_for_one_token_in_one_piece_and_for_its_kv_to_be_kept():
+    body = {
+        "model": "alias",
+        "prompt": "x",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "max_tokens": 50,
+        "max_completion_tokens": 50,
+        "min_tokens": 4,
+        "seed": 7,
+    }
+    asked = json.loads(for_prefill(parse(Surface.COMPLETIONS, json.dumps(body).encode()), "base"))
+    params = asked.pop("kv_transfer_params")
+    assert asked == {
+        "model": "base",
+        "prompt": "x",
+        "stream": False,
+        "max_tokens": 1,
+        "max_completion_tokens": 1,
+        "seed": 7,
+    }
+    assert params["do_remote_decode"] is True
+    assert params["do_remote_prefill"] is False
+
+
+def test_a_field_that_was_not_there_is_not_added():
+    asked = json.loads(for_prefill(parse(Surface.CHAT, b'{"messages":[]}'), None))
+    assert asked.keys() == {"messages", "stream", "max_tokens", "kv_transfer_params"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{ "messages": [] }',
+        b"{}",
+        b'{"messages":[],"stream":true}',
+        b'{"messages":[],"stream":true,"stream_options":null}',
+        b'{"messages":[],"kv_transfer_params":null}',
+    ],
+)
+@pytest.mark.parametrize("model", [None, "base"])
+def test_what_the_prefill_said_goes_with_the_body_and_changes_nothing_else(body, model):
+    ask = parse(Surface.CHAT, body)
+    given = for_worker(ask, model, KV)
+    assert json.loads(given) == {**json.loads(for_worker(ask, model)), "kv_transfer_params": KV}
+    assert given.count(b'"kv_transfer_params"') == 1
+
+
+def test_a_release_is_what_every_worker_refuses():
+    body = json.loads(for_release("m", KV))
+    assert (body["model"], body["max_tokens"], body["kv_transfer_params"]) == ("m", 0, KV)

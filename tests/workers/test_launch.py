@@ -1,12 +1,22 @@
+import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from workers.devices import Cpu, Gpu
 from workers.launch import LaunchSpec, check_ports, check_vllm, flags_in, plan
-from workers.launch_errors import BadArgument, BadTensorParallel, PortTaken, VllmNotInstalled
+from workers.launch_errors import (
+    BadArgument,
+    BadPairs,
+    BadTensorParallel,
+    NixlNotInstalled,
+    PortTaken,
+    VllmNotInstalled,
+)
+from workers.launch_pairs import Split
 
 GPUS = [Gpu(id=str(index), name="H200", memory_bytes=141 << 30) for index in range(4)]
 CPUS = [Cpu(memory_bytes=2 << 30)] * 3
@@ -126,6 +136,72 @@ def test_arguments_that_the_launcher_must_choose_are_refused_with_the_way_to_say
 def test_flags_are_recognised_in_every_spelling_and_values_are_not_flags():
     words = ["--max_model_len=5", "--no-enable-prefix-caching", "-q", "awq", "--seed", "-1"]
     assert flags_in(words) == {"--max-model-len", "--enable-prefix-caching", "--quantization", "--seed"}
+
+
+def test_a_split_fleet_has_prefill_workers_first_and_each_worker_a_port_for_the_others():
+    specs = specs_of(GPUS, split=Split(1, 2), user_environment={"VLLM_NIXL_SIDE_CHANNEL_PORT": "1"})
+    assert [(spec.name, spec.role) for spec in specs] == [
+        ("prefill-0", "prefill"),
+        ("decode-0", "decode"),
+        ("decode-1", "decode"),
+    ]
+    assert [spec.port for spec in specs] == [9000, 9001, 9002]
+    assert [spec.environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] for spec in specs] == ["9003", "9004", "9005"]
+    configs = [json.loads(value_of(spec, "--kv-transfer-config")) for spec in specs]
+    assert [config["kv_role"] for config in configs] == ["kv_producer", "kv_consumer", "kv_consumer"]
+    assert {config["kv_connector"] for config in configs} == {"NixlConnector"}
+    assert configs[1]["kv_load_failure_policy"] == "recompute"
+    assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["0", "1", "2"]
+
+
+def test_workers_of_a_split_fleet_may_have_several_gpus():
+    specs = specs_of(GPUS, split=Split(2, 2), tensor_parallel=2)
+    assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["0,1", "2,3"]
+
+
+def test_a_connector_of_the_user_s_own_replaces_nixl():
+    own = '{"kv_connector":"ExampleConnector","kv_role":"kv_both"}'
+    specs = specs_of(GPUS, "--kv-transfer-config", own, split=Split(1, 1))
+    assert [value_of(spec, "--kv-transfer-config") for spec in specs] == [own, own]
+    assert [spec.role for spec in specs] == ["prefill", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("split", "why"),
+    [
+        (Split(1, 0), "belong together"),
+        (Split(0, 2), "belong together"),
+        (Split(-1, -1), "belong together"),
+        (Split(3, 2), "needs 5 GPUs; there are 4"),
+    ],
+)
+def test_a_split_that_does_not_fit_is_refused(split, why):
+    with pytest.raises(BadPairs, match=why):
+        specs_of(GPUS, split=split)
+    with pytest.raises(BadTensorParallel):
+        specs_of(GPUS, split=Split(1, 2), tensor_parallel=2)
+
+
+def test_a_side_port_in_use_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        specs = specs_of(CPUS[:2], ports=[1, 2, 3, port], split=Split(1, 1))
+        with pytest.raises(PortTaken, match=f"port {port}"):
+            check_ports([replace(specs[1], port=port)])
+        with pytest.raises(PortTaken, match=f"port {port}"):
+            check_ports([replace(specs[1], port=0)])
+
+
+async def test_pairs_want_nixl_beside_vllm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "fake_vllm"))
+    await check_vllm(sys.executable)
+    with pytest.raises(NixlNotInstalled, match="pip install nixl"):
+        await check_vllm(sys.executable, nixl=True)
+    (tmp_path / "nixl.py").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent / 'fake_vllm'}:{tmp_path}")
+    await check_vllm(sys.executable, nixl=True)
 
 
 def test_a_port_in_use_is_named():

@@ -16,6 +16,7 @@ from dataclasses import replace
 import orjson
 import uvloop
 
+from workers.simulator.connector import KvTransfer
 from workers.simulator.faults import KINDS, Fault
 from workers.simulator.profiles import PROFILES
 from workers.simulator.server import SimulatedWorker, SimulatorConfig
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--api-key")
     add("--max-num-queued-reqs", type=int)
     add("--shutdown-timeout", type=float, default=0.0, help="seconds that requests in flight may finish in")
+    add("--kv-transfer-config", metavar="JSON", help="NixlConnector or NixlPushConnector, as for vLLM")
     add("--fault", metavar="KIND[:KEY=VALUE,...]", help=f"set on every worker from the start: {', '.join(KINDS)}")
     add(
         "--die-with-parent",
@@ -83,6 +85,7 @@ def read_config(options: argparse.Namespace) -> SimulatorConfig:
         api_key=options.api_key,
         max_num_queued_reqs=options.max_num_queued_reqs,
         shutdown_timeout_s=options.shutdown_timeout,
+        kv_transfer=KvTransfer.from_option(options.kv_transfer_config) if options.kv_transfer_config else None,
         fault=Fault.from_option(options.fault) if options.fault else None,
     )
     config.engine_config()

@@ -13,6 +13,7 @@ from typing import Any
 
 from workers.simulator.api_errors import ApiError, internal, invalid
 from workers.simulator.asks import Served
+from workers.simulator.connector import Handover
 from workers.simulator.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.inference import Inference, read_body
@@ -45,12 +46,14 @@ class Application:
         served: Served,
         live: LiveEngine,
         *,
+        handover: Handover | None = None,
         api_key: str | None = None,
         max_num_queued_reqs: int | None = None,
     ) -> None:
         self.served = served
         self.live = live
-        self.inference = Inference(served, live, max_num_queued_reqs)
+        self.handover = handover or Handover(live, None)
+        self.inference = Inference(served, live, max_num_queued_reqs, self.handover)
         self.faults = Faults()
         self.on_fault: Callable[[Fault | None], None] = lambda _: None
         """Carries out a fault that was set or cleared over HTTP."""
@@ -84,6 +87,8 @@ class Application:
             "/v1/rerank": side.rerank,
             "/v2/rerank": side.rerank,
             "/simulator/fault": self._set_fault,
+            "/simulator/kv/claim": self._other_worker,
+            "/simulator/kv/release": self._other_worker,
         }
         delete: dict[str, Route] = {"/simulator/fault": self._clear_fault}
         self._routes = {"GET": get, "POST": post, "DELETE": delete}
@@ -180,6 +185,8 @@ class Application:
             "preemptions": engine.counters.preemptions,
             "generation_tokens": engine.counters.generation_tokens,
             "kv_blocks_used": engine.kv_blocks_used,
+            "pulled_tokens": engine.counters.pulled_tokens,
+            "kv_transfer": self.handover.state(),
             "fault": None if fault is None else asdict(fault),
             "requests": [
                 {
@@ -195,6 +202,10 @@ class Application:
 
     async def _state(self, exchange: Exchange) -> None:
         await exchange.json(200, self.state())
+
+    async def _other_worker(self, exchange: Exchange) -> None:
+        call = exchange.path.rpartition("/")[2]
+        await exchange.json(200, self.handover.answer(call, read_body(exchange)))
 
     async def _set_fault(self, exchange: Exchange) -> None:
         values = read_body(exchange)

@@ -63,6 +63,8 @@ class Ask:
     """Text that the answer has to be: arguments of a tool call or a structured answer."""
     tool: str | None = None
     stops: list[str] = field(default_factory=list)
+    spoiled: bool = False
+    """The KV of its prompt is not its own."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -71,6 +73,8 @@ class Ask:
     def reply(self, seed: int, prompt: list[int], choice: int) -> Reply:
         """The answer that this prompt gets as its `choice`; equal on every worker with this seed."""
         key = hash((seed, choice, tuple(prompt)))
+        if self.spoiled:
+            key = hash((key, 1))
         if self.fixed is not None:
             ids = tokenize(self.fixed)
             fits = len(ids) < self.max_tokens

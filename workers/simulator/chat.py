@@ -131,7 +131,7 @@ class _Choices:
             "system_fingerprint": FINGERPRINT,
             "usage": {**usage(self.ask, self.call), **spent},
             **self._about_the_prompt(),
-            "kv_transfer_params": None,
+            "kv_transfer_params": self.call.hand_out,
             "ec_transfer_params": None,
             "metrics": None,
         }

@@ -102,7 +102,7 @@ class ResponsesShape:
             "user": body.get("user"),
             "presence_penalty": float(body.get("presence_penalty") or 0),
             "frequency_penalty": float(body.get("frequency_penalty") or 0),
-            "kv_transfer_params": None,
+            "kv_transfer_params": self.call.hand_out,
             "ec_transfer_params": None,
             "input_messages": None,
             "output_messages": None,
@@ -244,4 +244,5 @@ class MessagesShape:
         [generation] = self.call.generations
         text = generation.reply.text(0, generation.final)
         message = self._message([{"type": "text", "text": text}], self._usage(generation.final))
+        message["kv_transfer_params"] = self.call.hand_out
         return {name: value for name, value in message.items() if value is not None}

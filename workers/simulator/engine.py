@@ -40,11 +40,26 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return self._scheduler.waiting
+        return self._scheduler.waiting + self._scheduler.transfers.count
+
+    @property
+    def deferred(self) -> int:
+        """Those of the waiting whose prompt is on its way from another engine."""
+        return self._scheduler.transfers.count
+
+    @property
+    def held(self) -> int:
+        """Ended prefills whose KV waits to be fetched."""
+        return len(self._scheduler.leases)
+
+    @property
+    def leases_expired(self) -> int:
+        """Prefills whose KV nobody has fetched in time."""
+        return self._scheduler.leases.expired
 
     @property
     def kv_usage(self) -> float:
-        """Share of the KV blocks held by requests, 0..1."""
+        """Share of the KV blocks held by requests, and for other engines to fetch, 0..1."""
         return self._scheduler.pool.used / self.config.kv_blocks
 
     @property
@@ -88,39 +103,70 @@ class Engine:
             return False
         self._settle(now)
         sequence.finished_at = now
-        return self._scheduler.abort(sequence)
+        ended = self._scheduler.abort(sequence)
+        self._wake(now)
+        return ended
+
+    def fetched(self, request_id: str, now: float) -> bool:
+        """Another engine has the KV of a prefill that ended here, or nobody wants it: its blocks are free.
+
+        False where it is not held: it was fetched before, or its lease has ended.
+        """
+        self._settle(now)
+        self._scheduler.leases.expire(now)
+        was_held = self._scheduler.leases.let_go(request_id)
+        self._wake(now)
+        return was_held
+
+    def renew(self, request_id: str, now: float) -> bool:
+        """Another engine is at it: the lease of a prefill begins anew. False where it is not held (any more)."""
+        self._settle(now)
+        self._scheduler.leases.expire(now)
+        return self._scheduler.leases.renew(request_id, now)
 
     def next_event(self) -> float | None:
         """When the work under way becomes visible, None while idle. Plans the next step if none is planned."""
         plan = self._planned()
-        return None if plan is None else plan.end
+        return self._scheduler.next_outside() if plan is None else plan.end
 
     def next_step(self) -> float | None:
         """As `next_event`, but the end of the very next step, where a run of steps is planned as one."""
         plan = self._planned()
-        return None if plan is None else plan.start + plan.first_s
+        return self._scheduler.next_outside() if plan is None else plan.start + plan.first_s
 
     def advance(self, now: float) -> list[StepResult]:
         """Carry out every step that ends by `now` and return their results in order."""
         results: list[StepResult] = []
-        while (plan := self._planned()) is not None:
-            steps = plan.done_by(now)
-            if not steps:
-                break
-            results.append(self._complete(plan, steps))
+        while (result := self.advance_one(now)) is not None:
+            results.append(result)
         return results
 
     def advance_one(self, now: float) -> StepResult | None:
         """As `advance`, but only up to the end of the first plan: for callers who must bound their work."""
-        plan = self._planned()
-        steps = plan.done_by(now) if plan is not None else 0
-        return self._complete(plan, steps) if plan is not None and steps else None
+        while (plan := self._planned()) is None:
+            if not self._meet_outside(now):
+                return None
+        steps = plan.done_by(now)
+        return self._complete(plan, steps) if steps else None
 
     def _planned(self) -> Plan | None:
         if self._plan is None and not self._idle:
             self._plan = self._scheduler.plan(self._free_at)
             self._idle = self._plan is None
         return self._plan
+
+    def _meet_outside(self, now: float) -> bool:
+        """Idle, go on at the end of the next transfer or lease; False where none ends by `now`."""
+        at = self._scheduler.next_outside()
+        if at is None or at > now:
+            return False
+        self._idle, self._free_at = False, max(self._free_at, at)
+        return True
+
+    def _wake(self, now: float) -> None:
+        """Blocks have become free: somebody who waits may start although nothing runs."""
+        if self._idle and self._scheduler.waiting:
+            self._idle, self._free_at = False, max(self._free_at, now)
 
     def _complete(self, plan: Plan, steps: int) -> StepResult:
         result = self._scheduler.complete(plan, steps)
@@ -131,7 +177,13 @@ class Engine:
 
     def _settle(self, now: float) -> None:
         """Before an outside change at `now`: what has begun stays, the rest of a run of steps is planned anew."""
-        if self._plan is None and now > self._free_at:
-            self._planned()
+        while self._plan is None:
+            if self._idle:
+                if not self._meet_outside(now):
+                    break
+            elif now > self._free_at:
+                self._planned()
+            else:
+                break
         if self._plan is not None and self._plan.steps > 1:
             self._plan.steps = self._plan.begun_by(now)

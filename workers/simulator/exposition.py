@@ -43,7 +43,7 @@ def exposition(live: LiveEngine, model_name: str, started: float) -> str:
 
     say("vllm:num_requests_running", "gauge", engine.running)
     say("vllm:num_requests_waiting", "gauge", engine.waiting)
-    for reason, value in (("capacity", engine.waiting), ("deferred", 0)):
+    for reason, value in (("capacity", engine.waiting - engine.deferred), ("deferred", engine.deferred)):
         say("vllm:num_requests_waiting_by_reason", "gauge", value, {"reason": reason})
     say("vllm:kv_cache_usage_perc", "gauge", engine.kv_usage)
     for state, value in (("awake", 1), ("weights_offloaded", 0), ("discard_all", 0)):
@@ -53,6 +53,12 @@ def exposition(live: LiveEngine, model_name: str, started: float) -> str:
     say("vllm:num_preemptions_total", "counter", counters.preemptions)
     say("vllm:prompt_tokens_total", "counter", counters.prompt_tokens)
     say("vllm:prompt_tokens_cached_total", "counter", counters.prefix_hits)
+    computed = counters.prompt_tokens - counters.prefix_hits - counters.pulled_tokens
+    sources = {"local_compute": computed, "local_cache_hit": counters.prefix_hits}
+    for source, value in (sources | {"external_kv_transfer": counters.pulled_tokens}).items():
+        say("vllm:prompt_tokens_by_source_total", "counter", value, {"source": source})
+    say("vllm:external_prefix_cache_hits_total", "counter", counters.pulled_tokens)
+    say("vllm:nixl_num_kv_expired_reqs_total", "counter", engine.leases_expired)
     say("vllm:generation_tokens_total", "counter", counters.generation_tokens)
     # vLLM does not count an abort by a client that left; only those by the server itself would appear here.
     ended = {reason.value: counters.ended[reason] for reason in (Reason.STOP, Reason.LENGTH)}

@@ -5,7 +5,7 @@ import base64
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from workers.simulator import asks, bodies
 from workers.simulator.api_errors import ApiError, busy, internal, missing, response_not_found
 from workers.simulator.asks import Ask, Served
 from workers.simulator.chat import DONE, ChatShape, CompletionShape, Shape, event, usage
+from workers.simulator.connector import Fetch, Handover
 from workers.simulator.conversations import (
     MessagesShape,
     ResponsesShape,
@@ -21,7 +22,7 @@ from workers.simulator.conversations import (
 )
 from workers.simulator.exchange import ClientLeft, Exchange
 from workers.simulator.live import Call, Generation, LiveEngine
-from workers.simulator.sequences import EngineRequest
+from workers.simulator.sequences import EngineRequest, Part, Reason
 
 _KEPT_RESPONSES = 1000
 _DIMENSIONS = 64
@@ -53,9 +54,12 @@ class _Stored:
 class Inference:
     """Calls of one worker, from admission to the last byte."""
 
-    def __init__(self, served: Served, live: LiveEngine, max_num_queued_reqs: int | None) -> None:
+    def __init__(
+        self, served: Served, live: LiveEngine, max_num_queued_reqs: int | None, handover: Handover
+    ) -> None:
         self.served = served
         self.live = live
+        self.handover = handover
         self.started = self.gone = 0
         """Calls that reached the engine, and those whose client left before the end."""
         self.draining = False
@@ -73,7 +77,16 @@ class Inference:
         """Hang until `unblock`. Raises ClientLeft where the client does not wait for it."""
         await exchange.unless_gone(self._unblocked.wait())
 
-    def _begin(self, ask: Ask, call_id: str) -> Call:
+    def _ask(self, exchange: Exchange, read: Callable[[dict[str, Any], Served, dict[str, str]], Ask]) -> Ask:
+        """What a body asks for. Raises ApiError, after the worker that holds its KV has been told."""
+        body = read_body(exchange)
+        try:
+            return read(body, self.served, exchange.headers)
+        except ApiError:
+            self.handover.turned_down(body.get("kv_transfer_params"))
+            raise
+
+    def _begin(self, ask: Ask, call_id: str, part: Part) -> Call:
         """Queue the sequences of an ask. Raises the errors of a full queue or a server that shuts down."""
         if self.draining:
             raise internal("cannot schedule new futures after shutdown")
@@ -97,6 +110,7 @@ class Inference:
                         cache_salt=ask.cache_salt,
                         lora=ask.lora,
                         reply=reply.ids,
+                        part=part,
                     )
                 )
         call = Call(call_id, generations, ask.stream)
@@ -105,15 +119,32 @@ class Inference:
         return call
 
     async def _run(self, exchange: Exchange, ask: Ask, call_id: str, make: Callable[[Ask, Call], Shape]) -> None:
+        params: dict[str, Any] = ask.body.get("kv_transfer_params") or {}
+        part = self.handover.part(params)
         try:
-            call = self._begin(ask, call_id)
+            if part == "decode":
+                part = await self._claim(ask, params)
+            call = self._begin(ask, call_id, part)
         except ApiError as error:
+            self.handover.turned_down(params)
             if error.status != 503 or not ask.stream:
                 raise
             await exchange.start(200, b"text/event-stream; charset=utf-8")
             await exchange.send_body(event(error.body()) + DONE, more=False)
             return
+        if part == "decode":
+            call.on_first = lambda: self.handover.release(params)
         await self._serve(exchange, ask, call, make(ask, call))
+
+    async def _claim(self, ask: Ask, params: Mapping[str, Any]) -> Part:
+        """Get hold of the prompt's KV; what this worker has to do itself afterwards."""
+        found = await self.handover.claim(params)
+        ask.spoiled = found is Fetch.GONE
+        if found is not Fetch.UNREACHABLE:
+            return "decode"
+        if self.handover.config is None or self.handover.config.load_failure == "fail":
+            raise internal()
+        return "whole"
 
     async def _serve(self, exchange: Exchange, ask: Ask, call: Call, shape: Shape) -> None:
         def leave() -> None:
@@ -130,6 +161,8 @@ class Inference:
                 await self._whole(exchange, call, shape)
         finally:
             self.live.abort(call)
+            if all(one.sequence is None or one.sequence.first_at is None for one in call.generations):
+                call.on_first()  # what was to be fetched is not wanted any more
 
     async def _whole(self, exchange: Exchange, call: Call, shape: Shape) -> None:
         while call.open and not call.gone:
@@ -144,6 +177,9 @@ class Inference:
                 await self.blocked(exchange)
             elif fault.kind == "error_in_stream":
                 raise internal()
+        first = call.generations[0]
+        if first.sequence is not None and first.finish != Reason.ABORT.value:
+            call.hand_out = self.handover.hand_out(first.sequence)
         await exchange.json(200, shape.whole())
 
     async def _stream(self, exchange: Exchange, call: Call, shape: Shape) -> None:
@@ -201,19 +237,15 @@ class Inference:
         await exchange.cut()
 
     async def chat(self, exchange: Exchange) -> None:
-        ask = asks.chat_ask(read_body(exchange), self.served, exchange.headers)
+        ask = self._ask(exchange, asks.chat_ask)
         await self._run(exchange, ask, f"chatcmpl-{exchange.request_id}", ChatShape)
 
     async def completion(self, exchange: Exchange) -> None:
-        ask = asks.completion_ask(read_body(exchange), self.served, exchange.headers)
+        ask = self._ask(exchange, asks.completion_ask)
         await self._run(exchange, ask, f"cmpl-{exchange.request_id}", CompletionShape)
 
     async def messages(self, exchange: Exchange) -> None:
-        body = read_body(exchange)
-        messages = anthropic_messages(body)
-        if body.get("max_tokens") is None:
-            raise missing("body.max_tokens")
-        ask = asks.conversation_ask(body, messages, self.served, exchange.headers)
+        ask = self._ask(exchange, _messages_ask)
         await self._run(exchange, ask, f"chatcmpl-{exchange.request_id}", MessagesShape)
 
     async def responses(self, exchange: Exchange) -> None:
@@ -225,7 +257,7 @@ class Inference:
             earlier = [*stored.messages, {"role": "assistant", "content": text}]
         messages = responses_messages(body, earlier)
         ask = asks.conversation_ask(body, messages, self.served, exchange.headers)
-        call = self._begin(ask, f"resp_{exchange.request_id}")
+        call = self._begin(ask, f"resp_{exchange.request_id}", "whole")
         shape = ResponsesShape(ask, call)
         if body.get("store", True):
             kept = [message for message in messages if message["role"] != "system"]
@@ -264,6 +296,13 @@ class Inference:
             self.live.abort(stored.call)
             stored.cancelled = True
         await exchange.json(200, stored.body())
+
+
+def _messages_ask(body: dict[str, Any], served: Served, headers: dict[str, str]) -> Ask:
+    messages = anthropic_messages(body)
+    if body.get("max_tokens") is None:
+        raise missing("body.max_tokens")
+    return asks.conversation_ask(body, messages, served, headers)
 
 
 class _Embeddings:

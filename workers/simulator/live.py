@@ -6,7 +6,9 @@ together. A stream is woken for its first token and its end at once, and for tok
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from workers.simulator.engine import Engine
 from workers.simulator.plan import StepResult
@@ -71,6 +73,10 @@ class Call:
     """The client has left, or the worker has cut it off."""
     open: int = 0
     waiter: asyncio.Future[None] | None = field(default=None, repr=False)
+    on_first: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called when a generation has its first token."""
+    hand_out: dict[str, Any] | None = None
+    """Parameters for the worker that is to go on with this prefill."""
 
     def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
@@ -154,6 +160,12 @@ class LiveEngine:
         call.wake()
         self._reschedule()
 
+    def fetched(self, request_id: str) -> bool:
+        """Another worker has the KV of a prefill, or does not want it."""
+        was_held = self.engine.fetched(request_id, self.now())
+        self._reschedule()
+        return was_held
+
     def abort_all(self) -> None:
         for call in list(self._calls):
             self.abort(call)
@@ -209,8 +221,10 @@ class LiveEngine:
         for sequence in result.first:
             self.ttft.observe((result.at - sequence.arrived) / self._speed)
             owner = self._owner.get(sequence.request.id)
-            if owner is not None and owner[0].streaming:
-                owner[0].wake()
+            if owner is not None:
+                owner[0].on_first()
+                if owner[0].streaming:
+                    owner[0].wake()
         for sequence in result.finished:
             self.e2e.observe((result.at - sequence.arrived) / self._speed)
             call, generation = self._owner[sequence.request.id]

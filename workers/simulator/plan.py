@@ -16,6 +16,8 @@ class Counters:
     generation_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    pulled_tokens: int = 0
+    """Prompt tokens whose KV came from another engine."""
     ended: dict[Reason, int] = field(default_factory=lambda: dict.fromkeys(Reason, 0))
 
 

@@ -29,6 +29,10 @@ _FLOPS_PER_TOKEN = 2.0 * _BODY_WEIGHTS  # 14.0 GFLOP
 _FLOPS_PER_SAMPLE = 2.0 * _HEAD_WEIGHTS  # 1.1 GFLOP
 # K and V, all layers, 2 bytes.
 _KV_BYTES_PER_TOKEN = 2.0 * 2 * _LAYERS * _KV_WIDTH  # 131072
+# KV between engines over one port of 400 Gbit/s per GPU, of which about 80% are reached: 3.3 us per token. The
+# request for it, its descriptors and the notice of its end take a few round trips and scheduler steps: 5 ms.
+_TRANSFER_BYTES_PER_S = 0.80 * 50e9
+_TRANSFER_START_S = 0.005
 # Scores (q.k) and weighted sum (p.v), a multiply and an add each, per pair of tokens: 4 * layers * hidden.
 _FLOPS_PER_PAIR = 4.0 * _LAYERS * _HIDDEN  # 524288
 
@@ -54,6 +58,14 @@ class Profile:
     """Tokens that fit into the KV cache."""
     max_num_seqs: int
     max_num_batched_tokens: int
+    transfer_start_s: float = 0.0
+    """Before the first byte of a prompt's KV moves from one engine to another."""
+    transfer_token_s: float = 0.0
+    """The KV of one token on its way there."""
+
+    def transfer_s(self, tokens: int) -> float:
+        """Seconds for which the KV of so many tokens is on its way from another engine."""
+        return self.transfer_start_s + tokens * self.transfer_token_s
 
     def decode_growth_s(self, sequences: int) -> float:
         """What each further step of the same `sequences` costs more than the step before: their new context."""
@@ -109,6 +121,8 @@ def _llama_8b(
         kv_tokens=int(kv_bytes / _KV_BYTES_PER_TOKEN),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        transfer_start_s=_TRANSFER_START_S,
+        transfer_token_s=_KV_BYTES_PER_TOKEN / _TRANSFER_BYTES_PER_S,
     )
 
 

@@ -12,7 +12,8 @@ blocks that the run needs are taken, in order, as it is completed. Where they mi
 waits for them, the run stops at the first step that needs one.
 
 Invariants between calls: `context` is the sum of prompt + generated tokens over the decoding sequences, who are
-`decoding` many; a running sequence is either in `_prefilling` or decodes; a waiting or ended one holds no block.
+`decoding` many; a running sequence is either in `_prefilling` or decodes; a waiting or ended one holds no block,
+unless it is in `transfers` or `leases`.
 """
 
 from heapq import heappop, heappush
@@ -21,6 +22,7 @@ from workers.simulator.kv_cache import BlockPool
 from workers.simulator.plan import Counters, Plan, StepResult
 from workers.simulator.profiles import Profile, pairs
 from workers.simulator.sequences import EngineConfig, EngineSequence, Reason
+from workers.simulator.transfers import Leases, Transfers
 
 
 class Scheduler:
@@ -31,6 +33,8 @@ class Scheduler:
         self.profile = profile
         self.pool = BlockPool(config.kv_blocks, caching=config.prefix_caching)
         self.counters = Counters()
+        self.leases = Leases(self.pool, config.kv_lease_s)
+        self.transfers = Transfers()
         self.decoding = 0
         self.context = 0
         self.waiting = 0
@@ -63,6 +67,10 @@ class Scheduler:
             return False
         if sequence.running:
             self._leave(sequence)
+        elif sequence.blocks:
+            self.transfers.count -= 1
+            self.pool.release(sequence.blocks)
+            sequence.blocks = []
         else:
             self.waiting -= 1
         self._end(sequence, Reason.ABORT)
@@ -74,11 +82,13 @@ class Scheduler:
         """Decide the next step, or a run of equal ones; None where there is nothing to do."""
         chunks: dict[EngineSequence, int] = {}
         before = self.counters.preemptions
+        self.leases.expire(start)
+        self.transfers.arrive(start)
         self._grow(self.counters.steps, chunks)
         budget = self.config.max_num_batched_tokens - self.decoding
         budget = self._continue_prefills(chunks, budget)
-        if self.counters.preemptions == before:
-            self._admit(chunks, budget)
+        if self.counters.preemptions == before or not (chunks or self.decoding):
+            self._admit(chunks, self._start_pulled(chunks, budget), start)
         if not chunks and not self.decoding:
             return None
         tokens, weight, samples = 0, 0.0, 0
@@ -89,7 +99,15 @@ class Scheduler:
         first = self.profile.step_s(self.decoding, self.context, tokens, weight, samples)
         quiet = not chunks and self.counters.preemptions == before
         growth = self.profile.decode_growth_s(self.decoding)
-        return Plan(start, first, growth, self._quiet_steps() if quiet else 1, chunks)
+        plan = Plan(start, first, growth, self._quiet_steps() if quiet else 1, chunks)
+        if plan.steps > 1 and (at := self.next_outside()) is not None:
+            plan.steps = plan.begun_by(at)
+        return plan
+
+    def next_outside(self) -> float | None:
+        """When something happens by itself that may change the next plan: a transfer or a lease ends."""
+        times = (self.transfers.next_end(), self.leases.next_end())
+        return min((at for at in times if at is not None), default=None)
 
     def _grow(self, last: int, chunks: dict[EngineSequence, int]) -> None:
         """Give a block to each decoding sequence that needs one for its next token, for all steps up to `last`."""
@@ -120,7 +138,39 @@ class Scheduler:
             budget -= chunk
         return budget
 
-    def _admit(self, chunks: dict[EngineSequence, int], budget: int) -> None:
+    def _start_pulled(self, chunks: dict[EngineSequence, int], budget: int) -> int:
+        """Run those whose prompt has arrived: its last token is computed once more, for the first new one."""
+        transfers = self.transfers
+        while budget > 0 and len(self._running) < self.config.max_num_seqs and (one := transfers.next_ready()):
+            transfers.start()
+            one.running = True
+            one.computed = one.prompt_tokens - 1
+            self._running[one] = None
+            self._prefilling[one] = None
+            self._name_full(one, one.prompt_tokens // self.config.block_size)
+            chunks[one] = 1
+            budget -= 1
+        return budget
+
+    def _pull(self, sequence: EngineSequence, shared: list[int], start: float) -> bool:
+        """Begin the transfer of what is not in the cache; False where its blocks are not free."""
+        prompt = sequence.prompt_tokens
+        blocks = self.pool.take(shared, self._blocks_for(prompt) - len(shared))
+        if blocks is None:
+            return False
+        cached = len(shared) * self.config.block_size
+        sequence.blocks = blocks
+        sequence.named = len(shared)
+        self._count_prompt(sequence, cached)
+        sequence.pulled = prompt - cached
+        self.counters.pulled_tokens += sequence.pulled
+        transfer_s = sequence.request.transfer_s
+        self.transfers.begin(
+            sequence, start + (self.profile.transfer_s(sequence.pulled) if transfer_s is None else transfer_s)
+        )
+        return True
+
+    def _admit(self, chunks: dict[EngineSequence, int], budget: int, start: float) -> None:
         config, waiting = self.config, self._waiting
         while waiting and budget > 0 and len(self._running) < config.max_num_seqs:
             _, _, life, sequence = waiting[0]
@@ -129,6 +179,12 @@ class Scheduler:
                 continue
             total = sequence.prompt_tokens + sequence.base
             shared = self.pool.match(sequence.names, (total - 1) // config.block_size)
+            if sequence.request.part == "decode" and sequence.cached is None:
+                if not self._pull(sequence, shared, start):
+                    break
+                heappop(waiting)
+                self.waiting -= 1
+                continue
             cached = len(shared) * config.block_size
             chunk = min(total - cached, budget)
             blocks = self.pool.take(shared, self._blocks_for(cached + chunk) - len(shared))
@@ -149,10 +205,13 @@ class Scheduler:
         self._running[sequence] = None
         self._prefilling[sequence] = None
         if sequence.cached is None:
-            sequence.cached = min(cached, sequence.prompt_tokens - 1)
-            self.counters.prompt_tokens += sequence.prompt_tokens
-            self.counters.prefix_queries += sequence.prompt_tokens
-            self.counters.prefix_hits += sequence.cached
+            self._count_prompt(sequence, cached)
+
+    def _count_prompt(self, sequence: EngineSequence, cached: int) -> None:
+        sequence.cached = min(cached, sequence.prompt_tokens - 1)
+        self.counters.prompt_tokens += sequence.prompt_tokens
+        self.counters.prefix_queries += sequence.prompt_tokens
+        self.counters.prefix_hits += sequence.cached
 
     def _quiet_steps(self) -> int:
         """Steps from the next one on in which nothing changes but the lengths of the decoding sequences."""
@@ -273,6 +332,8 @@ class Scheduler:
             heappush(self._grows, (due, sequence.order, sequence.life, sequence))
 
     def _finish(self, sequence: EngineSequence, result: StepResult) -> None:
+        if sequence.request.part == "prefill":
+            self.leases.keep(sequence.request.id, sequence.blocks, result.at)
         self._leave(sequence)
         sequence.finished_at = result.at
         self._end(sequence, sequence.reason)

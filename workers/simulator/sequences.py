@@ -9,6 +9,10 @@ from typing import Literal
 from workers.simulator.kv_cache import chain, extra_key, link
 
 Scheduling = Literal["fcfs", "priority"]
+Part = Literal["whole", "prefill", "decode"]
+"""What an engine does of a sequence. `prefill`: it ends with its first token, and its KV stays held until it is
+fetched. `decode`: the KV of its prompt comes from another engine, so that nothing of it is computed here.
+"""
 
 
 class Reason(Enum):
@@ -30,6 +34,8 @@ class EngineConfig:
     max_model_len: int = 131_072
     scheduling: Scheduling = "fcfs"
     prefix_caching: bool = True
+    kv_lease_s: float = 30.0
+    """How long the KV of a prefill waits to be fetched."""
 
     def __post_init__(self) -> None:
         if min(self.kv_blocks, self.block_size, self.max_num_seqs, self.max_model_len) < 1:
@@ -76,6 +82,9 @@ class EngineRequest:
     lora: str | None = None
     reply: Callable[[int, int], Sequence[int]] | None = None
     """Ids of the output tokens start..stop, so that blocks which the output fills can be hit later."""
+    part: Part = "whole"
+    transfer_s: float | None = None
+    """How long the prompt's KV is on its way, for `decode`; None: by the profile."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -112,6 +121,7 @@ class EngineSequence:
         "names",
         "order",
         "prompt_tokens",
+        "pulled",
         "reason",
         "request",
         "running",
@@ -129,6 +139,8 @@ class EngineSequence:
         else:
             self.names = chain(request.prompt, block_size, salt=self.salt_key, lora=self.lora_key)
         self.target, self.reason = self._output(seed)
+        if request.part == "prefill":
+            self.limit_output(1)
         self.arrived = arrived
         self.order = order
         self.first_at: float | None = None
@@ -143,6 +155,8 @@ class EngineSequence:
         """Tokens whose KV is in its blocks; only kept while it does not decode."""
         self.cached: int | None = None
         """Prompt tokens that the cache saved at its first admission."""
+        self.pulled = 0
+        """Prompt tokens that came from another engine."""
         self.base = 0
         self.decode_from = -1
         """Index of the first decode step; -1 while it waits or prefills."""

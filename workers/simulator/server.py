@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 
 from workers.simulator.app import Application
 from workers.simulator.asks import Served
+from workers.simulator.connector import Handover, KvTransfer
 from workers.simulator.engine import Engine
 from workers.simulator.faults import Fault
 from workers.simulator.live import LiveEngine
@@ -57,6 +58,8 @@ class SimulatorConfig:
     max_num_queued_reqs: int | None = None
     shutdown_timeout_s: float = 0.0
     """How long requests in flight may go on after `stop`; 0: they end at once with `abort`."""
+    kv_transfer: KvTransfer | None = None
+    """vLLM's --kv-transfer-config; None: it does whole requests only."""
     fault: Fault | None = None
     """Set from the start."""
 
@@ -77,6 +80,7 @@ class SimulatorConfig:
             max_model_len=self.max_model_len or min(131_072, blocks * self.block_size),
             scheduling=self.scheduling,
             prefix_caching=self.prefix_caching,
+            kv_lease_s=(self.kv_transfer or KvTransfer()).lease_s,
         )
 
 
@@ -88,8 +92,13 @@ class SimulatedWorker:
         self.config = config
         self.live = LiveEngine(limits, PROFILES[config.profile], seed=config.seed, speed=config.speed)
         served = Served(config.model, config.served_names, config.loras, limits.max_model_len, config.seed)
+        self.handover = Handover(self.live, config.kv_transfer)
         self.app = Application(
-            served, self.live, api_key=config.api_key, max_num_queued_reqs=config.max_num_queued_reqs
+            served,
+            self.live,
+            handover=self.handover,
+            api_key=config.api_key,
+            max_num_queued_reqs=config.max_num_queued_reqs,
         )
         self.app.on_fault = self._on_fault
         self.port = config.port
@@ -147,6 +156,7 @@ class SimulatedWorker:
             connection.transport.abort()
         if self._state.tasks:
             await asyncio.wait(set(self._state.tasks), timeout=_CLOSE_S)
+        await self.handover.aclose()
         self.live.close()
         while self._state.connections:  # noqa: ASYNC110
             await asyncio.sleep(0)
@@ -218,6 +228,7 @@ class SimulatedWorker:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self.config.host, self.port))
             self.port = sock.getsockname()[1]
+            self.handover.address = (self.config.host, self.port)
             self._listener = await self._loop.create_server(self._protocol, sock=sock, backlog=4096)
         except BaseException:
             sock.close()
