@@ -23,6 +23,9 @@ from policies.model import (
 from policies.scheduler import Scheduler
 
 _log = logging.getLogger("fairlead.policies")
+_SOONEST_S = 0.005
+"""So late a deadline may be met: about the shortest step of an engine. What was predicted of an answer that has
+come by then need not be told any more."""
 _FAULTS_EVERY_S = 60.0
 """At most so often the log speaks of policies that raise; requests go on without them."""
 
@@ -61,17 +64,25 @@ class Admitted:
     def first_token(self) -> None:
         self._pool.event(lambda scheduler, now: scheduler.first_token(self._ticket, now))
 
-    def output(self, tokens: int) -> None:
-        self._pool.event(lambda scheduler, now: scheduler.output(self._ticket, tokens, now))
+    def prefill_done(self) -> None:
+        """The prefill worker of a pair has the prompt; the decode worker is next."""
+        self._pool.event(lambda scheduler, now: scheduler.prefill_done(self._ticket, now))
 
-    def failed(self, reason: LegFailure, tokens_so_far: int) -> None:
-        """The leg broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again."""
+    def output(self, tokens: int) -> None:
+        # Output frees nothing, so nobody can be placed because of it.
+        self._pool.scheduler.output(self._ticket, tokens, self._pool.loop.time())
+
+    def failed(self, reason: LegFailure, tokens_so_far: int, worker: WorkerId | None = None) -> None:
+        """The leg broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
+
+        `worker`: which of a pair it was; None: the one that decodes.
+        """
         dispatch = self.dispatch
         if dispatch is None:
             return
         self.dispatch = None
-        worker = dispatch.place.placement.decode
         now = self._pool.loop.time()
+        worker = worker or dispatch.place.placement.decode
         again = self._pool.scheduler.leg_failed(dispatch.ticket, worker, reason, tokens_so_far, now)
         self._over = again is None
         self.ticket = again or dispatch.ticket
@@ -122,6 +133,11 @@ class Pool:
         self._faults_seen = 0
         self._faults_told_at = -float("inf")
 
+    @property
+    def streams(self) -> int:
+        """Requests inside, waiting or running, whose answers are streamed."""
+        return sum(admitted.view.streams for admitted in self._admitted.values())
+
     def submit(self, view: RequestView) -> Admitted:
         admitted = Admitted(self, view)
         self._admitted[view.id] = admitted
@@ -130,17 +146,22 @@ class Pool:
         return admitted
 
     def event(self, tell: Callable[[Scheduler, float], None]) -> None:
+        """Something has happened to a request; whoever waits may have become placeable by it."""
         tell(self.scheduler, self.loop.time())
-        self.pump()
+        if next(self.scheduler.waiting(), None) is not None:
+            self.pump()
 
     def joined(self, facts: WorkerFacts) -> None:
-        self.event(lambda scheduler, now: scheduler.worker_joined(facts, now))
+        self.scheduler.worker_joined(facts, self.loop.time())
+        self.pump()
 
     def changed(self, facts: WorkerFacts) -> None:
-        self.event(lambda scheduler, now: scheduler.worker_changed(facts, now))
+        self.scheduler.worker_changed(facts, self.loop.time())
+        self.pump()
 
     def left(self, worker: WorkerId) -> None:
-        self.event(lambda scheduler, now: scheduler.worker_left(worker, now))
+        self.scheduler.worker_left(worker, self.loop.time())
+        self.pump()
 
     def pump(self) -> None:
         """Hand out what the scheduler has decided, and set the timer for what it will."""
@@ -182,7 +203,7 @@ class Pool:
             self._timer = None
         self._timer_at = deadline
         if deadline is not None:
-            self._timer = self.loop.call_at(max(deadline, now + 1e-4), self._ring)
+            self._timer = self.loop.call_at(max(deadline, now + _SOONEST_S), self._ring)
 
     def _ring(self) -> None:
         self._timer = self._timer_at = None

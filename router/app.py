@@ -21,7 +21,7 @@ import uvicorn
 
 from router import log
 from router.admin import admin_pages
-from router.brain import scheduler_for
+from router.brain import roles_shortfall, scheduler_for
 from router.clients import Clients
 from router.config import Config
 from router.gateway import Door
@@ -29,14 +29,14 @@ from router.holders import Holders
 from router.listener import listener
 from router.metrics import Metrics
 from router.pages import not_ready, pages
-from router.pools import Pools
+from router.pools import Pools, facts
 from router.settings_file import ConfigError
 from router.state import Gateway
 from router.tokens import TokenScale
 from workers.fleet import Fleet, FleetSettings
 from workers.upstream import Timeouts, Upstream
 from workers.watch import WatchSettings
-from workers.worker import FleetEvent, WorkerChanged, WorkerJoined
+from workers.worker import FleetEvent
 
 _log = logging.getLogger("fairlead")
 
@@ -82,7 +82,8 @@ async def _gateway(
     metrics = Metrics(
         installed("fairlead"),
         max_clients=config.metrics.max_clients,
-        clients=[client.name for client in config.clients],
+        clients={client.name: client.weight for client in config.clients},
+        service_weights=_service_weights(config),
     )
     # Who is asking, and what they may ask for.
     clients = Clients(config.clients)
@@ -112,9 +113,10 @@ async def _gateway(
     def on_fleet(event: FleetEvent) -> None:
         nonlocal announced
         pools.on_fleet(event)
-        _initialise_series(metrics, event)
+        metrics.follow(event)
         if not announced and not not_ready(gateway):
             announced = True
+            _warn_of_roles(pools, config)
             loop.call_later(0.05, on_ready)  # by then the listener, started beside us, has its socket
 
     fleet.apply(worker.spec() for worker in config.workers)
@@ -139,13 +141,17 @@ def _fleet_settings(config: Config) -> FleetSettings:
     )
 
 
-def _initialise_series(metrics: Metrics, event: FleetEvent) -> None:
-    if isinstance(event, WorkerJoined | WorkerChanged):
-        metrics.know_worker(event.worker.id)
-        for line in event.worker.lines:
-            metrics.know_model(line)
-    else:
-        metrics.forget_worker(event.id)
+def _warn_of_roles(pools: Pools, config: Config) -> None:
+    """Say so where the policies in use want roles that the workers do not have, and what happens then."""
+    lacking = roles_shortfall(config, [facts(member.worker) for member in pools.members.values()])
+    if lacking is not None:
+        _log.warning("policies: %s", lacking)
+
+
+def _service_weights(config: Config) -> tuple[float, float]:
+    """What a computed prompt token and an output token count as service: as the order has it, if it has a say."""
+    settings = config.policies.queue.settings
+    return getattr(settings, "extend_weight", 1.0), getattr(settings, "output_weight", 2.0)
 
 
 # -- serving
@@ -253,7 +259,9 @@ def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | No
         config = reload()
     except ConfigError as error:
         _log.error("configuration refused, the old one stays: %s", error)
+        gateway.metrics.config_read(accepted=False)
         return
+    gateway.metrics.config_read(accepted=True)
     gateway.fleet.apply(worker.spec() for worker in config.workers)
     gateway.clients.reload(config.clients)
     gateway.limits = config.limits
@@ -261,6 +269,7 @@ def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | No
     for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics"):
         if getattr(config, section) != getattr(running, section):
             _log.warning("configuration: a change of `%s` takes effect at the next start", section)
+    _warn_of_roles(gateway.pools, running)
     _log.info("configuration read: %d workers, %d clients", len(config.workers), len(config.clients))
 
 

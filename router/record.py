@@ -30,11 +30,13 @@ class Record:
         "outcome",
         "status",
         "usage",
+        "weight",
     )
 
     def __init__(self, request: str, path: str, now: float) -> None:
         self.arrived = now
         self.client = ""
+        self.weight = 1.0
         self.line = ""
         self.outcome = Outcome.REJECTED
         self.status = 0
@@ -82,19 +84,17 @@ class Record:
     ) -> None:
         """Tell the world; `decisions` collects the lines of what was placed."""
         dispatch, usage = self._dispatch, self.usage
-        place = None if dispatch is None else dispatch.place
         ttft = None if self._first_byte_at is None else self._first_byte_at - self.arrived
         metrics.finished(
             line=self.line,
             client=self.client,
+            weight=self.weight,
             outcome=self.outcome,
             streamed=self._stream,
-            waited_s=None if dispatch is None else dispatch.waited_s,
             ttft_s=ttft,
             e2e_s=now - self.arrived,
             usage=usage,
-            predicted_cached=None if place is None else place.matched_tokens,
-            reason=None if place is None else place.reason,
+            dispatch=dispatch,
         )
         line: dict[str, Any] = {
             "request_id": self._request,
@@ -108,6 +108,8 @@ class Record:
         }
         if dispatch is not None:
             line["worker"] = dispatch.place.placement.decode
+            if dispatch.place.placement.prefill is not None:
+                line["prefill_worker"] = dispatch.place.placement.prefill
             line["reason"] = dispatch.place.reason.value
             line["matched_tokens"] = dispatch.place.matched_tokens
             line["attempt"] = dispatch.ticket.attempt

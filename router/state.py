@@ -11,6 +11,7 @@ from router.holders import Holders
 from router.log import RequestLog
 from router.metrics import Metrics
 from router.pools import Pools
+from router.releases import Releases
 from router.sections import Limits
 from router.tokens import TokenScale
 from workers.fleet import Fleet
@@ -38,6 +39,10 @@ class Gateway:
     open: int = 0
     """Requests inside, the one that asks included."""
     draining: bool = False
+    releases: Releases = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.releases = Releases(self.pools)
 
     def check_room(self) -> None:
         """Raises if the gateway takes no more requests."""
