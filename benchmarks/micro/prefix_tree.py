@@ -21,6 +21,7 @@ import tracemalloc
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -31,6 +32,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KIB = 1024
 PROMPT = 128 * KIB
 BYTES_PER_TOKEN = 4
+KINDS = ["next turn"] * 6 + ["new document"] * 2 + ["again"] + ["elsewhere"]
 Clock = Callable[[], float]
 
 
@@ -80,6 +82,10 @@ class Pauses:
         self.longest[generation] = max(self.longest[generation], pause)
         self.runs[generation] += 1
 
+    def longest_ms(self) -> float:
+        """The longest pause of all."""
+        return max(self.longest.values(), default=0) / 1000
+
     def __str__(self) -> str:
         return ", ".join(
             f"generation {g}: {self.runs[g]} runs, longest {self.longest[g] / 1000:.2f} ms"
@@ -114,17 +120,11 @@ def fill(tree: PrefixTree, chats: Chats) -> list[tuple[int, str]]:
     return list(grown)
 
 
-def timed_prompts(
-    tree: PrefixTree, chats: Chats, grown: list[tuple[int, str]], count: int, clock: Clock
-) -> dict[str, list[tuple[float, float, float]]]:
-    """Microseconds of (match, insert, release) per kind of prompt."""
-    kinds = ["next turn"] * 6 + ["new document"] * 2 + ["again"] + ["elsewhere"]
-    times: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
-    running: deque[Pin] = deque()
+def prompts(tree: PrefixTree, chats: Chats, grown: list[tuple[int, str]]) -> Iterator[tuple[str, str, bytes]]:
+    """Kind, worker and text of the prompts that are timed, without end."""
     last = grown[-1]
-    now = 1e9
-    for _ in range(count):
-        kind = chats.rng.choice(kinds)
+    while True:
+        kind = chats.rng.choice(KINDS)
         if kind == "new document":
             chat, worker = chats.start()
         elif kind == "again":
@@ -137,7 +137,18 @@ def timed_prompts(
                 # The chat has not been at 128 KB before: the turn before this one was shorter.
                 length = PROMPT - chats.rng.randrange(KIB // 2, 8 * KIB)
                 tree.evict(worker, chats.text(chat, PROMPT), length)
-        key = chats.text(chat, PROMPT)
+        last = chat, worker
+        yield kind, worker, chats.text(chat, PROMPT)
+
+
+def timed_prompts(
+    tree: PrefixTree, chats: Chats, grown: list[tuple[int, str]], count: int, clock: Clock
+) -> dict[str, list[tuple[float, float, float]]]:
+    """Microseconds of (match, insert, release) per kind of prompt."""
+    times: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
+    running: deque[Pin] = deque()
+    now = 1e9
+    for kind, worker, key in islice(prompts(tree, chats, grown), count):
         now += 1
         began = clock()
         tree.match(key)
@@ -151,7 +162,6 @@ def timed_prompts(
             tree.release(running.popleft(), now)
             released = clock()
         times[kind].append(((matched - began) * 1e6, (inserted - matched) * 1e6, (released - began_release) * 1e6))
-        last = chat, worker
     return times
 
 
@@ -208,8 +218,8 @@ def collected(clock: Clock) -> float:
     return max(laps)
 
 
-def report_memory(seed: int, edge: int, width: int, fanout: int, clock: Clock) -> None:
-    """Memory of a tree of equal edges, per byte of live prompt (each byte counted once, not per worker)."""
+def grown_tree(seed: int, edge: int, width: int, fanout: int) -> tuple[PrefixTree, int]:
+    """A tree of equal edges, and the bytes of memory that it takes."""
     rng = random.Random(seed)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
@@ -225,6 +235,12 @@ def report_memory(seed: int, edge: int, width: int, fanout: int, clock: Clock) -
     gc.collect()
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
+    return tree, used
+
+
+def report_memory(seed: int, edge: int, width: int, fanout: int, clock: Clock) -> None:
+    """Memory per byte of live prompt (each byte counted once, not per worker)."""
+    tree, used = grown_tree(seed, edge, width, fanout)
     stats = tree.stats()
     pause = collected(clock)
     print(

@@ -37,8 +37,9 @@ SLOTS = 8
 class Workload:
     """Requests without end, the same for the same seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, clients: int = 20) -> None:
         self._rng = random.Random(seed)
+        self._clients = clients
         self._systems = [self._rng.randbytes(2048) for _ in range(24)]
         self.made = 0
 
@@ -47,7 +48,7 @@ class Workload:
         prompt = self._rng.choice(self._systems) + self._rng.randbytes(2048)
         return RequestView(
             id=f"r{self.made}",
-            client=f"client-{self._rng.randrange(20)}",
+            client=f"client-{self._rng.randrange(self._clients)}",
             line="model",
             key=PrefixKey(prompt),
             input_tokens=len(prompt) // 4,
@@ -57,16 +58,16 @@ class Workload:
         )
 
 
-def scheduler(args: argparse.Namespace, placement: str) -> Scheduler:
+def scheduler(seed: int, workers: int, queue: str, placement: str) -> Scheduler:
     """A scheduler with its fleet, nothing in flight."""
-    knowledge = Knowledge(rng=random.Random(args.seed))
+    knowledge = Knowledge(rng=random.Random(seed))
     made = Scheduler(
-        catalog.queue_policies()[args.queue].build(knowledge=knowledge),
+        catalog.queue_policies()[queue].build(knowledge=knowledge),
         catalog.placement_policies()[placement].build(knowledge=knowledge),
         SchedulerSettings(max_queued=10**6, max_wait_s=1e9),
         knowledge,
     )
-    for number in range(args.workers):
+    for number in range(workers):
         made.worker_joined(WorkerFacts(f"worker-{number:02}", frozenset({"model"}), slots=SLOTS), 0.0)
     return made
 
@@ -86,32 +87,46 @@ def idle(made: Scheduler, workload: Workload, clock: Clock, rounds: int) -> Iter
         yield clock() - began
 
 
-def backlog(made: Scheduler, workload: Workload, clock: Clock, rounds: int, queued: int) -> Iterator[float]:
-    """Seconds per step of one request ending and one arriving, with so many in the queue."""
-    running: list[Ticket] = []
-    now = 0.0
+class Backlog:
+    """A full fleet and so many requests in the queue. A step: one request ends, one arrives, one starts."""
 
-    def perform() -> None:
-        for decision in made.decisions(now):
-            if isinstance(decision, Dispatch):
-                running.append(decision.ticket)
-                made.first_token(decision.ticket, now)
+    def __init__(self, made: Scheduler, workload: Workload, queued: int) -> None:
+        self._made = made
+        self._workload = workload
+        self._running: list[Ticket] = []
+        self._chance = random.Random(0)
+        self._now = 0.0
+        while made.snapshot().queued < queued:
+            made.submit(workload.request(self._now), self._now)
+            self._perform()
 
-    while made.snapshot().queued < queued:
-        made.submit(workload.request(now), now)
-        perform()
-    chance = random.Random(0)
-    for _ in range(rounds):
-        now += 0.01
-        request = workload.request(now)
-        at = chance.randrange(len(running))
+    def coming(self) -> tuple[Ticket, RequestView]:
+        """Who ends and who arrives in the next step."""
+        self._now += 0.01
+        running, at = self._running, self._chance.randrange(len(self._running))
         running[at], running[-1] = running[-1], running[at]
-        ending = running.pop()
+        return running.pop(), self._workload.request(self._now)
+
+    def step(self, ending: Ticket, arriving: RequestView) -> None:
+        """What is measured."""
+        self._made.settled(ending, Usage(1024, 200), self._now)
+        self._perform()
+        self._made.submit(arriving, self._now)
+        self._perform()
+
+    def _perform(self) -> None:
+        for decision in self._made.decisions(self._now):
+            if isinstance(decision, Dispatch):
+                self._running.append(decision.ticket)
+                self._made.first_token(decision.ticket, self._now)
+
+
+def steps(backlog: Backlog, clock: Clock, rounds: int) -> Iterator[float]:
+    """Seconds per step."""
+    for _ in range(rounds):
+        ending, arriving = backlog.coming()
         began = clock()
-        made.settled(ending, Usage(1024, 200), now)
-        perform()
-        made.submit(request, now)
-        perform()
+        backlog.step(ending, arriving)
         yield clock() - began
 
 
@@ -142,10 +157,10 @@ def main() -> None:
     )
     clock = CLOCKS[args.clock]
     for placement in args.placement:
-        made = scheduler(args, placement)
+        made = scheduler(args.seed, args.workers, args.queue, placement)
         print(line(f"{placement}, idle", list(idle(made, Workload(args.seed), clock, args.rounds))))
-        made = scheduler(args, placement)
-        timed = list(backlog(made, Workload(args.seed), clock, args.rounds, args.queued))
+        made = scheduler(args.seed, args.workers, args.queue, placement)
+        timed = list(steps(Backlog(made, Workload(args.seed), args.queued), clock, args.rounds))
         print(line(f"{placement}, {args.queued} queued", timed))
 
 

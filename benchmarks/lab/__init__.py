@@ -1,0 +1,1 @@
+"""The shipped policies against all others, in virtual time."""
