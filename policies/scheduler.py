@@ -72,6 +72,7 @@ class Scheduler:
         knowledge = knowledge or Knowledge()
         self.lengths = knowledge.lengths
         self.prefixes = knowledge.prefixes
+        self.heatmap = knowledge.heatmap
         self._queue = queue
         self._estimate = queue.answer if isinstance(queue, EstimatesAnswers) else None
         self._placement = placement

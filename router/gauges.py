@@ -131,6 +131,10 @@ class Gauges(Collector):
             gauges["prefix_tree_nodes"].add_metric([line], stats.nodes)
             gauges["prefix_tree_bytes"].add_metric([line], stats.bytes)
             totals["prefix_tree_evicted_units"].add_metric([line], stats.evicted)
+        measured = scheduler.heatmap.measured
+        for tokens, gains in zip(measured.prefill_tokens, scheduler.heatmap.gains, strict=True):
+            for ratio, gain in zip(measured.ratios, gains, strict=True):
+                gauges["heatmap_gain"].add_metric([model, str(tokens), f"{ratio:g}"], gain)
         for client in sorted(self._observed.clients):
             deficit = scheduler.deficit(client)
             if deficit is not None:
@@ -199,6 +203,11 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
             ("worker_waiting", "Requests waiting inside vLLM, by its own metrics while fresh", ["worker"]),
             ("worker_kv_usage_ratio", "KV cache in use, by its own metrics while fresh", ["worker"]),
             ("worker_connections", "Connections to the worker", ["worker", "state"]),
+            (
+                "heatmap_gain",
+                "What a prefill/decode pair gains for prompts of such a length and answers of such a share of it",
+                ["model", "prompt_tokens", "answer_ratio"],
+            ),
             ("prefix_tree_nodes", "Nodes of the prefix tree", ["tree"]),
             ("prefix_tree_bytes", "Bytes of prompt held by the prefix tree", ["tree"]),
         )

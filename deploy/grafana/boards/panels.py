@@ -47,6 +47,8 @@ class Kind(Enum):
     STACK = "stack"
     STAT = "stat"
     TABLE = "table"
+    MATRIX = "matrix"
+    """A table of one value by two labels: `matrix` names the rows' and the columns'."""
     HEATMAP = "heatmap"
     STATES = "states"
 
@@ -68,6 +70,7 @@ class Panel:
     """Values may be below zero."""
     names: tuple[tuple[int, str, str], ...] = ()
     """Value, word, colour."""
+    matrix: tuple[str, str] = ("", "")
 
     def build(self) -> Any:
         """The builder of this panel."""
@@ -76,7 +79,7 @@ class Panel:
         panel.unit(self.unit.value).span(self.span).height(4 if self.kind is Kind.STAT else 8)
         if self.most is not None:
             panel.max(self.most)
-        if not self.signed and self.kind is not Kind.TABLE:
+        if not self.signed and self.kind not in _TABLES:
             panel.min(0)
         if self.warn is not None or self.bad is not None:
             panel.thresholds(_thresholds(self.warn, self.bad))
@@ -98,7 +101,7 @@ def _target(query: Query, letter: str, kind: Kind) -> prometheus.Dataquery:
     target = prometheus.Dataquery().expr(query.expr).ref_id(letter).datasource(SOURCE)
     if query.legend:
         target.legend_format(query.legend)
-    if kind is Kind.TABLE:
+    if kind in _TABLES:
         return target.instant().format(PromQueryFormat.TABLE)
     return target.range().format(PromQueryFormat.HEATMAP if kind is Kind.HEATMAP else PromQueryFormat.TIME_SERIES)
 
@@ -140,6 +143,20 @@ def _table(panel: Panel) -> Any:
     return _with_targets(table.Panel(), panel).with_transformation(organised)
 
 
+def _matrix(panel: Panel) -> Any:
+    row, column = panel.matrix
+    numbers = [{"targetField": label, "destinationType": "number"} for label in panel.matrix]
+    steps = {
+        "convertFieldType": {"conversions": numbers},  # labels are words, which would be sorted as such
+        "sortBy": {"sort": [{"field": column}]},
+        "groupingToMatrix": {"rowField": row, "columnField": column, "valueField": "Value"},
+    }
+    builder = _with_targets(table.Panel(), panel)
+    for name, options in steps.items():
+        builder.with_transformation(models.DataTransformerConfig(id_val=name, options=options))
+    return builder
+
+
 def _heatmap(panel: Panel) -> Any:
     return _with_targets(heatmap.Panel().calculate(calculate=False).show_legend(), panel)
 
@@ -148,11 +165,13 @@ def _states(panel: Panel) -> Any:
     return _with_targets(statetimeline.Panel().merge_values(merge_values=True), panel)
 
 
+_TABLES = (Kind.TABLE, Kind.MATRIX)
 _MAKERS = {
     Kind.LINES: _lines,
     Kind.STACK: _lines,
     Kind.STAT: _stat,
     Kind.TABLE: _table,
+    Kind.MATRIX: _matrix,
     Kind.HEATMAP: _heatmap,
     Kind.STATES: _states,
 }

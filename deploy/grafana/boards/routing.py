@@ -118,6 +118,17 @@ _PREFIXES = (
         warn=2,
         bad=4,
     ),
+    Panel(
+        "Heatmap: prefill and decode apart",
+        "By what share a prefill/decode pair is faster than one worker, by prompt tokens and answer tokens per "
+        "prompt token, as measured and learned since. It decides only where the fleet has workers with roles.",
+        (Query(f"avg by (prompt_tokens, answer_ratio) (fairlead_heatmap_gain{{{_MODEL}}})"),),
+        Unit.SHARE,
+        Kind.MATRIX,
+        span=24,
+        signed=True,
+        matrix=("prompt_tokens", "answer_ratio"),
+    ),
 )
 _TREE = (
     Panel(
