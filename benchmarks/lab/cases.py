@@ -8,7 +8,7 @@ from router.lab.compare import Source
 WORKERS = 4
 CLIENTS = 8
 TRACE_WORKERS = 8
-TRACE_REQUESTS = 4000
+TRACE_REQUESTS = 3000
 SHARES = (0.6, 0.9, 1.2)
 
 
@@ -18,19 +18,21 @@ class Generated:
 
     capacity: float
     duration_s: int
+    options: str = ""
 
 
 GENERATED = {
-    "judge": Generated(50, 60),
+    "judge": Generated(50, 45),
     "longqa": Generated(7, 120),
-    "tot": Generated(270, 30),
-    "agents": Generated(180, 40),
-    "chat": Generated(1100, 8),
+    "tot": Generated(270, 15),
+    "agents": Generated(180, 20),
+    "chat": Generated(2600, 4, ",think_s=0.5,turns=4,most_turns=8"),
 }
 TRACE_CAPACITY = 3.3
 """The trace's capacity is a factor on its own rate."""
-MISBEHAVING = (("judge", "s1", 0.8), ("longqa", "s1", 0.9), ("longqa", "s2", 0.9), ("tot", "s1", 0.75))
-"""Workload, how one of its clients misbehaves, and the share of capacity that all would ask for if none did."""
+MISBEHAVING = (("judge", "s1", 0.8), ("longqa", "s1", 1.3), ("longqa", "s2", 1.3), ("tot", "s1", 0.75))
+"""Workload, how one of its clients misbehaves, and the share of capacity that all would ask for if none did: so
+that all together ask for more than the fleet can do, and the others for less than their share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +70,5 @@ def misbehaving(names: Iterable[str], seed: int) -> list[Case]:
 
 
 def _wanted(name: str, rate: float) -> str:
-    return f"{name}:clients={CLIENTS},duration_s={GENERATED[name].duration_s},rate={rate:g}"
+    generated = GENERATED[name]
+    return f"{name}:clients={CLIENTS},duration_s={generated.duration_s},rate={rate:g}{generated.options}"

@@ -56,9 +56,8 @@ def everything(runner: Runner, names: list[str], trace: str | None, seed: int) -
         cases = workloads(names, trace, share, seed)
         for queue in ("fcfs", catalog.DEFAULT_QUEUE):
             title = f"{share:.0%} {queue}"
-            found["placements"][title] = runner.table(
-                title, cases, {name: {"placement": name, "queue": queue} for name in placements}
-            )
+            chosen = {name: {"placement": name, "queue": queue} for name in (UNFAIR if share > 1 else placements)}
+            found["placements"][title] = runner.table(title, cases, chosen)
     unfair = {f"fcfs / {name}": {"placement": name, "queue": "fcfs"} for name in UNFAIR}
     ours = {f"{queue} / {catalog.DEFAULT_PLACEMENT}": {"queue": queue} for queue in QUEUES if queue != "fcfs"}
     found["misbehaving"] = runner.table("one misbehaving client", misbehaving(names, seed), unfair | ours)

@@ -42,16 +42,21 @@ def against_the_best(table: Table) -> Iterator[str]:
 
 
 def gain(table: Table) -> Iterator[str]:
-    """How much sooner the well-behaved are served than under the best unfair combination."""
-    ours = table[f"{catalog.DEFAULT_QUEUE} / {catalog.DEFAULT_PLACEMENT}"]
-    unfair = {name: row for name, row in table.items() if name.startswith("fcfs")}
+    """How much sooner the well-behaved are served than under the unfair combinations."""
+    default = catalog.DEFAULT_PLACEMENT
+    ours = table[f"{catalog.DEFAULT_QUEUE} / {default}"]
+    unfair = {name: row for name, row in table.items() if name.startswith("fcfs") and not name.endswith(default)}
     for case, row in ours.items():
         best = min(unfair, key=lambda name: unfair[name][case]["well_behaved_p99_s"])
-        beside = unfair[best][case]
-        yield (
-            f"{case}: {beside['well_behaved_p99_s'] / row['well_behaved_p99_s']:.1f} x lower than the best unfair "
-            f"combination (`{best}`), at {row['service_per_s'] / beside['service_per_s']:.0%} of its service. "
-        )
+        lower = [
+            f"{beside['well_behaved_p99_s'] / row['well_behaved_p99_s']:.1f} x lower than under `{name}` at "
+            f"{row['service_per_s'] / beside['service_per_s']:.0%} of its service"
+            for name, beside in (
+                (best, unfair[best][case]),
+                (f"fcfs / {default}", table[f"fcfs / {default}"][case]),
+            )
+        ]
+        yield f"- {case}: {', '.join(lower)}."
 
 
 def _rows(table: Table, cell: Any) -> Iterator[str]:

@@ -29,9 +29,10 @@ from typing import Literal
 
 from policies.events import Event, Left, Output, Placed
 from policies.knowledge import Knowledge
-from policies.model import Candidate, Outcome, RequestView, WorkerView
+from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
 from policies.queue.backlog import Backlog, Lanes, heads, oldest
+from policies.queue.charges import Charges
 from policies.queue.volume import volume
 
 _LATE_S = 20.0
@@ -73,15 +74,6 @@ class _Account:
     """Service of late, in units that grow as time goes by: comparing two accounts takes no arithmetic."""
 
 
-@dataclass(slots=True, eq=False)
-class _Charge:
-    """What a running attempt has been charged, in tokens."""
-
-    matched: int
-    extend: int
-    output: int = 0
-
-
 class Dlpm:
     """Deficits per client over one queue: that of the fleet, or of one worker under early binding."""
 
@@ -90,7 +82,7 @@ class Dlpm:
         self._knowledge = knowledge
         self._backlog: Backlog[str] = Backlog()
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        self._charges: dict[str, _Charge] = {}
+        self._charges = Charges(settings.extend_weight, settings.output_weight)
         self._round = 0
         self._served_from = 0.0
         """When a unit of `_Account.served` was a unit of service."""
@@ -134,38 +126,17 @@ class Dlpm:
 
     def on(self, event: Event) -> None:
         """Move the accounts: the only place that does."""
+        if not isinstance(event, Placed | Output | Left) or (service := self._charges.of(event)) is None:
+            return
+        request = event.request
         if isinstance(event, Placed):
-            account = self._account(event.request)
+            account = self._account(request)
             self._round += self._rounds_needed(account)
-            self._level(account)
             account.running += 1
-            self._charges[event.request.id] = _Charge(event.matched_tokens, event.extend_tokens)
-            self._charge(event.request.client, self._settings.extend_weight * event.extend_tokens, event.now)
-        elif isinstance(event, Output):
-            if (charge := self._charges.get(event.request.id)) is not None:
-                charge.output += event.tokens
-                self._charge(event.request.client, self._settings.output_weight * event.tokens, event.now)
-        elif isinstance(event, Left) and (charge := self._charges.pop(event.request.id, None)) is not None:
-            self._settle(event, charge)
-
-    def _settle(self, event: Left, charge: _Charge) -> None:
-        """Replace what was charged by what was computed.
-
-        A failed attempt is not the client's fault and is given back whole, with the output that was predicted; so
-        is what a worker refused. A cancelled one stays charged, or long prompts with early cancels would be free.
-        """
-        settings, usage, client = self._settings, event.usage, event.request.client
-        if event.outcome in (None, Outcome.REFUSED):
-            self._charge(client, -settings.output_weight * charge.output, event.now)
-            extend = 0
-        elif usage is None or usage.input_tokens == 0:
-            extend = charge.extend
-        else:
-            cached = charge.matched if usage.cached_tokens is None else usage.cached_tokens
-            extend = max(0, usage.input_tokens - cached)
-        self._charge(client, settings.extend_weight * (extend - charge.extend), event.now)
-        self._accounts[client].running -= 1
-        self._rest(client)
+        self._charge(request.client, service, event.now)
+        if isinstance(event, Left):
+            self._accounts[request.client].running -= 1
+            self._rest(request.client)
 
     def _charge(self, client: str, service: float, now: float) -> None:
         account = self._accounts[client]

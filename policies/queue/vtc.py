@@ -33,9 +33,10 @@ from typing import Literal
 
 from policies.events import Event, Left, Output, Placed, Queued
 from policies.knowledge import Knowledge
-from policies.model import Candidate, Outcome, RequestView, WorkerView
+from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import arrival
 from policies.queue.backlog import Backlog, Lanes, heads
+from policies.queue.charges import Charges
 
 _MAX_CLIENTS = 10_000
 """Counters kept of clients that are idle and not ahead; to forget one that is ahead would be an amnesty."""
@@ -62,15 +63,6 @@ class _Account:
     running: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Charge:
-    """What a running attempt has been charged, in tokens."""
-
-    matched: int
-    prompt: int
-    output: int = 0
-
-
 class Vtc:
     """Counters per client over one queue: that of the fleet, or of one worker under early binding."""
 
@@ -78,7 +70,9 @@ class Vtc:
         self._settings = settings
         self._backlog: Backlog[str] = Backlog()
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        self._charges: dict[str, _Charge] = {}
+        self._charges = Charges(
+            settings.input_weight, settings.output_weight, whole_prompts=settings.charge == "input"
+        )
         self._last: str | None = None
         """Who was the last to have nobody in the queue any more."""
 
@@ -118,18 +112,14 @@ class Vtc:
         """Move the counters: the only place that does."""
         if isinstance(event, Queued):
             self._lift(event.request)
-        elif isinstance(event, Placed):
-            account = self._account(event.request)
+        if not isinstance(event, Placed | Output | Left) or (service := self._charges.of(event)) is None:
+            return
+        account = self._account(event.request)
+        account.counter += service / account.weight
+        if isinstance(event, Placed):
             account.running += 1
-            prompt = event.extend_tokens if self._settings.charge == "extend" else event.request.input_tokens
-            self._charges[event.request.id] = _Charge(event.matched_tokens, prompt)
-            account.counter += self._settings.input_weight * prompt / account.weight
-        elif isinstance(event, Output):
-            if (charge := self._charges.get(event.request.id)) is not None:
-                charge.output += event.tokens
-                self._add(event.request.client, self._settings.output_weight * event.tokens)
-        elif isinstance(event, Left) and (charge := self._charges.pop(event.request.id, None)) is not None:
-            self._settle(event, charge)
+        elif isinstance(event, Left):
+            account.running -= 1
 
     def _in_turn(self, lanes: Mapping[str, Lanes]) -> Iterator[RequestView]:
         """The oldest requests of those served least; one for each way in which they could be served."""
@@ -152,26 +142,6 @@ class Vtc:
         if waiting:
             return min(waiting)
         return 0.0 if self._last is None else self._accounts[self._last].counter
-
-    def _settle(self, event: Left, charge: _Charge) -> None:
-        """Replace what was charged by what was done; see `dlpm` for who gets back what."""
-        settings, usage, client = self._settings, event.usage, event.request.client
-        if event.outcome in (None, Outcome.REFUSED):
-            self._add(client, -settings.output_weight * charge.output)
-            prompt = 0
-        elif usage is None or usage.input_tokens == 0:
-            prompt = charge.prompt
-        elif settings.charge == "input":
-            prompt = usage.input_tokens
-        else:
-            cached = charge.matched if usage.cached_tokens is None else usage.cached_tokens
-            prompt = max(0, usage.input_tokens - cached)
-        self._add(client, settings.input_weight * (prompt - charge.prompt))
-        self._accounts[client].running -= 1
-
-    def _add(self, client: str, service: float) -> None:
-        account = self._accounts[client]
-        account.counter += service / account.weight
 
     def _account(self, request: RequestView) -> _Account:
         account = self._accounts.get(request.client)

@@ -574,7 +574,7 @@ def test_when_everybody_has_left_nothing_is_open(seed, binding, forget_idle):
     made.decisions(100.0)
     assert len(fleet.queue) == 0
     for line in lines:
-        assert line._charges == {}
+        assert len(line._charges) == 0
         assert all(account.running == 0 for account in line._accounts.values())
 
 
