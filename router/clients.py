@@ -62,22 +62,25 @@ class Clients:
             if config.trust_user:
                 self._trusting.add(config.name)
 
-    @property
-    def keys_needed(self) -> bool:
-        return bool(self._by_digest)
-
     def identify(
         self, authorization: bytes | None = None, x_api_key: bytes | None = None, user: str | None = None
     ) -> Client:
         """Find the client of a request. Raises Unauthorized; no message repeats what was sent."""
-        if not self._by_digest:
+        return self.part(self.owner(authorization, x_api_key), user)
+
+    def owner(self, authorization: bytes | None, x_api_key: bytes | None) -> Client | None:
+        """Whose key this is; None where none are needed. Raises Unauthorized."""
+        return self._by_name[self._key_owner(authorization, x_api_key)] if self._by_digest else None
+
+    def part(self, owner: Client | None, user: str | None) -> Client:
+        """Who `user` is to the owner of the key."""
+        if owner is None:
             return self._named(user or ANONYMOUS, _STRANGER)
-        client = self._by_name[self._key_owner(authorization, x_api_key)]
         if not user:
-            return client
-        if client.path in self._trusting:
-            return self._named(user, client)
-        return replace(client, path=f"{client.path}/{_safe(user)}")
+            return owner
+        if owner.path in self._trusting:
+            return self._named(user, owner)
+        return replace(owner, path=f"{owner.path}/{_safe(user)}")
 
     def _named(self, user: str, like: Client) -> Client:
         """Find the configured client of that name, else make one with the weight and limits of `like`."""

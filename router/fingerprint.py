@@ -1,9 +1,9 @@
 """A prompt as a chain of block hashes: enough to replay yesterday's traffic with its prefixes, and no word of it.
 
-`prefix[i] = xxh64(block i, seed = prefix[i-1])`, cut to 48 bits, so equal lists mean equal beginnings. A block is
-the part of the prefix key that stands for 512 tokens, by a fixed scale: what the gateway learns about tokens per
-byte must not make equal prompts unequal. The chain begins with a secret of this process, so that nobody can find a
-prompt by guessing it.
+`prefix[i] = xxh3_64(block i, seed = prefix[i-1])`, cut to 48 bits, so equal lists mean equal beginnings. A block
+is the part of the prefix key that stands for 512 tokens, by a fixed scale: what the gateway learns about tokens
+per byte must not make equal prompts unequal. The chain begins with a secret of this process, so that nobody can
+find a prompt by guessing it.
 """
 
 import secrets
@@ -26,8 +26,8 @@ def fingerprint(ask: Ask, line: str) -> list[int]:
     size = _BLOCK_BYTES[ask.unit_width]
     prompt = memoryview(ask.prompt)
     chain: list[int] = []
-    last = xxhash.xxh64_intdigest(line.encode(), _SECRET)
+    last = xxhash.xxh3_64_intdigest(line.encode(), _SECRET)
     for start in range(0, min(len(prompt) - size + 1, size * _MOST_BLOCKS), size):
-        last = xxhash.xxh64_intdigest(prompt[start : start + size], last) & _MASK
+        last = xxhash.xxh3_64_intdigest(prompt[start : start + size], last) & _MASK
         chain.append(last)
     return chain

@@ -10,6 +10,7 @@ event is to be taken out, the chunk that ends the last choice: vLLM names its `s
 chunk, so it has to move from the usage event, which follows at once, to the chunk that becomes the last one.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -26,6 +27,7 @@ _NO_STOP = b'"type":"message_delta","delta":{"stop_reason":null'
 _NO_CHOICES = b'"choices":[]'
 _FINISHED = b'"finish_reason":"'
 _FINGERPRINT = b',"system_fingerprint":'
+_BRACE = re.compile(rb"[{}]")
 
 
 class Tail:
@@ -181,11 +183,11 @@ def whole_usage(body: bytes) -> Usage | None:
         return None
     start = at + len(b'"usage":')
     depth = 0
-    for index in range(start, min(len(body), start + 4096)):
-        depth += {0x7B: 1, 0x7D: -1}.get(body[index], 0)
+    for brace in _BRACE.finditer(body, start, start + 4096):
+        depth += 1 if brace.group() == b"{" else -1
         if depth == 0:
             try:
-                return read_usage(orjson.loads(body[start : index + 1]))
+                return read_usage(orjson.loads(body[start : brace.end()]))
             except orjson.JSONDecodeError:
                 return None
     return None

@@ -19,14 +19,13 @@ import httpx
 import orjson
 
 from router.heatmap.sweep import Findings, Place, Shape, Side, Sweep, side
-from router.lab.profiling.stream import MeasurementError
+from router.lab.profiling.stream import MeasurementError, worker_client
 from router.lab.profiling.sweep import TOKEN_IDS, Facts, look
 from router.openai import Ask, Surface, parse
 from router.rewrite import for_prefill, for_worker
 
 _ANSWER_S = 3600.0
 """The longest wait for an answer: batches may be more than the workers can do."""
-_CONNECT_S = 10.0
 _SHOWN = 300
 _HEADERS = {"content-type": "application/json"}
 
@@ -145,13 +144,7 @@ async def opened(
 
         async def server(url: str) -> Server:
             facts = await look(url, model, api_key)
-            http = httpx.AsyncClient(
-                base_url=facts.url,
-                headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-                timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-                limits=httpx.Limits(max_connections=None),
-                trust_env=False,
-            )
+            http = worker_client(facts.url, api_key, _ANSWER_S)
             return Server(facts, await stack.enter_async_context(http))
 
         bench = Bench(

@@ -10,6 +10,7 @@ _DATA = b"data:"
 _DONE = b"[DONE]"
 _SHOWN = 300
 """Characters of a worker's error that are passed on."""
+_CONNECT_S = 10.0
 
 
 class MeasurementError(Exception):
@@ -37,6 +38,17 @@ class Answer:
     @property
     def ttft_s(self) -> float:
         return self.first_at - self.sent_at
+
+
+def worker_client(url: str, api_key: str | None, answer_s: float) -> httpx.AsyncClient:
+    """Connections to a worker that is measured, as many as there are requests."""
+    return httpx.AsyncClient(
+        base_url=url,
+        headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+        timeout=httpx.Timeout(answer_s, connect=_CONNECT_S),
+        limits=httpx.Limits(max_connections=None),
+        trust_env=False,
+    )
 
 
 async def ask(

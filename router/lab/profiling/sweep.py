@@ -20,14 +20,13 @@ from typing import Self
 import httpx
 
 from router.lab.profiling.points import Point, decode_point, prefill_point
-from router.lab.profiling.stream import Answer, MeasurementError, ask
+from router.lab.profiling.stream import Answer, MeasurementError, ask, worker_client
 from workers.probe import ProbeError, fetch_metrics, fetch_models, fetch_version, open_client
 from workers.worker import WorkerSpec
 
 TOKEN_IDS = (100, 300)
 """Prompts are made of these: in the vocabulary of every model, and seldom special."""
 _CONTROL_S = 10.0
-_CONNECT_S = 10.0
 _ANSWER_S = 300.0
 """The longest wait for the next chunk."""
 _STEPS_TO_TRUST = 4
@@ -82,13 +81,7 @@ class Meter:
     async def open(cls, stack: AsyncExitStack, url: str, model: str | None, api_key: str | None) -> Self:
         """Ask the worker who it is. Raises MeasurementError."""
         facts = await look(url, model, api_key)
-        http = httpx.AsyncClient(
-            base_url=facts.url,
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-            limits=httpx.Limits(max_connections=None),
-            trust_env=False,
-        )
+        http = worker_client(facts.url, api_key, _ANSWER_S)
         return cls(facts, await stack.enter_async_context(http))
 
     async def measure(
