@@ -119,6 +119,7 @@ def simulate(
             run = replay(traffic, setup, progress)
     report = summarize(run, setup, Targets(slo_ttft_s, slo_tpot_s))
     _tell_rejections(rejections(run))
+    _tell_fault(run.fault)
     _write(report, out)
     if as_json:
         typer.echo(_json(report), nl=False)
@@ -189,6 +190,7 @@ def compare(
             entries = ordered(run_all(source, setups, targets=targets, jobs=jobs, progress=progress), sort)
     for entry in entries:
         _tell_rejections(entry.rejected, entry.name)
+        _tell_fault(entry.fault, entry.name)
     reports = [entry.report for entry in entries]
     _write(reports, out)
     if draw is not None and plot is not None:
@@ -252,6 +254,11 @@ def _tell_rejections(reasons: dict[str, int], where: str = "") -> None:
         typer.echo(f"note: {f'{where}: ' if where else ''}{number} rejected: {reason}", err=True)
     if len(reasons) > 5:
         typer.echo(f"note: {len(reasons) - 5} more reasons", err=True)
+
+
+def _tell_fault(fault: str | None, where: str = "") -> None:
+    if fault is not None:
+        typer.echo(f"note: {f'{where}: ' if where else ''}{fault}; the least loaded worker took over", err=True)
 
 
 def _json(value: Any) -> str:

@@ -56,6 +56,7 @@ class Entry:
     rejected: dict[str, int]
     """By reason."""
     curves: Curves
+    fault: str | None = None
 
     @property
     def name(self) -> str:
@@ -127,4 +128,4 @@ def ordered(entries: Iterable[Entry], by: str) -> list[Entry]:
 
 def _entry(source: Source, setup: Setup, targets: Targets) -> Entry:
     run = replay(load(source), setup)
-    return Entry(summarize(run, setup, targets), rejections(run), curves(run))
+    return Entry(summarize(run, setup, targets), rejections(run), curves(run), run.fault)

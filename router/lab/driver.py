@@ -56,7 +56,8 @@ def replay(workload: Workload, setup: Setup, progress: Callable[[int], None] | N
     started = time.perf_counter()
     driver = _Driver(workload, setup, progress or (lambda _: None))
     driver.run()
-    return Run(driver.records, [s.totals() for s in driver.stations], time.perf_counter() - started)
+    totals = [station.totals() for station in driver.stations]
+    return Run(driver.records, totals, time.perf_counter() - started, driver.fault())
 
 
 class _Driver:
@@ -109,6 +110,11 @@ class _Driver:
             now, kind, number = heappop(heap)
             happen[kind](number, now)
         self._progress(self._ended)
+
+    def fault(self) -> str | None:
+        """How often a policy raised, and the last exception."""
+        faults = self._scheduler.faults
+        return f"the policies raised {faults.count} times, at last {faults.last!r}" if faults.count else None
 
     # -- moments
 

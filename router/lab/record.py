@@ -63,3 +63,5 @@ class Run:
     workers: list[WorkerTotals]
     wall_s: float
     """Real time that it took."""
+    fault: str | None = None
+    """What the policies did wrong, if they raised: then it is not only they who were run."""

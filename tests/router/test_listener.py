@@ -68,9 +68,11 @@ class Heard:
         await send({"type": "http.response.body", "body": b""})
 
 
-def connect(header_bytes=500):
+def connect(header_bytes=500, keep_alive_s=60):
     app = Heard()
-    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app, ws="none", lifespan="off", log_config=None, access_log=False, timeout_keep_alive=keep_alive_s
+    )
     config.load()
     connection = listener(header_bytes)(config, ServerState(), {}, _loop=asyncio.get_running_loop())
     transport = Transport()
@@ -213,3 +215,26 @@ async def test_a_head_has_its_time_and_a_request_under_way_has_all_of_it(monkeyp
     for connection, _, _ in (silent, slow, busy):
         connection.connection_lost(None)
     await settle()
+
+
+async def test_a_connection_that_has_been_answered_is_kept_for_its_time_and_no_longer():
+    connection, transport, _ = connect(keep_alive_s=0.02)
+    connection.data_received(GET)
+    await settle()
+    assert not transport.closed
+    await asyncio.sleep(0.06)
+    assert transport.closed
+    connection.connection_lost(None)
+
+
+async def test_a_deadline_that_has_moved_on_closes_nothing_when_it_was_due(monkeypatch):
+    monkeypatch.setattr(module, "HEAD_WITHIN_S", 0.02)
+    connection, transport, app = connect()
+    connection.data_received(GET)  # answered: from now on it may idle for a minute
+    await settle()
+    await asyncio.sleep(0.06)
+    assert not transport.closed
+    connection.data_received(GET)
+    await settle()
+    assert len(app.requests) == 2
+    connection.connection_lost(None)

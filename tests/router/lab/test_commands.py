@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from policies import catalog
+from policies.placement.lmetric import LMetric
 from router.cli import cli
 
 SMALL = "poisson:requests=40"
@@ -41,6 +42,17 @@ def test_json_is_one_object_and_nothing_else():
     assert (report["workers"], report["profile"], report["seed"]) == (2, "h100-llama-3.1-8b", 3)
     assert set(report["ttft_s"]) == set(report["clients"]["client-0"]["e2e_s"]) == NUMBERS
     assert report["slo"].keys() == {"ttft_s", "tpot_s", "attained"}
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["compare", "--queue", "fcfs"]])
+def test_a_policy_that_raises_does_not_pass_for_one_that_ran(monkeypatch, command):
+    def choose(*_):
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr(LMetric, "choose", choose)
+    result = invoke(command[0], SMALL, *command[1:], "--placement", "lmetric", "--json")
+    assert result.exit_code == 0, result.output
+    assert "the policies raised 40 times, at last LookupError('no such thing')" in result.stderr
 
 
 def test_every_option_has_a_default():
