@@ -202,6 +202,16 @@ async def test_a_file_that_is_read_again_changes_workers_and_keys_and_breaks_no_
             assert await child.ended(5) == 0
 
 
+async def test_a_policy_that_wants_roles_which_the_fleet_has_not_says_so(tmp_path):
+    async with simulated_worker(SimulatorConfig(model=MODEL, profile="instant")) as worker:
+        write(tmp_path / "f.yaml", [{"url": worker.url, "roles": ["prefill"]}])
+        async with fairlead(tmp_path, "serve", "--config", "f.yaml") as child:
+            url = await child.ready()
+            assert "there are workers for prefill only, but none for decode" in child.log()
+            async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+                assert (await http.post(TEXT, json=SHORT)).status_code == 200
+
+
 async def test_sigterm_lets_streams_finish_and_takes_nothing_new(tmp_path):
     config = SimulatorConfig(model=MODEL, profile="instant", **SLOW)
     async with simulated_worker(config) as worker:
