@@ -20,9 +20,12 @@ def aged_first(
         (impatient if now - request.arrived > patience_s else patient).append(request)
     impatient.sort(key=arrival)
     kept: frozenset[str] = frozenset()
+    room = {worker.id for worker in workers if worker.room.open} if impatient else kept
     for request in impatient:
         yield Candidate(request, kept)
         kept |= {worker.id for worker in workers if worker.facts.serves(request)}
+        if room <= kept:  # nothing is left for anybody younger
+            return
     for request in patient:
         yield Candidate(request, kept)
 

@@ -23,7 +23,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
 from itertools import islice
 from typing import Literal
 
@@ -33,6 +32,7 @@ from policies.model import Candidate, RequestView, WorkerView
 from policies.queue.ageing import aged_first, arrival
 from policies.queue.backlog import Backlog, Lanes, heads, oldest
 from policies.queue.charges import Charges
+from policies.queue.turns import Turns
 from policies.queue.volume import volume
 
 _LATE_S = 20.0
@@ -83,6 +83,7 @@ class Dlpm:
         self._backlog: Backlog[str] = Backlog()
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
         self._charges = Charges(settings.extend_weight, settings.output_weight)
+        self._turns = Turns()
         self._round = 0
         self._served_from = 0.0
         """When a unit of `_Account.served` was a unit of service."""
@@ -95,9 +96,11 @@ class Dlpm:
         if self._settings.forget_idle and not again and self._idle(request.client, account):
             account.deficit = 0.0
         self._backlog.push(request.client, request, again=again)
+        self._take_turn(request.client)
 
     def remove(self, request: RequestView) -> None:
         self._backlog.remove(request.client, request)
+        self._take_turn(request.client)
         self._rest(request.client)
 
     def waiting(self) -> Iterator[RequestView]:
@@ -108,13 +111,7 @@ class Dlpm:
             return iter(())
         settings = self._settings
         lanes = self._backlog.servable(workers)
-        rounds = {client: self._rounds_needed(self._accounts[client]) for client in lanes}
-        least = min(rounds.values())
-        eligible = nsmallest(
-            settings.window,
-            (client for client, needed in rounds.items() if needed == least),
-            key=lambda client: (self._precedence(client), _first_arrival(lanes[client])),
-        )
+        eligible = self._turns.first(lanes, settings.window)
         requests = (request for client in eligible for request in heads(lanes[client], settings.depth))
         ordered = self._in_order(list(islice(requests, settings.window)))
         return aged_first(ordered, workers, now, settings.patience_s)
@@ -132,6 +129,7 @@ class Dlpm:
         if isinstance(event, Placed):
             account = self._account(request)
             self._round += self._rounds_needed(account)
+            self._turns.advance(self._round)
             account.running += 1
         self._charge(request.client, service, event.now)
         if isinstance(event, Left):
@@ -144,6 +142,16 @@ class Dlpm:
         account.deficit -= service
         unit = self._unit(now)  # may make all of them smaller
         account.served += service * unit
+        self._take_turn(client)
+
+    def _take_turn(self, client: str) -> None:
+        """Note where the client stands, if it waits: after every move of its account or its oldest request."""
+        lanes = self._backlog.groups.get(client)
+        if lanes is None:
+            self._turns.drop(client)
+        else:
+            round_ = self._round + self._rounds_needed(self._accounts[client])
+            self._turns.put(client, round_, (self._precedence(client), *_first_arrival(lanes)))
 
     def _unit(self, now: float) -> float:
         """What a unit of service now is in the units of `served`; they are made smaller before they overflow."""
@@ -152,6 +160,8 @@ class Dlpm:
             for account in self._accounts.values():
                 account.served *= math.exp(-age)
             self._served_from, age = now, 0.0
+            for client in self._backlog.groups:
+                self._take_turn(client)
         return math.exp(age)
 
     def _level(self, account: _Account) -> float:
