@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from policies.knowledge import Knowledge
-from policies.model import Candidate, Hold, Matches, Place, Placement, RequestView, Stage, WorkerId, WorkerView
+from policies.model import Candidate, Hold, Matches, Place, Placement, RequestView, WorkerId, WorkerView
 from policies.pairs import Pairs
 from policies.placement.least_loaded import LeastLoaded
 from policies.placement.least_loaded import Settings as LeastLoadedSettings
@@ -186,6 +186,6 @@ def _has_room(view: WorkerView, request: RequestView, matched: int) -> bool:
     """Whether the worker could take the request, or what it is there for of it."""
     return (
         view.admits(request, matched)
-        or (Stage.DECODE not in view.facts.stages and view.admits_prefill(request, matched))
-        or (Stage.PREFILL not in view.facts.stages and view.admits_decode(request, matched))
+        or (not view.room.decodes and view.admits_prefill(request, matched))
+        or (not view.room.prefills and view.admits_decode(request, matched))
     )
