@@ -18,7 +18,7 @@ class SchedulerSettings:
     """The same in extend tokens; set, it replaces the time."""
     kv_margin: float = 0.02
     """Share of a worker's KV cache that is left free: lengths are estimates, and output is heard of late."""
-    hold_s: float = 1.0
+    hold_s: float = 5.0
     """How long in all a placement may let a request wait beside workers with room for it; 0: never."""
     disaggregate: Disaggregate = "heatmap"
     """For requests whose placement policy has failed; the policy itself knows what it was built with."""

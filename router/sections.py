@@ -264,7 +264,7 @@ class Policies(Section):
         default=0.02, description="Share of a worker's KV cache that is left free, as lengths are estimates."
     )
     hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
-        default=2000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
+        default=5000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
     )
     disaggregate: Disaggregate = Field(
         default="heatmap",
