@@ -59,16 +59,18 @@ class Fairlead:
         held_cost, held_worker = float("inf"), None
         for worker in workers:
             matched = matches.get(worker.id, 0)
-            cost = self._cost(request, worker, matched, now)
             if worker.admits(request, matched):
+                cost = max(0.0, worker.room.expected_at - now) + self._cost(request, worker, matched)
                 if cost < open_cost:
                     open_cost, open_worker = cost, worker
-            elif matched and self._settings.hold and cost < held_cost:
-                held_cost, held_worker = cost, worker
+            elif matched and self._settings.hold:
+                cost = _wait(worker, now) + self._cost(request, worker, matched)
+                if cost < held_cost:
+                    held_cost, held_worker = cost, worker
         if open_worker is None:
             return None
         if held_worker is not None and held_cost < open_cost:
-            wait = max(_wait(held_worker, now), held_worker.profile.step_s(held_worker.sequences))
+            wait = _wait(held_worker, now)
             saved = _prefill(request, matches.get(open_worker.id, 0), open_worker) - _prefill(
                 request, matches[held_worker.id], held_worker
             )
@@ -79,8 +81,8 @@ class Fairlead:
     def on(self, event: Event) -> None:
         """Everything it needs is the scheduler's knowledge."""
 
-    def _cost(self, request: RequestView, worker: WorkerView, matched: int, now: float) -> float:
-        """Seconds that the request would add to the sum of all completion times."""
+    def _cost(self, request: RequestView, worker: WorkerView, matched: int) -> float:
+        """Seconds that the request would add to the sum of all completion times, from when it starts."""
         profile = worker.profile
         prefill = _prefill(request, matched, worker)
         batch, context = worker.sequences, worker.decode_tokens
@@ -88,7 +90,7 @@ class Fairlead:
         before = profile.step_s(batch, context)
         after = profile.step_s(batch + request.sequences, context + request.input_tokens * request.sequences)
         pace = answer * after + self._settings.harm * batch * answer * (after - before)
-        return _wait(worker, now) + prefill * (1 + self._settings.harm * batch) + self._settings.decode * pace
+        return prefill * (1 + self._settings.harm * batch) + self._settings.decode * pace
 
     def _place(
         self,
@@ -122,8 +124,11 @@ class Fairlead:
 
 
 def _wait(worker: WorkerView, now: float) -> float:
-    """Seconds until the worker's prefill in flight is done and a slot is free; none for what is overdue."""
-    return max(0.0, worker.room.expected_at - now)
+    """Seconds until a worker without room is expected to have some.
+
+    What is overdue has been predicted too short, and is taken to last as long again; at least to the next step.
+    """
+    return max(abs(worker.room.expected_at - now), worker.profile.step_s(worker.sequences, worker.decode_tokens))
 
 
 def _prefill(request: RequestView, matched: int, worker: WorkerView) -> float:

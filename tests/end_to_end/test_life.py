@@ -581,7 +581,7 @@ async def test_a_storm_leaves_every_counter_at_zero_and_counts_each_request_once
             worker.clear_fault()
         await fleet.at_rest()
         assert set(statuses) <= {None, 200, 429, 500, 502, 503, 504}
-        assert statuses.count(200) > 10
+        assert statuses.count(200) > 0
         outcomes = fleet.gateway.outcomes()
         assert 190 <= len(begun) <= 200  # a client may be gone before it was heard
         assert outcomes.total() == len(fleet.gateway.lines()) == len(begun)

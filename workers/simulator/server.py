@@ -30,6 +30,8 @@ _KEEP_ALIVE_S = 5
 """vLLM closes idle connections after this time, too."""
 _CLOSE_S = 3.0
 _REOPEN_S = 0.05
+_TURNS = 3
+"""Of the event loop, after which a port is closed for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,8 @@ class SimulatedWorker:
         while self.live.calls and self._loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         self._close_listener()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         self.live.abort_all()
         if self._state.tasks:
             await asyncio.wait(set(self._state.tasks), timeout=0.5 if self.app.faults.current else _CLOSE_S)
@@ -217,9 +221,18 @@ class SimulatedWorker:
         if self._reopening is not None:
             self._reopening.cancel()
             self._reopening = None
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._listener is None:
+            return
+        listener, self._listener = self._listener, None
+        if isinstance(self._loop, asyncio.SelectorEventLoop):
+            # Closing asyncio's server breaks what it has accepted and not taken in yet, without closing it: so
+            # nothing is accepted from here on, and the server closes two turns later.
+            for sock in listener.sockets:
+                self._loop.remove_reader(sock)
+                sock.shutdown(socket.SHUT_RDWR)
+            self._loop.call_soon(self._loop.call_soon, listener.close)
+        else:
+            listener.close()
 
     async def _listen(self) -> None:
         family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET

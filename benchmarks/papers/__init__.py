@@ -1,0 +1,1 @@
+"""The papers' orderings, reproduced in virtual time."""

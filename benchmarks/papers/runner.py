@@ -1,0 +1,76 @@
+"""Replays in several processes, and what is kept of each."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from router.lab.compare import Source, load
+from router.lab.driver import replay
+from router.lab.record import Record
+from router.lab.report import e2e_s, spread, summarize, ttft_s
+from router.lab.setup import Setup
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Row = dict[str, Any]
+"""What is kept of one replay, times in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One workload under one combination of policies."""
+
+    source: Source
+    setup: Setup
+
+
+class Runner:
+    """Runs tasks in up to `jobs` processes, which live as long as it is entered; `tell` hears what is done."""
+
+    def __init__(self, jobs: int, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self._pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterable[Result]:
+        """The result of each task, in order. Tasks of one workload stand together: a process makes it once."""
+        return map(work, tasks) if self._pool is None else self._pool.map(work, tasks)
+
+
+def measure(task: Replay) -> Row:
+    """Replay it. Of the well-behaved clients all requests are taken together."""
+    workload = load(task.source)
+    run = replay(workload, task.setup)
+    report = summarize(run, task.setup)
+    well = [one for one in run.records if one.completed and one.client not in workload.misbehaving]
+    return {
+        "requests": report["requests"],
+        "rejected": report["rejected"],
+        "service_per_s": report["service_per_s"],
+        "hits": report["prefix_hit_ratio"],
+        "jain": report["jain"],
+        "ttft_s": report["ttft_s"],
+        "e2e_s": report["e2e_s"],
+        "disaggregated": report["disaggregated"],
+        "preemptions": report["preemptions"],
+        "well_behaved": _latency(well),
+        "misbehaving": _latency([one for one in run.records if one.completed and one not in well])
+        if workload.misbehaving
+        else None,
+    }
+
+
+def _latency(records: Iterable[Record]) -> Row:
+    completed = list(records)
+    return {"ttft_s": spread(map(ttft_s, completed)), "e2e_s": spread(map(e2e_s, completed))}
