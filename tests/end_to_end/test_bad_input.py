@@ -428,6 +428,7 @@ async def test_a_request_id_is_accepted_sent_on_returned_and_logged(unhurt):
     for body in (GOOD, {**GOOD, "stream": True}, {"model": "nope"}, {**GOOD, "n": "x"}):
         answer = await unhurt.http.post(TEXT, json=body, headers={"x-request-id": "mine-1/2:3"})
         assert answer.headers.get_list("x-request-id") == ["mine-1/2:3"]
+    await unhurt.at_rest()  # a line is written when the answer has been
     assert [line["request_id"] for line in unhurt.gateway.lines()][-4:] == ["mine-1/2:3"] * 4
     received = [r.headers["x-request-id"] for r in unhurt.workers[0].app.received if r.method == "POST"]
     assert received[-3:] == ["mine-1/2:3"] * 3
