@@ -61,10 +61,12 @@ def _cell(figure: Figure, router: str) -> str:
 
 def _ratio(figure: Figure, routers: list[str]) -> str:
     own = figure.median(FAIRLEAD)
-    peers = [value for name in routers if name != FAIRLEAD and (value := figure.median(name)) is not None]
-    if own is None or not peers or figure.unit not in ("µs", "ms", "kB", "MB"):
+    peers = [
+        value for name in routers if not name.startswith(FAIRLEAD) and (value := figure.median(name)) is not None
+    ]
+    if own is None or not medians or figure.unit not in ("µs", "ms", "kB", "MB"):
         return ""
-    return f"{own / min(peers):.2f}"
+    return f"{own / min(medians):.2f}"
 
 
 def _number(value: float) -> str:
