@@ -61,9 +61,8 @@ def _cell(figure: Figure, router: str) -> str:
 
 def _ratio(figure: Figure, routers: list[str]) -> str:
     own = figure.median(FAIRLEAD)
-    peers = [
-        value for name in routers if not name.startswith(FAIRLEAD) and (value := figure.median(name)) is not None
-    ]
+    peers = [name for name in routers if not name.startswith(FAIRLEAD)]
+    medians = [value for name in peers if (value := figure.median(name)) is not None]
     if own is None or not medians or figure.unit not in ("µs", "ms", "kB", "MB"):
         return ""
     return f"{own / min(medians):.2f}"
