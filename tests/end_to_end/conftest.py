@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("gateway_under_test", "openai_client_cases")
 
 from gateway_under_test import MODEL, in_thread, running_fleet  # noqa: E402
-from openai_client_cases import Target  # noqa: E402
+from openai_client_cases import Target, show_every_prompt  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,7 @@ def shared_fleet():
 
 @pytest.fixture(scope="session")
 def target(shared_fleet):
+    show_every_prompt([worker.url for worker in shared_fleet.workers], MODEL)
     return Target(shared_fleet.gateway.url, MODEL, shared_fleet.workers[0].url, is_real=False)
 
 
