@@ -6,9 +6,8 @@ identify ─► place ─► run a leg ─► answered
 """
 
 import logging
-from dataclasses import replace
 
-from policies.model import Dispatch, LegFailure, Placement, Reject, RejectReason, RequestView, WorkerId
+from policies.model import LegFailure, Placement, Reject, RejectReason, RequestView, WorkerId
 from router.admission import Admitted
 from router.answer import Receive, Scope, Send
 from router.clients import Client
@@ -101,7 +100,6 @@ class Inference(Life):
             decision = await admitted.place()
             if isinstance(decision, Reject):
                 raise _rejection(decision, self._why)
-            decision = _performable(decision, ask)
             self._record.placed(decision)
             if self._gateway.decision_headers:
                 self._answer.explain(decision.place)
@@ -187,21 +185,6 @@ class Inference(Life):
         self._gateway.metrics.leg_failed(failure.worker, failure.reason)
         # More than zero says that the client has seen a part of the answer, so that nobody may start anew.
         admitted.failed(failure.reason, 1 if self._answer.started else 0, failure.worker)
-
-
-def _performable(decision: Dispatch, ask: Ask) -> Dispatch:
-    """The decision as it can be carried out: not every request can be shared by two workers."""
-    place = decision.place
-    prefill, decode = place.placement.prefill, place.placement.decode
-    if prefill is None:
-        return decision
-    if not divisible(ask):
-        placement = Placement(decode)
-    elif ask.max_output_tokens == 1:
-        placement = Placement(prefill)  # the prompt is all there is to do
-    else:
-        return decision
-    return replace(decision, place=replace(place, placement=placement))
 
 
 def _rejection(reject: Reject, why: str) -> RequestError:

@@ -27,7 +27,7 @@ _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
 def divisible(ask: Ask) -> bool:
-    """Whether two workers can share the request. If not, the decode worker does all of it:
+    """Whether two workers can share the request. If not, one of them does all of it:
 
     - `/v1/responses`: each of the two would store a response, and go through tool calls of its own;
     - embeddings: nothing is decoded;
