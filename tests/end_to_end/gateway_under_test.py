@@ -105,7 +105,7 @@ def series(page: str, name: str) -> list[tuple[dict[str, str], float]]:
     ]
 
 
-async def until(fact: Callable[[], Any], what: Callable[[], object] | str = "", *, within_s: float = 5.0) -> None:
+async def until(fact: Callable[[], Any], what: Callable[[], object] | str = "", *, within_s: float = 20.0) -> None:
     """Wait for a fact; fails with `what` is the case instead."""
     deadline = time.monotonic() + within_s
     while not fact():

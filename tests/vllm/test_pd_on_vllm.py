@@ -166,11 +166,11 @@ async def let_go(sides):
 async def test_a_client_that_leaves_frees_both_workers(sides, gateway):
     decode = sides[1]
     async with raw_client(gateway.port) as client:
-        await client.send(post(TEXT, body(TEXT, f"leaves: {WORDS}", max_tokens=3500, stream=True)))
+        await client.send(post(TEXT, body(TEXT, f"leaves: {WORDS}", max_tokens=60_000, stream=True)))
         await client.reader.readuntil(b"data: ")
-        await until(lambda: decode.counted("vllm:num_requests_running") == 1, within_s=20)
+        await until(lambda: decode.counted("vllm:num_requests_running") == 1, within_s=40)
         client.vanish()
-        await until(lambda: decode.counted("vllm:num_requests_running") == 0, within_s=20)
+        await until(lambda: decode.counted("vllm:num_requests_running") == 0, within_s=40)
     await let_go(sides)
     await gateway.at_rest()
     assert gateway.outcomes() == {"cancelled": 1}
