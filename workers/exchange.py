@@ -170,11 +170,20 @@ class Exchange:
 
     def arrived(self, pieces: list[bytes], on_wire: int) -> None:
         """Body pieces that came in `on_wire` bytes of traffic; one wake-up however many there are."""
-        if self._sink is not None:
-            self._pass_on(self._sink, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        sink = self._sink
+        if sink is None:
+            self._arrived += pieces
+            self.buffered += on_wire
+            self._wake()
             return
-        self._arrived += pieces
-        self.buffered += on_wire
+        try:
+            if sink(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
+                return
+        except Exception as error:  # noqa: BLE001 - it is for whoever waits in `feed`
+            waiter = self._waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_exception(error)
+        self._sink = None  # it has had enough, or is broken
         self._wake()
 
     def ended(self) -> None:
@@ -204,18 +213,6 @@ class Exchange:
             raise RuntimeError("two tasks wait for one exchange")
         self._waiter = waiter = self._loop.create_future()
         return waiter
-
-    def _pass_on(self, sink: Callable[[bytes], bool], piece: bytes) -> None:
-        """Into the sink, which may have had enough, or be broken."""
-        try:
-            if sink(piece):
-                return
-        except Exception as error:  # noqa: BLE001 - it is for whoever waits in `feed`
-            waiter = self._waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(error)
-        self._sink = None
-        self._wake()
 
     def _wake(self) -> None:
         waiter = self._waiter

@@ -9,10 +9,12 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from workers.health import HealthSettings
+from workers.kv_events.following import Following
+from workers.kv_events.subscription import KvCounts, KvEventsSettings, KvListener
 from workers.server import Engine, Server
 from workers.watch import Watch, WatchSettings
 from workers.worker import FleetEvent, Worker, WorkerJoined, WorkerLeft, WorkerSpec
@@ -26,6 +28,7 @@ class FleetSettings:
 
     watch: WatchSettings = field(default_factory=WatchSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
+    kv_events: KvEventsSettings = field(default_factory=KvEventsSettings)
     scrape_stale_s: float = 15.0
     """A reading of the metrics older than this is marked stale."""
     remove_after_s: float = 60.0
@@ -61,6 +64,7 @@ class Fleet:
     """The servers by URL. `on_event` is called on the loop and must not block.
 
     `clock` is monotonic, in seconds. `tls`: what to verify https:// workers with, the system's roots by default.
+    `kv_listener` is told what the workers hold in their caches, of those who publish it; None: nobody is asked.
     """
 
     def __init__(
@@ -69,11 +73,13 @@ class Fleet:
         clock: Callable[[], float],
         on_event: Callable[[FleetEvent], None],
         tls: ssl.SSLContext | None = None,
+        kv_listener: KvListener | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._on_event = on_event
         self._tls = tls
+        self._following = Following(kv_listener, settings.kv_events) if kv_listener else None
         self._entries: dict[str, _Entry] = {}
         self._by_id: dict[str, tuple[_Entry, Engine]] = {}
         self._workers: tuple[Worker, ...] | None = None
@@ -94,12 +100,18 @@ class Fleet:
         for entry in self._entries.values():
             self._stop_watch(entry)
         await asyncio.gather(*self._closing)
+        if self._following is not None:
+            await self._following.aclose()
 
     def workers(self) -> tuple[Worker, ...]:
         """Return the snapshots, in the order in which their servers were added; free until something changes."""
         if self._workers is None:
             self._workers = tuple(e.worker for entry in self._entries.values() for e in entry.server.engines)
         return self._workers
+
+    def kv_counts(self) -> Mapping[str, KvCounts]:
+        """What was heard of the caches of the workers that are followed, by worker id."""
+        return self._following.counts() if self._following is not None else {}
 
     # The operator.
 
@@ -250,7 +262,7 @@ class Fleet:
         url = entry.server.spec.url
         if url.startswith("https:") and self._tls is None:
             self._tls = ssl.create_default_context()
-        entry.watch = Watch(entry.server, self._settings.watch, self._clock, self._tls)
+        entry.watch = Watch(entry.server, self._settings.watch, self._clock, self._tls, self._following)
         entry.watch.start()
         self._arm(entry)
 
@@ -291,6 +303,8 @@ class Fleet:
             self._by_id[worker.id] = (entry, entry.server.engines[worker.rank])
         elif isinstance(event, WorkerLeft):
             self._by_id.pop(event.id, None)
+            if self._following is not None:
+                self._following.leave(event.id)
         if entry.watch is not None:
             self._arm(entry)
         self._outbox.append(event)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import httpx
 import orjson
 
+from workers.kv_events.sources import KvSource, read_sources
 from workers.vllm_metrics import NotMetricsError, parse_metrics
 from workers.worker import Scrape, WorkerSpec
 
@@ -38,12 +39,14 @@ _OUR_LIMITS = {
 class ProbeError(Exception):
     """A control request failed. `str()` is the reason: "connection refused", "no answer within 2 s"."""
 
-    def __init__(self, why: str, *, connect: bool = False, ours: bool = False) -> None:
+    def __init__(self, why: str, *, connect: bool = False, ours: bool = False, status: int | None = None) -> None:
         super().__init__(why)
         self.connect = connect
         """Nobody listens there."""
         self.ours = ours
         """The cause lies on this side (no descriptors left): it says nothing about the worker."""
+        self.status = status
+        """The HTTP status, where it answered with another than 200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,20 @@ async def fetch_version(client: httpx.AsyncClient, spec: WorkerSpec, timeout_s: 
     raise ProbeError("/version names no version")
 
 
+async def fetch_kv_sources(client: httpx.AsyncClient, spec: WorkerSpec, timeout_s: float) -> dict[int, KvSource]:
+    """Read `/kv_event_sources`, by rank; empty where nothing is published or the server is too old to say.
+
+    Raises ProbeError, and ValueError for an answer that cannot be used.
+    """
+    path = "/kv_event_sources"
+    try:
+        return read_sources(_json(await _get(client, spec, path, timeout_s), path), spec.url)
+    except ProbeError as error:
+        if error.status == httpx.codes.NOT_FOUND:
+            return {}
+        raise
+
+
 def read_models(answer: object) -> Models:
     """Tell base, aliases and adapters apart.
 
@@ -135,7 +152,7 @@ async def _get(client: httpx.AsyncClient, spec: WorkerSpec, path: str, timeout_s
             client.stream("GET", spec.url + path, headers=headers) as response,
         ):
             if response.status_code != httpx.codes.OK:
-                raise ProbeError(f"HTTP {response.status_code}")
+                raise ProbeError(f"HTTP {response.status_code}", status=response.status_code)
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > MAX_ANSWER_BYTES:
@@ -143,11 +160,11 @@ async def _get(client: httpx.AsyncClient, spec: WorkerSpec, path: str, timeout_s
     except TimeoutError as error:
         raise ProbeError(f"no answer within {timeout_s:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise _explain(error) from error
+        raise explain(error) from error
     return bytes(body)
 
 
-def _explain(error: Exception) -> ProbeError:  # noqa: PLR0911 - one return per cause
+def explain(error: Exception) -> ProbeError:  # noqa: PLR0911 - one return per cause
     """Find the system's reason under the layers that hide it."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):

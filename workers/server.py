@@ -176,6 +176,10 @@ class Server:
         self._models_why = f"its models are not known: {error}"
         self.refresh()
 
+    def kv_events_unusable(self, error: Exception) -> None:
+        """Note that its events are not followed: what its caches hold is guessed at, as that of others."""
+        self._tell_once("kv_events", "the KV events of %s are not followed: %s", self.spec.url, error)
+
     def version_found(self, version: str) -> None:
         self.version = version
         self.refresh()

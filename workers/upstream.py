@@ -271,12 +271,14 @@ class Upstream:
         """Open one connection; `_place` has counted it in `_dialing`."""
         # uvloop tries a name's addresses one after the other; asyncio's own loops race them (RFC 8305).
         race: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if self._may_race() else {}
+        connection = Connection(self)
         try:
-            connection = (
-                await self._loop.create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._tls, **race
-                )
-            )[1]
+            await self._loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls, **race)
+        except asyncio.CancelledError:
+            # uvloop closes what has just been made without telling its protocol.
+            connection.closed = True
+            self._connections.discard(connection)
+            raise
         except (OSError, UnicodeError) as error:
             raise ConnectFailed(self.origin, f"cannot connect: {error}") from error
         finally:

@@ -14,9 +14,12 @@ import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 
+from workers.kv_events.following import Following
+from workers.kv_events.sources import by_rank
 from workers.probe import (
     ProbeError,
     check_health,
+    fetch_kv_sources,
     fetch_metrics,
     fetch_models,
     fetch_version,
@@ -59,8 +62,10 @@ class Watch:
         settings: WatchSettings,
         clock: Callable[[], float],
         tls: ssl.SSLContext | None = None,
+        following: Following | None = None,
     ) -> None:
         self._server = server
+        self._following = following
         self._settings = settings
         self._clock = clock
         self._client = open_client(tls)
@@ -73,6 +78,7 @@ class Watch:
         self._probe_failures = 0
         self._learn_failures = 0
         self._models_due_at = -math.inf
+        self._sources_known = False
 
     def start(self) -> None:
         url = self._server.spec.url
@@ -141,6 +147,8 @@ class Watch:
             await self._learn_models()
         if due or another:
             await self._learn_version()
+        if due or another or not self._sources_known:
+            await self._learn_kv_sources()
         if self._server.models is None:
             self._learn_failures += 1
             return _backoff(self._settings.retry_first_s, self._learn_failures, self._settings.scrape_every_s)
@@ -173,6 +181,31 @@ class Watch:
             logger.debug("version of %s: %s", self._server.spec.url, error)
         else:
             self._server.version_found(version)
+
+    async def _learn_kv_sources(self) -> None:
+        """Follow the KV events of every engine that publishes some."""
+        server, spec = self._server, self._server.spec
+        self._sources_known = True
+        if self._following is None:
+            return
+        try:
+            if spec.kv_events is not None:
+                found = dict(enumerate(spec.kv_events))
+            else:
+                found = await fetch_kv_sources(self._client, spec, self._settings.scrape_timeout_s)
+            sources = by_rank(found, len(server.engines))
+        except ProbeError as error:
+            self._sources_known = False
+            if error.status is not None:
+                server.kv_events_unusable(error)
+        except ValueError as error:
+            server.kv_events_unusable(error)
+        else:
+            for engine in server.engines:
+                if (source := sources.get(engine.rank)) is not None:
+                    self._following.follow(engine.worker.id, source)
+                elif spec.kv_events is not None:
+                    self._following.stop(engine.worker.id, "its events are not to be followed any more")
 
 
 def _backoff(first_s: float, failures: int, longest_s: float) -> float:

@@ -8,6 +8,8 @@ new worker. The identity is therefore `(url, rank, epoch)`, written as one strin
 from dataclasses import dataclass, field
 from enum import Enum
 
+from workers.kv_events.sources import KvSource
+
 
 class State(Enum):
     """What may be asked of a worker. Values are the label values of the `fairlead_worker_state` metric."""
@@ -39,6 +41,8 @@ class WorkerSpec:
     """Tokens of KV cache per engine; None: read from its metrics."""
     data_parallel: int = 1
     """Engines (ranks) behind the URL."""
+    kv_events: tuple[KvSource, ...] | None = None
+    """Where its engines publish their KV events, by rank; None: where `/kv_event_sources` says; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

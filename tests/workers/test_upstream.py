@@ -449,6 +449,20 @@ async def test_no_more_than_max_idle_connections_are_kept():
 
 
 @on_each_loop
+async def test_a_connection_whose_request_is_cancelled_in_the_turn_that_opens_it_is_not_counted_for_ever():
+    async with RawServer(answering()) as server, upstream(server.url) as client:
+        for turns in range(6):
+            sending = asyncio.create_task(client.send(b"GET", b"/", (), b""))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sending.cancel()
+            [sent] = await asyncio.gather(sending, return_exceptions=True)
+            if not isinstance(sent, BaseException):
+                sent.abort()
+            await eventually(lambda: client.open == 0)
+
+
+@on_each_loop
 async def test_beyond_max_connections_requests_wait_for_their_turn():
     limits = Limits(max_connections=2)
     async with RawServer(answering(OK, pause_s=0.005)) as server, upstream(server.url, limits=limits) as client:

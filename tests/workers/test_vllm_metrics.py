@@ -1,5 +1,7 @@
 """Pages as several versions of vLLM write them, and pages that nobody should write."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +64,13 @@ vllm:cache_config_info{block_size="16",cpu_offload_gb="0",num_gpu_blocks="573",n
     assert scrape.kv_tokens == 573 * 16
     assert scrape.awake
     assert scrape.process_started is None
+
+
+def test_a_page_of_0_20_to_0_23_tells_its_capacity_in_blocks_only():
+    page = re.sub(r'kv_cache_size_tokens="65536",', "", CURRENT)
+    assert parse_metrics(page, 12.5) == parse_metrics(CURRENT, 12.5)
+    uneven = CURRENT.replace('kv_cache_size_tokens="65536"', 'kv_cache_size_tokens="60000"')
+    assert parse_metrics(uneven, 12.5)[0].kv_tokens == 60000
 
 
 def test_a_page_with_both_names_of_one_figure_counts_it_once():

@@ -18,6 +18,7 @@ import uvloop
 
 from workers.simulator.connector import KvTransfer
 from workers.simulator.faults import KINDS, Fault
+from workers.simulator.kv_publisher import KvEventsConfig
 from workers.simulator.profiles import PROFILES
 from workers.simulator.server import SimulatedWorker, SimulatorConfig
 
@@ -52,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     add("--max-num-queued-reqs", type=int)
     add("--shutdown-timeout", type=float, default=0.0, help="seconds that requests in flight may finish in")
     add("--kv-transfer-config", metavar="JSON", help="NixlConnector or NixlPushConnector, as for vLLM")
+    add("--kv-events", action="store_true", help="publish KV events on free ports; see GET /kv_event_sources")
+    add("--kv-events-config", metavar="JSON", help="publish KV events, as for vLLM; worker i is i ports further")
+    add("--kv-events-wire", choices=["map", "array"], default="map", help="array: as vLLM up to 0.23")
     add("--fault", metavar="KIND[:KEY=VALUE,...]", help=f"set on every worker from the start: {', '.join(KINDS)}")
     add(
         "--die-with-parent",
@@ -86,12 +90,20 @@ def read_config(options: argparse.Namespace) -> SimulatorConfig:
         max_num_queued_reqs=options.max_num_queued_reqs,
         shutdown_timeout_s=options.shutdown_timeout,
         kv_transfer=KvTransfer.from_option(options.kv_transfer_config) if options.kv_transfer_config else None,
+        kv_events=read_kv_events(options),
         fault=Fault.from_option(options.fault) if options.fault else None,
     )
     config.engine_config()
     if options.workers < 1:
         raise ValueError(f"--workers is {options.workers}, not a positive number")
     return config
+
+
+def read_kv_events(options: argparse.Namespace) -> KvEventsConfig | None:
+    """Where to publish KV events. Raises ValueError that says what is wrong."""
+    if options.kv_events_config:
+        return KvEventsConfig.from_option(options.kv_events_config, options.kv_events_wire)
+    return KvEventsConfig(wire=options.kv_events_wire) if options.kv_events else None
 
 
 async def serve(config: SimulatorConfig, count: int, parent: int | None) -> None:
@@ -103,7 +115,9 @@ async def serve(config: SimulatorConfig, count: int, parent: int | None) -> None
     workers: list[SimulatedWorker] = []
     try:
         for index in range(count):
-            worker = SimulatedWorker(replace(config, port=config.port + index if config.port else 0))
+            port = config.port + index if config.port else 0
+            events = config.kv_events and config.kv_events.next_to(index)
+            worker = SimulatedWorker(replace(config, port=port, kv_events=events))
             await worker.start()
             workers.append(worker)
         for worker in workers:

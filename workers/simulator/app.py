@@ -17,6 +17,7 @@ from workers.simulator.connector import Handover
 from workers.simulator.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.inference import Inference, read_body
+from workers.simulator.kv_publisher import KvPublisher
 from workers.simulator.live import LiveEngine
 from workers.simulator.sequences import Reason
 from workers.simulator.side_routes import SideRoutes
@@ -47,6 +48,7 @@ class Application:
         live: LiveEngine,
         *,
         handover: Handover | None = None,
+        publisher: KvPublisher | None = None,
         api_key: str | None = None,
         max_num_queued_reqs: int | None = None,
     ) -> None:
@@ -61,7 +63,7 @@ class Application:
         """The workers of this process, so that one may set a fault on another."""
         self.received: deque[Received] = deque(maxlen=256)
         self._api_key = api_key
-        inference, side = self.inference, SideRoutes(served, live)
+        inference, side = self.inference, SideRoutes(served, live, publisher)
         get: dict[str, Route] = {
             "/health": side.empty,
             "/ping": side.empty,
@@ -69,6 +71,7 @@ class Application:
             "/load": side.load,
             "/metrics": side.metrics,
             "/v1/models": side.models,
+            "/kv_event_sources": side.kv_event_sources,
             "/simulator/state": self._state,
         }
         post: dict[str, Route] = {
@@ -79,6 +82,7 @@ class Application:
             "/v1/messages": inference.messages,
             "/v1/messages/count_tokens": side.count_tokens,
             "/v1/embeddings": inference.embeddings,
+            "/reset_prefix_cache": side.reset_prefix_cache,
             "/tokenize": side.tokenize,
             "/detokenize": side.detokenize,
             "/score": side.score,

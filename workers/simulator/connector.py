@@ -1,4 +1,4 @@
-"""vLLM's NIXL connector on one simulated worker: what it hands out with a prefill, and fetches for a decode.
+"""vLLM's connectors on one simulated worker: what it hands out with a prefill, and fetches for a decode.
 
 The protocol is vLLM's (`kv_transfer_params`): a prefill that was asked for with `do_remote_decode` answers with
 parameters that nobody but another worker understands; a decode that brings them, marked `do_remote_prefill`,
@@ -6,7 +6,12 @@ fetches the KV from the worker that they name and tells it when it has. A worker
 whose client leaves, tells as well. As on vLLM a parameter set is good for one fetch: whoever brings it a second
 time, or after its lease, gets an answer that looks right and is not. Here that is also counted, see `Counts`.
 
-Under the protocol, where NIXL moves memory, two small HTTP calls go between the workers.
+Under the protocol, where NIXL moves memory, two small HTTP calls go between the workers. What does not fit goes
+wrong as it does there: a side that pushes and one that pulls refuse each other (the decode fails, or is computed
+anew), and KV blocks of another size are fetched and misread without a word.
+
+`ExampleConnector`, which leaves KV in files, is accepted and has no parameters for anybody, as on vLLM; the files
+are not imitated, so a worker with it computes every prompt.
 """
 
 import asyncio
@@ -25,7 +30,8 @@ from workers.simulator.sequences import EngineSequence, Part
 _CALL_WITHIN_S = 5.0
 _REMOTE = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
 
-Connector = Literal["NixlConnector", "NixlPushConnector"]
+Connector = Literal["NixlConnector", "NixlPullConnector", "NixlPushConnector", "ExampleConnector"]
+Mode = Literal["pull", "push"]
 Role = Literal["kv_producer", "kv_consumer", "kv_both"]
 LoadFailure = Literal["fail", "recompute"]
 
@@ -40,6 +46,13 @@ class KvTransfer:
     load_failure: LoadFailure = "fail"
     """What becomes of a decode whose prefill worker cannot be reached."""
     lease_s: float = 30.0
+
+    @property
+    def mode(self) -> Mode | None:
+        """How NIXL moves KV; None: this is another connector."""
+        if self.connector == "ExampleConnector":
+            return None
+        return "push" if self.connector == "NixlPushConnector" else "pull"
 
     @classmethod
     def from_option(cls, text: str) -> "KvTransfer":
@@ -73,8 +86,9 @@ class Fetch(Enum):
 
     HELD = "held"
     GONE = "gone"
-    """Fetched before, or its lease has ended: what is read is somebody else's."""
+    """Fetched before, or its lease has ended: what is read is somebody else's. Or its blocks have another size."""
     UNREACHABLE = "unreachable"
+    """There is nobody, or nobody who would talk to this worker."""
 
 
 @dataclass(slots=True)
@@ -90,6 +104,8 @@ class Counts:
     spoiled: int = 0
     """Answers from KV that was gone: on a real worker nobody would have noticed."""
     unreachable: int = 0
+    misfits: int = 0
+    """Fetches that the two sides could not agree upon: one pushes, one pulls."""
 
 
 class Handover:
@@ -105,9 +121,13 @@ class Handover:
         self._claimed: set[str] = set()
         self._calls: set[asyncio.Task[Any]] = set()
 
+    @property
+    def _mode(self) -> Mode | None:
+        return self.config.mode if self.config is not None else None
+
     def part(self, params: Any) -> Part:
         """What a request with these parameters wants of this worker."""
-        if self.config is None or not isinstance(params, dict):
+        if self._mode is None or not isinstance(params, dict):
             return "whole"
         if params.get("do_remote_decode"):
             return "prefill"
@@ -118,7 +138,7 @@ class Handover:
 
     def hand_out(self, sequence: EngineSequence) -> dict[str, Any] | None:
         """The parameters for whoever goes on with this prefill."""
-        if self.config is None or sequence.request.part != "prefill":
+        if self._mode is None or sequence.request.part != "prefill":
             return None
         self.counts.handed_out += 1
         engine: Engine = self._live.engine
@@ -136,12 +156,14 @@ class Handover:
             "pp_size": 1,
             "remote_num_tokens": sequence.prompt_tokens,
             "remote_blocks_expiry_time": None,
-            "transfer_mode": "push" if self.config.connector == "NixlPushConnector" else "pull",
+            "transfer_mode": self._mode,
             "remote_prefill_cached_tokens": sequence.cached or 0,
         }
 
     def answer(self, call: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """What another worker asks: to `claim` a prefill for a fetch, or to `release` it after one."""
+        if body.get("mode") != self._mode:
+            return {"misfit": True}
         request = str(body.get("request"))
         ours = body.get("engine") == self.engine_id
         if call == "release":
@@ -153,7 +175,7 @@ class Handover:
             self._claimed.add(request)
         self.counts.claimed += int(held)
         self.counts.refused += int(not held)
-        return {"held": held}
+        return {"held": held, "block_size": self._live.engine.config.block_size}
 
     # -- the side that goes on with it
 
@@ -163,7 +185,10 @@ class Handover:
         if found is None:
             self.counts.unreachable += 1
             return Fetch.UNREACHABLE
-        if not found.get("held"):
+        if found.get("misfit"):
+            self.counts.misfits += 1
+            return Fetch.UNREACHABLE
+        if not found.get("held") or found.get("block_size") != self._live.engine.config.block_size:
             self.counts.spoiled += 1
             return Fetch.GONE
         self.counts.fetched += 1
@@ -192,7 +217,8 @@ class Handover:
 
     async def _call(self, call: str, params: Mapping[str, Any]) -> dict[str, Any] | None:
         """One call to the worker that the parameters name; None where it does not answer."""
-        body = orjson.dumps({"request": params["remote_request_id"], "engine": params["remote_engine_id"]})
+        asked = {"request": params["remote_request_id"], "engine": params["remote_engine_id"], "mode": self._mode}
+        body = orjson.dumps(asked)
         head = f"POST /simulator/kv/{call} HTTP/1.0\r\ncontent-type: application/json\r\n"
         try:
             async with asyncio.timeout(_CALL_WITHIN_S):

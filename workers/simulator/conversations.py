@@ -198,11 +198,12 @@ class MessagesShape:
         }
 
     def _usage(self, output_tokens: int) -> dict[str, Any]:
+        cached = self.call.generations[0].cached
         return {
-            "input_tokens": self.ask.prompt_tokens,
+            "input_tokens": self.ask.prompt_tokens - cached,
             "output_tokens": output_tokens,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": self.call.generations[0].cached,
+            "cache_read_input_tokens": cached,
         }
 
     def _stop(self) -> dict[str, Any]:

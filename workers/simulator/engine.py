@@ -9,6 +9,7 @@ starts, so who arrives during a step waits for the next, and its results become 
             ...
 """
 
+from workers.simulator.kv_journal import KvEntry
 from workers.simulator.plan import Counters, Plan, StepResult
 from workers.simulator.profiles import Profile
 from workers.simulator.scheduler import Scheduler
@@ -123,6 +124,19 @@ class Engine:
         self._settle(now)
         self._scheduler.leases.expire(now)
         return self._scheduler.leases.renew(request_id, now)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget every prefix; False (and nothing forgotten) while a request holds blocks."""
+        journal = self._scheduler.journal
+        forgotten = self._scheduler.pool.forget()
+        if forgotten and journal is not None:
+            journal.cleared()
+        return forgotten
+
+    def take_kv_events(self) -> list[KvEntry]:
+        """What the prefix cache has gained and lost since the latest call, in order; empty without a journal."""
+        journal = self._scheduler.journal
+        return [] if journal is None else journal.take()
 
     def next_event(self) -> float | None:
         """When the work under way becomes visible, None while idle. Plans the next step if none is planned."""

@@ -11,7 +11,7 @@ Invariants: a block is in the free line exactly when its reference count is 0; `
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import xxhash
 
@@ -60,11 +60,13 @@ def split_names(names: Iterable[int], tokens_per_name: int, block_size: int) -> 
 class BlockPool:
     """Blocks 0..n-1, counted by reference."""
 
-    __slots__ = ("_block_of", "_free", "_name_of", "_refs", "blocks", "caching")
+    __slots__ = ("_block_of", "_free", "_name_of", "_refs", "blocks", "caching", "on_forgotten")
 
     def __init__(self, blocks: int, *, caching: bool = True) -> None:
         self.blocks = blocks
         self.caching = caching
+        self.on_forgotten: Callable[[int], None] | None = None
+        """Told the name of each block that is handed out again."""
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
         self._refs = [0] * blocks
         self._name_of: list[int | None] = [None] * blocks
@@ -115,15 +117,27 @@ class BlockPool:
             if name is not None:
                 del self._block_of[name]
                 self._name_of[block] = None
+                if self.on_forgotten is not None:
+                    self.on_forgotten(name)
             refs[block] = 1
             taken.append(block)
         return taken
 
-    def name(self, block: int, name: int) -> None:
-        """Say what a held, full block contains."""
-        if self.caching and self._name_of[block] is None and name not in self._block_of:
-            self._name_of[block] = name
-            self._block_of[name] = block
+    def name(self, block: int, name: int) -> bool:
+        """Say what a held, full block contains; False where a copy of it is known already."""
+        if not self.caching or self._name_of[block] is not None or name in self._block_of:
+            return False
+        self._name_of[block] = name
+        self._block_of[name] = block
+        return True
+
+    def forget(self) -> bool:
+        """Forget all names; False (and nothing forgotten) while a block is held."""
+        if self.used:
+            return False
+        self._name_of = [None] * self.blocks
+        self._block_of.clear()
+        return True
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one reference to each block, the tail of the prefix first."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.simulator.engine import Engine
+from workers.simulator.kv_journal import KvEntry
 from workers.simulator.plan import StepResult
 from workers.simulator.profiles import Profile
 from workers.simulator.sequences import EngineConfig, EngineRequest, EngineSequence, Reason
@@ -105,6 +106,8 @@ class LiveEngine:
         self._loop = asyncio.get_running_loop()
         self._speed = speed
         self._real0, self._simulated0 = self._loop.time(), 0.0
+        self.on_kv_events: Callable[[list[KvEntry]], None] = lambda _: None
+        """Told at the end of a step what the prefix cache has gained and lost since the last."""
         self._owner: dict[str, tuple[Call, Generation]] = {}
         self._calls: dict[Call, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -218,6 +221,8 @@ class LiveEngine:
         self._reschedule()
 
     def _deliver(self, result: StepResult) -> None:
+        if entries := self.engine.take_kv_events():
+            self.on_kv_events(entries)
         for sequence in result.first:
             self.ttft.observe((result.at - sequence.arrived) / self._speed)
             owner = self._owner.get(sequence.request.id)

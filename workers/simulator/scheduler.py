@@ -19,6 +19,7 @@ unless it is in `transfers` or `leases`.
 from heapq import heappop, heappush
 
 from workers.simulator.kv_cache import BlockPool
+from workers.simulator.kv_journal import KvJournal
 from workers.simulator.plan import Counters, Plan, StepResult
 from workers.simulator.profiles import Profile, pairs
 from workers.simulator.sequences import EngineConfig, EngineSequence, Reason
@@ -32,6 +33,7 @@ class Scheduler:
         self.config = config
         self.profile = profile
         self.pool = BlockPool(config.kv_blocks, caching=config.prefix_caching)
+        self.journal = KvJournal(self.pool, config.block_size) if config.kv_events else None
         self.counters = Counters()
         self.leases = Leases(self.pool, config.kv_lease_s)
         self.transfers = Transfers()
@@ -279,7 +281,8 @@ class Scheduler:
             name = sequence.name_of(index, self.config.block_size)
             if name is None:
                 break
-            self.pool.name(sequence.blocks[index], name)
+            if self.pool.name(sequence.blocks[index], name) and self.journal is not None:
+                self.journal.stored(sequence, index)
         sequence.named = max(sequence.named, full)
 
     # Completing a step.

@@ -36,6 +36,8 @@ class EngineConfig:
     prefix_caching: bool = True
     kv_lease_s: float = 30.0
     """How long the KV of a prefill waits to be fetched."""
+    kv_events: bool = False
+    """Keep a journal of what the prefix cache gains and loses."""
 
     def __post_init__(self) -> None:
         if min(self.kv_blocks, self.block_size, self.max_num_seqs, self.max_model_len) < 1:
@@ -184,6 +186,16 @@ class EngineSequence:
         if tokens < self.target:
             self.target, self.reason = tokens, Reason.LENGTH
 
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """Its tokens start..stop, prompt and output; what is not known of them is left out."""
+        request, prompt = self.request, self.prompt_tokens
+        if isinstance(request.prompt, Blocks):
+            return []
+        ids = list(request.prompt[start:stop])
+        if stop > prompt and request.reply is not None:
+            ids += request.reply(max(0, start - prompt), stop - prompt)
+        return ids
+
     def name_of(self, index: int, block_size: int) -> int | None:
         """Name of its full block `index`, None where its content is not known."""
         if index < len(self.names):
@@ -192,9 +204,8 @@ class EngineSequence:
         if reply is None or isinstance(self.request.prompt, Blocks):
             return None
         while len(self.names) <= index:
-            start, prompt = len(self.names) * block_size, self.prompt_tokens
-            ids = list(self.request.prompt[start : start + block_size])
-            ids += reply(max(0, start - prompt), start + block_size - prompt)
+            start = len(self.names) * block_size
+            ids = self.token_ids(start, start + block_size)
             parent = self.names[-1] if self.names else None
             if parent is None:
                 self.names = chain(ids, block_size, salt=self.salt_key, lora=self.lora_key)

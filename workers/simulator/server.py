@@ -22,6 +22,7 @@ from workers.simulator.asks import Served
 from workers.simulator.connector import Handover, KvTransfer
 from workers.simulator.engine import Engine
 from workers.simulator.faults import Fault
+from workers.simulator.kv_publisher import KvEventsConfig, KvPublisher
 from workers.simulator.live import LiveEngine
 from workers.simulator.profiles import PROFILES
 from workers.simulator.sequences import EngineConfig, Scheduling
@@ -62,6 +63,8 @@ class SimulatorConfig:
     """How long requests in flight may go on after `stop`; 0: they end at once with `abort`."""
     kv_transfer: KvTransfer | None = None
     """vLLM's --kv-transfer-config; None: it does whole requests only."""
+    kv_events: KvEventsConfig | None = None
+    """vLLM's --kv-events-config; None: nothing is published."""
     fault: Fault | None = None
     """Set from the start."""
 
@@ -82,6 +85,7 @@ class SimulatorConfig:
             max_model_len=self.max_model_len or min(131_072, blocks * self.block_size),
             scheduling=self.scheduling,
             prefix_caching=self.prefix_caching,
+            kv_events=self.kv_events is not None,
             kv_lease_s=(self.kv_transfer or KvTransfer()).lease_s,
         )
 
@@ -95,10 +99,12 @@ class SimulatedWorker:
         self.live = LiveEngine(limits, PROFILES[config.profile], seed=config.seed, speed=config.speed)
         served = Served(config.model, config.served_names, config.loras, limits.max_model_len, config.seed)
         self.handover = Handover(self.live, config.kv_transfer)
+        self.publisher = KvPublisher(config.kv_events, config.host) if config.kv_events else None
         self.app = Application(
             served,
             self.live,
             handover=self.handover,
+            publisher=self.publisher,
             api_key=config.api_key,
             max_num_queued_reqs=config.max_num_queued_reqs,
         )
@@ -139,6 +145,13 @@ class SimulatedWorker:
     async def start(self) -> None:
         """Listen. Raises OSError where the port is taken."""
         await self._listen()
+        if self.publisher is not None:
+            self.live.on_kv_events = self.publisher.publish
+            try:
+                self.publisher.start()
+            except OSError:
+                await self.stop()
+                raise
         if self.config.fault is not None:
             self.set_fault(self.config.fault)
 
@@ -161,6 +174,8 @@ class SimulatedWorker:
         if self._state.tasks:
             await asyncio.wait(set(self._state.tasks), timeout=_CLOSE_S)
         await self.handover.aclose()
+        if self.publisher is not None:
+            await self.publisher.aclose()
         self.live.close()
         while self._state.connections:  # noqa: ASYNC110
             await asyncio.sleep(0)
@@ -242,10 +257,13 @@ class SimulatedWorker:
             sock.bind((self.config.host, self.port))
             self.port = sock.getsockname()[1]
             self.handover.address = (self.config.host, self.port)
-            self._listener = await self._loop.create_server(self._protocol, sock=sock, backlog=4096)
+            # To serve is a step of its own: if that is given up, `_close_listener` knows what there is to close.
+            listener = await self._loop.create_server(self._protocol, sock=sock, backlog=4096, start_serving=False)
         except BaseException:
             sock.close()
             raise
+        self._listener = listener
+        await listener.start_serving()
 
     def _protocol(self) -> HttpToolsProtocol:
         state: dict[str, Any] = {}

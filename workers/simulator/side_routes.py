@@ -10,6 +10,7 @@ from workers.simulator.conversations import anthropic_messages
 from workers.simulator.exchange import Exchange
 from workers.simulator.exposition import CONTENT_TYPE, exposition
 from workers.simulator.inference import read_body
+from workers.simulator.kv_publisher import KvPublisher
 from workers.simulator.live import LiveEngine
 from workers.simulator.tokens import chat_tokens, detokenize, tokenize
 
@@ -36,7 +37,8 @@ _PERMISSION = {
 class SideRoutes:
     """What a worker answers without its engine."""
 
-    def __init__(self, served: Served, live: LiveEngine) -> None:
+    def __init__(self, served: Served, live: LiveEngine, publisher: KvPublisher | None = None) -> None:
+        self.publisher = publisher
         self.served = served
         self.live = live
         self.started = time.time()
@@ -49,6 +51,13 @@ class SideRoutes:
 
     async def load(self, exchange: Exchange) -> None:
         await exchange.json(200, {"server_load": self.live.calls})
+
+    async def kv_event_sources(self, exchange: Exchange) -> None:
+        await exchange.json(200, {} if self.publisher is None else self.publisher.sources())
+
+    async def reset_prefix_cache(self, exchange: Exchange) -> None:
+        """As vLLM in development mode: it can only forget what nobody uses, and tells so with its next step."""
+        await exchange.json(200, {"success": self.live.engine.reset_prefix_cache()})
 
     async def metrics(self, exchange: Exchange) -> None:
         text = exposition(self.live, self.served.aliases[0], self.started)

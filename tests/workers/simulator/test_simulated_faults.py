@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 import httpx
 import pytest
@@ -56,6 +57,23 @@ async def test_a_refused_port_opens_again(worker, client):
         await complete(client)
     await asyncio.sleep(0.4)
     assert (await complete(client)).status_code == 200
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_port_that_closes_while_it_opens_again_leaves_nothing_behind_in_the_loop(turns):
+    """A closed socket that the loop still watches breaks whoever gets its number next."""
+    async with simulated_worker(SimulatorConfig()) as worker:
+        worker.set_fault(Fault("refuse"))
+        await asyncio.sleep(0.02)
+        worker.clear_fault()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        worker.set_fault(Fault("refuse"))
+        await asyncio.sleep(0.02)
+        with pytest.raises(OSError, match="Connect call failed"):
+            await asyncio.open_connection("127.0.0.1", worker.port)
+        for watched in asyncio.get_running_loop()._selector.get_map().values():
+            os.fstat(watched.fd)
 
 
 async def test_a_crash_cuts_everything_and_refuses():
