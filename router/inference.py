@@ -42,9 +42,13 @@ class Inference(Life):
 
     async def _serve(self, body: bytes) -> None:
         ask = parse(self._surface, body)
+        del body  # `ask` has it, for as long as it may be sent
         client = self._client(ask.user)
         route = self._route = self._gateway.pools.route(ask.model)
         self._record.asked(ask, route.line, self._gateway.request_log)
+        desk = self._gateway.tokenization.desks.get(route.pool.model)
+        if desk is not None and ask.ids is None:
+            ask.ids = await desk.ids(ask)
         await self._until_answered(self._place(ask, client, route), ask, route)
 
     def _end(self, now: float) -> None:
@@ -119,8 +123,9 @@ class Inference(Life):
             await self._run_pair(admitted, ask, route, placement.prefill, placement.decode)
         else:
             leg = self._leg = Leg(admitted, ask, self._answer, self._gateway.holders, self._gateway.loop)
-            await self._perform(leg, placement.decode, for_worker(ask, route.rewrite))
-            self._saw(leg, route)
+            leg.body = for_worker(ask, route.rewrite)
+            await self._perform(leg, placement.decode)
+            self._saw(leg, ask, route)
 
     async def _run_pair(
         self, admitted: Admitted, ask: Ask, route: Route, prefill: WorkerId, decode: WorkerId
@@ -130,11 +135,13 @@ class Inference(Life):
         first = self._leg = PrefillLeg(admitted, ask, self._answer, gateway.holders, gateway.loop)
         second = Leg(admitted, ask, self._answer, gateway.holders, gateway.loop)
         try:
-            await self._perform(first, prefill, for_prefill(ask, route.rewrite))
+            first.body = for_prefill(ask, route.rewrite)
+            await self._perform(first, prefill)
             if first.outcome is None:
                 admitted.prefill_done()
                 self._leg, second.prompt_cached = second, first.prompt_cached
-                await self._perform(second, decode, for_worker(ask, route.rewrite, first.params))
+                second.body = for_worker(ask, route.rewrite, first.params)
+                await self._perform(second, decode)
         except LegFailed as failure:
             if failure.worker == decode and failure.reason is LegFailure.ERROR and not self._serves(prefill):
                 failure.worker = prefill  # it could not be fetched from
@@ -142,16 +149,16 @@ class Inference(Life):
         finally:
             if first.params is not None and second.exchange is None:
                 gateway.releases.release(route.line, first.params, prefill=prefill, decode=decode)
-        self._saw(self._leg, route)
+        self._saw(self._leg, ask, route)
 
-    async def _perform(self, leg: Leg, worker: WorkerId, body: bytes) -> None:
+    async def _perform(self, leg: Leg, worker: WorkerId) -> None:
         """One leg. Raises LegFailed, which names the worker."""
         gateway = self._gateway
         try:
             member = self._member(worker)
             headers = to_worker(self._scope, self._id.encode(), member.headers)
             with gateway.pools.busy(member):
-                await leg.run(member, self._target(), headers, body)
+                await leg.run(member, self._target(), headers)
         except LegFailed as failure:
             failure.worker = worker
             raise
@@ -163,10 +170,14 @@ class Inference(Life):
             raise LegFailed(LegFailure.CONNECT, f"{worker} has left the fleet")
         return member
 
-    def _saw(self, leg: Leg, route: Route) -> None:
+    def _saw(self, leg: Leg, ask: Ask, route: Route) -> None:
         """Learn from what the worker reports how many tokens such a prompt has."""
         if leg.exact and leg.usage is not None:
-            self._gateway.scale.saw(route.line, leg.admitted.view.key, leg.usage.input_tokens)
+            gateway = self._gateway
+            gateway.scale.saw(route.line, leg.admitted.view.key, leg.usage.input_tokens)
+            desk = gateway.tokenization.desks.get(route.pool.model)
+            if desk is not None and ask.ids is not None:
+                desk.saw(ask.surface, leg.admitted.view.input_tokens, leg.usage.input_tokens)
 
     def _serves(self, worker: WorkerId) -> bool:
         member = self._gateway.pools.members.get(worker)

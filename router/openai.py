@@ -4,9 +4,10 @@ A body is parsed once, read here, and forwarded as it came. Fields that routing 
 the worker judges them. A field that routing does read and cannot use (a model that is no string) is refused here,
 because no worker could be chosen; wrong types elsewhere (`messages: 5`) go to the worker, whose error is better.
 
-The prefix key is the prompt as the chat template sees it, in the template's order: what separates caches (salt),
-tools, template arguments, documents, then the conversation. Equal beginnings of keys mean equal beginnings of
-prompts. Media stand in it by digest, so that an image costs 16 bytes and not a megabyte.
+The prefix key is the prompt's token ids where they are known (see `tokenization`). Elsewhere it is the prompt as
+the chat template sees it, in the template's order: what separates caches (salt), tools, template arguments,
+documents, then the conversation. Equal beginnings of keys mean equal beginnings of prompts. Media stand in it by
+digest, so that an image costs 16 bytes and not a megabyte.
 """
 
 from array import array
@@ -23,6 +24,9 @@ from router.errors import BadRequest
 
 _MEDIA_TOKENS = 576
 """Tokens assumed for an image, sound or file: one 336-pixel tile of a vision encoder with 14-pixel patches."""
+_ID_BYTES = 4
+_COPIED = 65536
+"""Keys smaller than that are copied where that saves memory; of a larger buffer the rest is never touched."""
 _SMALL = 512
 """Strings in a media part up to this size stand in the key as they are."""
 
@@ -55,20 +59,29 @@ class Ask:
     session: str | None
     previous_response: str | None
     prompt: bytes
-    """The key's bytes."""
+    """The key's bytes, as long as its token ids are not known."""
     unit_width: int
+    prompts: int
     media: tuple[str, ...]
+    ids: bytes | None = None
+    """The prompt's token ids, 4 bytes each, little-endian, several prompts one after the other: the client's own,
+    or set by whoever has tokenized it."""
+
+    def forget(self) -> None:
+        """The request will not be sent again: let go of all but what is known of it."""
+        self.body, self.fields = b"", {}
 
     def key(self, tokens_per_byte: float) -> PrefixKey:
-        if self.unit_width > 1:
-            return PrefixKey(self.prompt, self.unit_width, 1.0)
+        if self.ids is not None and self.prompts == 1:
+            salt = _text(self.fields.get("cache_salt"))
+            return PrefixKey(self.ids, _ID_BYTES, 1.0, b"" if salt is None else salt.encode())
         return PrefixKey(self.prompt, 1, tokens_per_byte)
 
     def input_tokens(self, tokens_per_byte: float) -> int:
-        """Estimated prompt tokens; exact for prompts that are token ids."""
-        units = len(self.prompt) // self.unit_width
-        scale = 1.0 if self.unit_width > 1 else tokens_per_byte
-        return max(1, int(units * scale)) + _MEDIA_TOKENS * len(self.media)
+        """Prompt tokens: exact where the ids are known, else estimated."""
+        if self.ids is not None:
+            return max(1, len(self.ids) // _ID_BYTES)
+        return max(1, int(len(self.prompt) * tokens_per_byte)) + _MEDIA_TOKENS * len(self.media)
 
 
 def parse(surface: Surface, body: bytes) -> Ask:
@@ -96,7 +109,9 @@ def parse(surface: Surface, body: bytes) -> Ask:
         previous_response=_text(fields.get("previous_response_id")) if surface is Surface.RESPONSES else None,
         prompt=prompt,
         unit_width=width,
+        prompts=prompts,
         media=media,
+        ids=prompt if width == _ID_BYTES else None,
     )
 
 
@@ -151,7 +166,9 @@ def _conversation(fields: dict[str, Any], before: tuple[str, ...], turns: str) -
         conversation = [_digested(turn, media) for turn in conversation]
     if conversation:
         parts.append(orjson.dumps(conversation))
-    return b"\n".join(parts), 1, 1, tuple(media)
+    key = b"\n".join(parts)
+    # orjson leaves its bytes in a buffer of up to sixteen times their size; a key lives as long as its request.
+    return bytes(memoryview(key)) if len(key) < _COPIED else key, 1, 1, tuple(media)
 
 
 def _chat(fields: dict[str, Any]) -> _Prompt:
@@ -186,7 +203,7 @@ def _plain(prompt: Any, fields: dict[str, Any]) -> _Prompt:
         return salt, 1, 1, ()
     if isinstance(prompt[0], int):
         ids = _token_ids(prompt)
-        return (ids, 4, 1, ()) if ids is not None and not salt else (orjson.dumps(prompt), 1, 1, ())
+        return (ids, _ID_BYTES, 1, ()) if ids is not None else (salt + orjson.dumps(prompt), 1, 1, ())
     # Several prompts: the first one finds the worker; together they are its load.
     text = b"\n".join(p.encode(errors="surrogatepass") if isinstance(p, str) else orjson.dumps(p) for p in prompt)
     return salt + text, 1, len(prompt), ()

@@ -13,6 +13,7 @@ from router.metrics import Metrics
 from router.pools import Pools
 from router.releases import Releases
 from router.sections import Limits
+from router.tokenization.tokenization import Tokenization
 from router.tokens import TokenScale
 from workers.fleet import Fleet
 
@@ -28,6 +29,7 @@ class Gateway:
     clients: Clients
     holders: Holders
     scale: TokenScale
+    tokenization: Tokenization
     metrics: Metrics
     request_log: RequestLog
     limits: Limits

@@ -3,7 +3,8 @@
 A stream is a sequence of server-sent events, each ending with a blank line. Events pass through unread; only a
 usage event (vLLM marks it with an empty `choices`), an error, an abort, or the closing `[DONE]` is looked at,
 and each can be told by a substring: inside JSON strings quotes and line breaks are escaped, so `"choices":[]`, and
-`data: [DONE]` at the beginning of a line, are always structure.
+`data: [DONE]` at the beginning of a line, are always structure. Most pieces are one event in the middle of a
+choice (`_PLAIN`): none of the others, which is told by one look instead of six.
 
 Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), and, where the usage
 event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint` in the very last
@@ -28,6 +29,7 @@ _NO_CHOICES = b'"choices":[]'
 _FINISHED = b'"finish_reason":"'
 _FINGERPRINT = b',"system_fingerprint":'
 _BRACE = re.compile(rb"[{}]")
+_PLAIN = re.compile(rb'data: \{"id":[^\n]*"finish_reason":null[^\n]*\n\n').fullmatch
 
 
 class Tail:
@@ -43,6 +45,7 @@ class Tail:
         "done",
         "error",
         "events",
+        "over",
         "response_id",
         "usage",
     )
@@ -62,9 +65,14 @@ class Tail:
         """The worker gave the answer up (it is shutting down)."""
         self.error: bytes | None = None
         """The error event, if the worker sent one inside the stream."""
+        self.over = False
+        """One of these three."""
         self.response_id: str | None = None
 
     def feed(self, data: bytes) -> bytes:
+        if _PLAIN(data) and not self._partial and not self._held:
+            self.events += 1
+            return data
         if self._partial:
             data = self._partial + data
         end = data.rfind(b"\n\n") + 2
@@ -74,9 +82,11 @@ class Tail:
         if not data:
             return data
         self.events += data.count(b"data: ")
-        if self._surface in (Surface.CHAT, Surface.COMPLETIONS):
-            return self._openai(data)
-        self._typed(data)
+        if self._surface is Surface.CHAT or self._surface is Surface.COMPLETIONS:
+            data = self._openai(data)
+        else:
+            self._typed(data)
+        self.over = self.done or self.aborted or self.error is not None
         return data
 
     def rest(self) -> bytes:
@@ -215,8 +225,10 @@ def read_usage(usage: dict[str, Any]) -> Usage:
         details = usage.get("prompt_tokens_details") or {}
         return Usage(usage["prompt_tokens"], usage.get("completion_tokens") or 0, details.get("cached_tokens"))
     details = usage.get("input_tokens_details") or {}
-    cached = details.get("cached_tokens", usage.get("cache_read_input_tokens"))
-    return Usage(usage.get("input_tokens") or 0, usage.get("output_tokens") or 0, cached)
+    # /v1/messages counts what was cached, and what is cached from now on, beside its input tokens, not among them.
+    read, created = usage.get("cache_read_input_tokens"), usage.get("cache_creation_input_tokens")
+    prompt = (usage.get("input_tokens") or 0) + (read or 0) + (created or 0)
+    return Usage(prompt, usage.get("output_tokens") or 0, details.get("cached_tokens", read))
 
 
 def _parsed(event: bytes) -> dict[str, Any]:

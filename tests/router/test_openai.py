@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.model import PrefixKey
 from router.errors import BadRequest
 from router.openai import Surface, parse
 
@@ -105,9 +106,28 @@ def test_prompts_of_completions_in_all_four_forms():
     assert (text.prompt, text.unit_width, text.input_tokens(0.5)) == (b"abcd", 1, 2)
     assert (ids.unit_width, ids.input_tokens(0.01)) == (4, 3)
     assert ids.key(0.1).tokens_per_unit == 1.0
+    assert ids.key(0.1).width == 4
     assert (several.sequences, nested.sequences) == (2, 3)
     assert asked(Surface.COMPLETIONS, prompt=[1, 2, 3, 4]).prompt.startswith(ids.prompt)
     assert asked(Surface.COMPLETIONS, prompt="abcd", cache_salt="s").prompt != text.prompt
+
+
+def test_token_ids_are_the_key_and_the_count_as_soon_as_they_are_known():
+    ask = chat("hello", cache_salt="s")
+    assert (ask.key(0.5).width, ask.key(0.5).salt) == (1, b"")
+    ask.ids = bytes(12)
+    assert ask.key(0.5) == PrefixKey(bytes(12), 4, 1.0, b"s")
+    assert ask.input_tokens(0.5) == 3
+    several = asked(Surface.COMPLETIONS, prompt=["a", "b"])
+    several.ids = bytes(16)
+    assert several.key(0.5) == PrefixKey(b"a\nb", 1, 0.5), "no cache holds them in a row"
+    assert several.input_tokens(0.5) == 4
+
+
+def test_the_salt_of_token_ids_stands_beside_them():
+    plain, salted = (asked(Surface.COMPLETIONS, prompt=[1, 2], **more) for more in ({}, {"cache_salt": "s"}))
+    assert plain.key(0.5).data == salted.key(0.5).data
+    assert (plain.key(0.5).salt, salted.key(0.5).salt) == (b"", b"s")
 
 
 def test_sequences_are_prompts_times_choices():

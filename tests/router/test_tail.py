@@ -44,6 +44,24 @@ def test_however_a_stream_is_cut_the_client_gets_the_same(places, strip):
     assert (tail.done, tail.aborted, tail.error) == (True, False, None)
 
 
+@pytest.mark.parametrize("strip", [True, False])
+def test_event_by_event_and_all_at_once_come_to_the_same(strip):
+    events = [chunk("a"), chunk('"choices":[] data: {"error"'), chunk("b"), chunk("é", "stop"), USAGE, DONE]
+    one, all_ = (Tail(Surface.COMPLETIONS, strip_usage=strip) for _ in range(2))
+    assert passed(one, events) == passed(all_, [b"".join(events)])
+    assert (one.events, one.usage, one.over) == (len(events) - strip, Usage(3, 2), True)
+    assert (all_.usage, all_.over) == (one.usage, one.over)
+
+
+def test_an_event_that_comes_alone_is_looked_at_where_it_ends_a_choice():
+    tail = Tail(Surface.COMPLETIONS, strip_usage=True)
+    assert tail.feed(chunk("a")) == chunk("a")
+    assert tail.feed(chunk("b", "stop")) == b""
+    tail = Tail(Surface.COMPLETIONS, strip_usage=True)
+    tail.feed(chunk("", "abort"))
+    assert (tail.aborted, tail.over) == (True, True)
+
+
 @pytest.mark.parametrize(
     "text", ["data: [DONE]", "\ndata: [DONE]\n\n", 'data: {"error"', '"finish_reason":"abort"']
 )
@@ -189,3 +207,13 @@ def test_the_id_of_a_response():
     assert find_id(b'{"id":"resp_1","object"') == "resp_1"
     assert find_id(b'{"id":"chatcmpl-1"}') is None
     assert find_id(b'{"id":"resp_1') is None
+
+
+def test_what_messages_count_as_cached_are_prompt_tokens_too():
+    usage = {
+        "input_tokens": 10,
+        "output_tokens": 1,
+        "cache_creation_input_tokens": 32,
+        "cache_read_input_tokens": 64,
+    }
+    assert whole_usage(json.dumps({"usage": usage}, separators=(",", ":")).encode()) == Usage(106, 1, 64)
