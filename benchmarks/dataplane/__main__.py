@@ -5,7 +5,6 @@ python -m benchmarks.dataplane --peers vllm-router,sglang-router,smg,litellm --j
 
 import argparse
 import asyncio
-import resource
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,9 +15,10 @@ from typing import Any
 import uvloop
 from rich.console import Console
 
-from benchmarks.dataplane import report
+from benchmarks.dataplane import kernel, report
+from benchmarks.dataplane.outcome import Options, Outcome
 from benchmarks.dataplane.routers import FAIRLEAD, Place, found, peers
-from benchmarks.dataplane.scenarios import SCENARIOS, Options, Outcome
+from benchmarks.dataplane.scenarios import DEFAULT, SCENARIOS, files_needed
 from benchmarks.fleet.report import commit, fairlead_version, machine, peer_version
 from benchmarks.fleet.routers import NotInstalledError
 
@@ -35,12 +35,12 @@ def parser() -> argparse.ArgumentParser:
     command = argparse.ArgumentParser(prog="python -m benchmarks.dataplane", description=__doc__.split("\n", 1)[0])
     add = command.add_argument
     add("--peers", default="", help=f"with commas between, of {', '.join(peers())}; also {FAIRLEAD}@DIR")
-    add("--scenarios", default="stream,plain,plain-128k,first-token", help=f"of {', '.join(SCENARIOS)}; or `all`")
+    add("--scenarios", default=",".join(DEFAULT), help=f"of {', '.join(SCENARIOS)}; or `all`")
     add("--seconds", type=float, default=4.0, help="measured per router and round")
     add("--rounds", type=int, default=5, help="after one that only warms up")
     add("--workers", type=int, default=4, help="backends behind each router")
     add("--streams", type=int, default=5000, help="open at once in the scenario `memory`")
-    add("--requests", type=int, default=50_000, help="of the scenario `soak`; 1000000 takes minutes")
+    add("--rate", type=float, default=300.0, help="requests per second in the scenario `open-loop`")
     add(
         "--peers-at",
         type=Path,
@@ -106,9 +106,14 @@ def main() -> None:
     for name in names:
         if name not in SCENARIOS:
             command.error(f"there is no scenario {name!r}; known are {', '.join(SCENARIOS)}")
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    options = Options(routers, given.seconds, given.rounds, given.streams, given.requests, given.seed, tell)
+    options = Options(routers, given.seconds, given.rounds, given.streams, given.rate, given.seed, tell)
+    files = kernel.raise_file_limit()
+    for name in names:
+        if (needed := files_needed(name, options)) > files:
+            command.error(
+                f"the scenario {name!r} needs {needed} open files per process, and the hard limit is {files}: "
+                f"raise it (`ulimit -Hn {needed}` as root) or take fewer `--streams`"
+            )
     setting: dict[str, Any] = {
         "machine": machine(),
         "commit": commit(),

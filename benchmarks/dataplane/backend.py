@@ -5,15 +5,17 @@
 One process listens on COUNT free ports and prints them. Two fields of a request say how its answer looks:
 `max_tokens` chunks (or tokens of a whole answer), `seed` milliseconds between two of them (a whole answer waits as
 long). Both are of the API, so every router forwards them. The first event of a stream, which has the role, is sent
-at once; the last ones (finish, usage, `[DONE]`) leave together.
+at once; the last ones (finish, usage, `[DONE]`) leave together. Without milliseconds the chunks come in bursts, as
+fast as they are taken.
 """
 
 import asyncio
 import re
-import resource
 import sys
 
 import uvloop
+
+from benchmarks.dataplane import kernel
 
 MODEL = "bench"
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')  # the same under two names
@@ -22,6 +24,9 @@ _STREAM = re.compile(rb'"stream": ?true')
 _USAGE = re.compile(rb'"include_usage": ?true')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+
+_BURST = 64
+"""Chunks that leave together where there is no time between them."""
 
 _METRICS = b"".join(
     b'%b{engine="0",model_name="%b"} 0\n' % (name, MODEL.encode())
@@ -123,6 +128,8 @@ class Backend(asyncio.Protocol):
     def _answer(self, request: bytes) -> None:
         pieces = answer_to(request)
         spacing_s = _number(_SPACING_MS, request, 0) / 1000
+        if not spacing_s and len(pieces) > _BURST:
+            pieces = [b"".join(pieces[at : at + _BURST]) for at in range(0, len(pieces), _BURST)]
         if len(pieces) > 1:
             self._transport.write(pieces[0])
             self._stream(pieces[1:], spacing_s)
@@ -185,8 +192,7 @@ def _number(pattern: re.Pattern[bytes], request: bytes, default: int) -> int:
 async def serve(count: int) -> None:
     """Listen on so many ports, say which, and answer until the standard input ends."""
     loop = asyncio.get_running_loop()
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    kernel.raise_file_limit()
     servers = [await loop.create_server(Backend, "127.0.0.1", 0, backlog=4096) for _ in range(count)]
     print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)

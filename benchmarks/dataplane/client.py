@@ -40,8 +40,12 @@ class Tally:
     left: int = 0
     """Clients that went away on purpose."""
     open: int = 0
+    streaming: int = 0
+    """Of those open, answers whose body has begun."""
     first_s: list[float] = field(default_factory=list)
-    """From sending a request to the first byte of its body."""
+    """From sending a request, or from when it was due, to the first byte of its body."""
+    whole_s: list[float] = field(default_factory=list)
+    """The same to the end of a whole answer."""
     faults: list[str] = field(default_factory=list)
 
     def fail(self, fault: str) -> None:
@@ -114,15 +118,18 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
 
-    def ask(self, question: Question, data: bytes) -> asyncio.Future[None]:
-        """Send a request; the future is done when its answer has ended, in whatever way."""
+    def ask(self, question: Question, data: bytes, due: float | None = None) -> asyncio.Future[None]:
+        """Send a request; the future is done when its answer has ended, in whatever way.
+
+        `due`: since when its times count, on the clock `time.perf_counter`; None: since now.
+        """
         self._question = question
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._first = True
         self._answered = self._loop.create_future()
         self._tally.open += 1
-        self._sent_at = time.perf_counter()
+        self._due = time.perf_counter() if due is None else due
         self.transport.write(data)
         return self._answered
 
@@ -151,7 +158,8 @@ class Client(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._first:
             self._first = False
-            self._tally.first_s.append(time.perf_counter() - self._sent_at)
+            self._tally.streaming += 1
+            self._tally.first_s.append(time.perf_counter() - self._due)
         self._pieces.append(body)
         self._tally.chunks += body.count(_TOKEN)
 
@@ -166,12 +174,14 @@ class Client(asyncio.Protocol):
         if answered is None:
             return
         self._tally.open -= 1
+        self._tally.streaming -= not self._first
         if self._left:
             self._tally.left += 1
         elif fault:
             self._tally.fail(fault)
         else:
             self._tally.done += 1
+            self._tally.whole_s.append(time.perf_counter() - self._due)
         if not answered.done():
             answered.set_result(None)
 

@@ -1,6 +1,7 @@
-"""What the kernel knows of a process and everything below it: CPU time, memory."""
+"""What the kernel knows of a process and everything below it: CPU time, memory, open files."""
 
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def memory(root: int) -> Memory:
     pss = sum(_kib(_read(f"/proc/{pid}/smaps_rollup"), "Pss:") for pid in pids)
     peak = sum(_kib(_read(f"/proc/{pid}/status"), "VmHWM:") for pid in pids)
     return Memory(pss * 1024, peak * 1024)
+
+
+def rss(pid: int) -> int:
+    """Resident memory of one process, in bytes."""
+    return _kib(_read(f"/proc/{pid}/status"), "VmRSS:") * 1024
+
+
+def arguments(pid: int) -> list[str]:
+    """A process's command line; empty for one that has ended."""
+    return _read(f"/proc/{pid}/cmdline").split("\0")[:-1]
+
+
+def raise_file_limit() -> int:
+    """Let this process and its children open as many files as the system allows them; so many are that."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def _kib(page: str, name: str) -> int:

@@ -1,6 +1,7 @@
 """Load on one address: closed loops (whoever is answered asks again at once) and open ones (a fixed rate)."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -26,10 +27,18 @@ class Load:
     """Requests per second of an open loop, sent whatever is still open; None: closed loops."""
     ramp_s: float = 0.0
     """The first requests of closed loops are spread over so long."""
+    beginning: int | None = None
+    """Of closed loops, how many first requests may wait for the first of their answer; None: any number."""
     leaving: float = 0.0
     """Share of streams whose client leaves after a random number of chunks."""
     slow: float = 0.0
-    """Share of clients that read nothing for a second after their first chunk."""
+    """Share of requests whose client reads nothing for a while after the first chunk."""
+    pause_s: float = 1.0
+    """How long that while is."""
+    receive_buffer: int | None = None
+    """Bytes that the kernel keeps for a client that does not read; None: as many as it likes."""
+    hang_up: bool = False
+    """At the end whoever is still being answered leaves, instead of waiting for the rest."""
     users: int = 8
     """Who take turns; 0: every request has a user of its own."""
     seed: int = 0
@@ -53,8 +62,10 @@ class Running:
         """Until `stop`, and then until what is open has been answered."""
         load = self._load
         if load.rate is None:
-            loops = [self._closed_loop(delay) for delay in _spread(load.clients, load.ramp_s)]
-            await asyncio.gather(*loops)
+            async with asyncio.TaskGroup() as loops:
+                for number, delay in enumerate(_spread(load.clients, load.ramp_s)):
+                    await self._room_to_begin(number)
+                    loops.create_task(self._closed_loop(delay))
         else:
             await self._open_loop(load.rate)
         self._close()
@@ -62,6 +73,9 @@ class Running:
     def stop(self) -> None:
         """Nothing new; whoever has no answer long after it is due has failed."""
         self._stop.set()
+        if self._load.hang_up:
+            for client in self._clients:
+                client.leave()
         question = self._load.question
         answer_s = question.tokens * question.spacing_ms / 1000
         asyncio.get_running_loop().call_later(answer_s + _DRAIN_S, self._close)
@@ -75,20 +89,27 @@ class Running:
         while not self._stop.is_set():
             await self._once()
 
+    async def _room_to_begin(self, begun: int) -> None:
+        most = self._load.beginning
+        if most is not None:
+            # The connections' callbacks keep the count; they have no time for an event per answer.
+            while begun - len(self.tally.first_s) >= most and not self._stop.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
     async def _open_loop(self, rate: float) -> None:
+        """Times count from when a request was due: one that stalls does not hide how many would have waited."""
         began, sent = time.perf_counter(), 0
         while not self._stop.is_set():
-            due = int((time.perf_counter() - began) * rate)
-            while sent < due:
+            while (due := began + sent / rate) <= time.perf_counter():
                 sent += 1
-                task = asyncio.get_running_loop().create_task(self._once())
+                task = asyncio.get_running_loop().create_task(self._once(due))
                 self._asking.add(task)
                 task.add_done_callback(self._asking.discard)
             await asyncio.sleep(0.001)
         if self._asking:
             await asyncio.wait(self._asking)
 
-    async def _once(self) -> None:
+    async def _once(self, due: float | None = None) -> None:
         """One request on an idle connection or a new one."""
         try:
             client = self._idle.pop() if self._idle else await self._connect()
@@ -96,7 +117,10 @@ class Running:
             self.tally.fail(f"cannot connect: {error}")
             await self._pause(0.1)
             return
-        answered = client.ask(self._load.question, self._requests.next())
+        if self._load.hang_up and self._stop.is_set():
+            client.leave()  # everybody else has left while it was being connected
+            return
+        answered = client.ask(self._load.question, self._requests.next(), due)
         if self._chance.random() < self._load.leaving:
             await self._leave(client, answered)
         elif self._chance.random() < self._load.slow:
@@ -118,13 +142,17 @@ class Running:
         await asyncio.wait([answered], timeout=self._load.question.spacing_ms / 1000)
         if not answered.done() and not client.lost:
             client.transport.pause_reading()
-            await asyncio.sleep(1.0)
+            await self._pause(self._load.pause_s)
             with suppress(RuntimeError):
                 client.transport.resume_reading()
 
     async def _connect(self) -> Client:
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_connection(lambda: Client(self.tally), "127.0.0.1", self._port)
+        wire, client = await loop.create_connection(lambda: Client(self.tally), "127.0.0.1", self._port)
+        if self._load.receive_buffer is not None:
+            wire.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, self._load.receive_buffer
+            )
         self._clients.add(client)
         return client
 

@@ -8,8 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.dataplane.outcome import Figure, Outcome
 from benchmarks.dataplane.routers import FAIRLEAD
-from benchmarks.dataplane.scenarios import Figure, Outcome
+
+_LESS_IS_BETTER = ("µs", "ms", "kB", "MB")
 
 
 def as_json(setting: dict[str, Any], outcomes: dict[str, Outcome]) -> str:
@@ -38,8 +40,8 @@ def show(console: Console, setting: dict[str, Any], outcomes: dict[str, Outcome]
     console.print(f"routers: {', '.join(f'{name} {version}' for name, version in setting['versions'].items())}")
     for name, outcome in outcomes.items():
         for figure in outcome.figures:
-            if figure.note:
-                console.print(f"{figure.name}: {figure.note}", markup=False)
+            for router, note in figure.notes.items():
+                console.print(f"{name}: {figure.name}: {router}: {note}", markup=False)
         for router, count in outcome.failed.items():
             console.print(
                 f"{name}: {router}: {count} answers were not whole: {outcome.faults[router]}", markup=False
@@ -63,7 +65,7 @@ def _ratio(figure: Figure, routers: list[str]) -> str:
     own = figure.median(FAIRLEAD)
     peers = [name for name in routers if not name.startswith(FAIRLEAD)]
     medians = [value for name in peers if (value := figure.median(name)) is not None]
-    if own is None or not medians or figure.unit not in ("µs", "ms", "kB", "MB"):
+    if own is None or not medians or figure.unit not in _LESS_IS_BETTER or min(medians) <= 0:
         return ""
     return f"{own / min(medians):.2f}"
 

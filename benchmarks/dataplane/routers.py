@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.dataplane import kernel
 from benchmarks.dataplane.backend import MODEL
 from benchmarks.dataplane.client import Client, Question, Requests, Tally
 from benchmarks.dataplane.load import KEYS
@@ -30,7 +31,7 @@ DIRECT = "direct"
 """No router at all: the backend itself, for comparison."""
 LITELLM = "litellm"
 _ROOT = Path(__file__).parents[2]
-_READY_WITHIN_S = 90.0
+_READY_WITHIN_S = 180.0
 _ENVIRONMENT = {
     # Proxies of the environment are for other addresses than these.
     "NO_PROXY": "127.0.0.1",
@@ -51,6 +52,13 @@ class Started:
     pid: int
     config: Path | None = None
     """fairlead's configuration file."""
+
+    def serving(self) -> int:
+        """The process of fairlead that serves: it is below one that keeps it. Raises NotReadyError."""
+        for pid in kernel.processes(self.pid)[1:]:
+            if str(self.config) in kernel.arguments(pid):
+                return pid
+        raise NotReadyError(f"{self.name} has ended")
 
 
 @dataclass(frozen=True, slots=True)

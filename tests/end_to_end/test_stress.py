@@ -4,10 +4,12 @@ import asyncio
 import json
 import random
 import socket
+from contextlib import AsyncExitStack
 
 from gateway_under_test import (
     MODEL,
     STREAM_HEAD,
+    WATCHFUL,
     post,
     raw_client,
     running_fleet,
@@ -20,7 +22,99 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 EVENT = b'data: {"id":"1","choices":[{"index":0,"text":" word","finish_reason":null}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+PATIENT = {**WATCHFUL, "probe_timeout_s": 20}
+"""Hundreds of streams in one loop with their clients and workers: a late probe says nothing about a worker."""
 STREAM = {"model": MODEL, "prompt": "x", "stream": True, "max_tokens": 5}
+
+
+async def stream_of(stack, gateway, body):
+    """A streamed answer that has begun: its client, whose next chunks are events."""
+    client = await stack.enter_async_context(raw_client(gateway.port))
+    await client.send(post(TEXT, {**STREAM, **body}))
+    head = await client.reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    return client
+
+
+async def test_hundreds_of_streams_at_once_each_get_all_of_their_own_and_leave_nothing_behind():
+    count, all_open = 300, asyncio.Event()
+
+    def event(number, of):
+        return b'data: {"id":"%s-%d","choices":[{"index":0,"text":" x"}]}\n\n' % (of.encode(), number)
+
+    async def say(body, writer):
+        writer.write(STREAM_HEAD + event(0, body["prompt"]))
+        await all_open.wait()
+        for number in range(1, 6):
+            writer.write(event(number, body["prompt"]))
+            await asyncio.sleep(0)
+        writer.write(DONE)
+
+    async with (
+        scripted_worker(say) as one,
+        scripted_worker(say) as other,
+        running_gateway([one.url, other.url], health=PATIENT) as gateway,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await stream_of(stack, gateway, {"prompt": str(number)}) for number in range(count)]
+        assert gateway.series("fairlead_open_streams") == [({}, count)]
+        assert gateway.gateway.open == count
+        all_open.set()
+        for number, client in enumerate(clients):
+            body = b"".join([piece async for piece in client.chunks()])
+            assert body == b"".join(event(n, str(number)) for n in range(6)) + DONE
+            client.vanish()
+        await gateway.at_rest()
+        assert gateway.outcomes() == {"completed": count}
+        assert gateway.series("fairlead_open_streams") == [({}, 0.0)]
+        for gauge in ("worker_requests", "worker_sequences", "worker_kv_reserved_tokens"):
+            assert {value for _, value in gateway.series(f"fairlead_{gauge}")} == {0.0}
+
+
+async def test_who_leaves_in_the_middle_of_a_stream_takes_the_workers_connection_along_and_nobody_elses():
+    chance, count, go_on = random.Random(7), 200, asyncio.Event()
+
+    async def say(body, writer):
+        writer.write(STREAM_HEAD + EVENT)
+        await go_on.wait()
+        for _ in range(20):
+            writer.write(EVENT)
+            await writer.drain()
+            await asyncio.sleep(0)
+        while body["prompt"] == "endless":
+            writer.write(EVENT)
+            await writer.drain()  # ends when the gateway hangs up
+            await asyncio.sleep(0.05)
+        writer.write(DONE)
+
+    async with (
+        scripted_worker(say) as worker,
+        running_gateway([worker.url], health=PATIENT) as gateway,
+        AsyncExitStack() as stack,
+    ):
+        prompts = ("x", "endless")
+        clients = [await stream_of(stack, gateway, {"prompt": prompts[n % 2]}) for n in range(count)]
+
+        async def read(client, events):
+            """So many events, then leave; None: all of them."""
+            pieces = client.chunks()
+            seen = b""
+            async for piece in pieces:
+                seen += piece
+                if events is not None and seen.count(EVENT) > events:
+                    break
+            await pieces.aclose()
+            client.vanish()
+            return seen
+
+        leaves = [chance.randrange(25) if number % 2 else None for number in range(count)]
+        reading = [asyncio.create_task(read(*pair)) for pair in zip(clients, leaves, strict=True)]
+        go_on.set()
+        seen = await asyncio.gather(*reading)
+        assert seen[::2] == [21 * EVENT + DONE] * (count // 2)
+        await gateway.at_rest()
+        assert gateway.outcomes() == {"completed": count // 2, "cancelled": count // 2}
+        await until(lambda: worker.left >= count, lambda: worker.left)
 
 
 async def test_half_of_the_clients_leave_at_random_times_and_nothing_of_them_stays_behind():
