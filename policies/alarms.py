@@ -7,7 +7,7 @@ and the next time it names is one at which something is really due.
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from policies.model import Ticket
 
@@ -34,10 +34,17 @@ class Alarms:
             self._limit = max(_MIN_SIZE, 2 * len(self._heap))
         heapq.heappush(self._heap, (at, ticket))
 
-    def due(self, now: float) -> Iterator[tuple[float, Ticket]]:
-        """Take out what is due, earliest first; alarms may be set meanwhile."""
-        while (at := self.next()) is not None and at <= now:
-            yield heapq.heappop(self._heap)
+    def clear(self) -> None:
+        """No ticket's time means anything any more."""
+        self._heap.clear()
+
+    def due(self, now: float) -> tuple[float, Ticket] | None:
+        """Take out what is due, the earliest; None: nothing (more) is, which most often takes one comparison."""
+        while self._heap and self._heap[0][0] <= now:
+            alarm = heapq.heappop(self._heap)
+            if self._alive(alarm[1]):
+                return alarm
+        return None
 
     def next(self) -> float | None:
         """The earliest time, None if there is none."""

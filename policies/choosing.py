@@ -8,9 +8,10 @@ bug, but that is never an outage: the request goes to the least loaded worker, t
 arrival, and the fault is counted for the driver to report.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from policies.faults import Faults
 from policies.knowledge import Knowledge
 from policies.model import Candidate, Hold, Matches, Place, Placement, RequestView, WorkerId, WorkerView
 from policies.pairs import Pairs
@@ -18,6 +19,7 @@ from policies.placement.least_loaded import LeastLoaded
 from policies.placement.least_loaded import Settings as LeastLoadedSettings
 from policies.prefixes import Prefixes
 from policies.protocol import PlacementPolicy, QueuePolicy
+from policies.refusals import Refusals
 from policies.roster import Roster
 from policies.settings import SchedulerSettings
 
@@ -33,18 +35,6 @@ class Choice(NamedTuple):
     place: Place
     matches: Matches
     bound: bool
-
-
-class Faults:
-    """Exceptions of policies: how many, and the last one."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.last: Exception | None = None
-
-    def add(self, fault: Exception) -> None:
-        self.count += 1
-        self.last = fault
 
 
 class Chooser:
@@ -65,7 +55,7 @@ class Chooser:
         self._fallback = Pairs(LeastLoaded(LeastLoadedSettings()), Knowledge(), settings.disaggregate)
         self._fallback.choose_among(roster.able)
         self._roster = roster
-        self._prefixes = prefixes
+        self._refusals = Refusals(roster, prefixes, _has_room)
         self._hold_s = settings.hold_s
         self._held: dict[str, float] = {}
         """Since when a request has been waiting beside workers with room."""
@@ -73,6 +63,8 @@ class Chooser:
         """Since when a worker's room has been left unused for requests that wait."""
         self._passed: dict[WorkerId, float] = {}
         """The same, as far as the present question has come."""
+        self._used: dict[WorkerId, float] = {}
+        """When somebody started on a worker last, since when its room cannot have been unused for longer."""
 
     def next(self, now: float) -> Choice | None:
         """The request that starts now, if any can; nothing is committed."""
@@ -80,32 +72,39 @@ class Chooser:
         self._passed = {}
         choice = self._next(now)
         if choice is None:
-            self._unused = self._passed
+            used = self._used
+            self._unused = {worker: max(since, used.get(worker, since)) for worker, since in self._passed.items()}
         else:
-            self._unused.pop(choice.place.placement.decode, None)
+            worker = choice.place.placement.decode
+            self._unused.pop(worker, None)
+            if self._passed:
+                self._used[worker] = now
         return choice
 
     def forget(self, request: RequestView) -> None:
         """The request has left the queue."""
         self._held.pop(request.id, None)
+        self._refusals.forget(request)
         if not len(self._queue):
             self._unused.clear()
+            self._used.clear()
 
     def _next(self, now: float) -> Choice | None:
         views = self._roster.views()
-        if not any(view.room.open for view in views):
+        if not _any_open(views):
             return None
-        for request, keep_off, bound in self._candidates(views, now):
-            workers = self._able(request, keep_off, bound)
-            if not any(view.room.open for view in workers):
+        for candidate in self._candidates(views, now):
+            if candidate.behind is not None and not self._refusals.would_rather_wait(candidate.behind):
                 continue
-            matches = self._prefixes.match(request)
-            if bound is not None:
-                place = bound if _admitted(bound.placement, request, matches, workers) else None
+            if candidate.bound is not None:
+                choice = self._start_there(candidate, candidate.bound)
+            elif (told := self._refusals.stands(candidate, now)) is not None:
+                self._pass_by(told.beside, told.until)
+                continue
             else:
-                place = self._choose(request, matches, workers, now)
-            if place is not None:
-                return Choice(request, place, matches, bound is not None)
+                choice = self._start_anywhere(candidate, now)
+            if choice is not None:
+                return choice
         return None
 
     def _candidates(self, views: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
@@ -115,24 +114,36 @@ class Chooser:
             self.faults.add(fault)
             yield from map(Candidate, sorted(self._queue.waiting(), key=lambda request: request.arrived))
 
-    def _able(self, request: RequestView, keep_off: frozenset[WorkerId], bound: Place | None) -> list[WorkerView]:
-        workers = self._roster.able(request)
-        if bound is not None:
-            return [view for view in workers if view.id in bound.placement]
-        return [view for view in workers if view.id not in keep_off] if keep_off else workers
+    def _start_there(self, candidate: Candidate, bound: Place) -> Choice | None:
+        """On the worker or pair that was chosen when the request arrived."""
+        request = candidate.request
+        workers = [view for view in self._roster.able(request) if view.id in bound.placement]
+        if not _any_open(workers):
+            return None
+        matches = self._refusals.matches(request)
+        admitted = _admitted(bound.placement, request, matches, workers)
+        return Choice(request, bound, matches, bound=True) if admitted else None
 
-    def _choose(
-        self, request: RequestView, matches: Matches, workers: list[WorkerView], now: float
-    ) -> Place | None:
+    def _start_anywhere(self, candidate: Candidate, now: float) -> Choice | None:
+        request, keep_off = candidate.request, candidate.keep_off
+        workers = self._roster.able(request)
+        if keep_off:
+            workers = [view for view in workers if view.id not in keep_off]
+        if not _any_open(workers):
+            return None
+        matches = self._refusals.matches(request)
         choice = self._ask(request, matches, workers, now)
         if isinstance(choice, Hold):
             workers = [view for view in workers if _has_room(view, request, matches.get(view.id, 0))]
-            if self._may_wait(request, choice, workers, now):
+            if self._may_wait(candidate, matches, choice, workers, now):
                 return None
             choice = self._ask(request, matches, workers, now)
             if isinstance(choice, Hold):
-                return self._fall_back(request, matches, workers, now)
-        return choice
+                choice = self._fall_back(request, matches, workers, now)
+        if choice is None:
+            self._refusals.no_room(candidate, matches)
+            return None
+        return Choice(request, choice, matches, bound=False)
 
     def _ask(
         self, request: RequestView, matches: Matches, workers: list[WorkerView], now: float
@@ -153,28 +164,48 @@ class Chooser:
         choice = self._fallback.choose(request, matches, workers, now)
         return choice if isinstance(choice, Place) else None
 
-    def _may_wait(self, request: RequestView, hold: Hold, beside: list[WorkerView], now: float) -> bool:
-        """Whether the request may still wait beside workers with room; if so, until when is noted."""
-        since = self._held.setdefault(request.id, now)
-        for view in beside:
-            self._passed[view.id] = self._unused.setdefault(view.id, now)
-            since = min(since, self._passed[view.id])
-        until = min(hold.until, since + self._hold_s)
+    def _may_wait(
+        self, candidate: Candidate, matches: Matches, hold: Hold, workers: list[WorkerView], now: float
+    ) -> bool:
+        """Whether the request may still wait beside these workers with room; if so, until when is noted."""
+        since = self._held.setdefault(candidate.request.id, now)
+        beside = {view.id: self._unused.setdefault(view.id, now) for view in workers}
+        until = min(hold.until, min(beside.values(), default=since) + self._hold_s, since + self._hold_s)
         if until > now:
-            self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
+            self._pass_by(beside, until)
+            self._refusals.holds(candidate, matches, until, beside)
         return until > now
+
+    def _pass_by(self, beside: Mapping[WorkerId, float], until: float | None) -> None:
+        """Somebody waits although there is room beside: until then, and leaves it unused since then."""
+        if until is not None:
+            self._passed.update(beside)
+            self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
+
+
+def _any_open(views: Sequence[WorkerView]) -> bool:
+    for view in views:  # noqa: SIM110 - it is asked all the time, and a generator takes three times as long
+        if view.room.open:
+            return True
+    return False
+
+
+def _view(worker: WorkerId, workers: Sequence[WorkerView]) -> WorkerView | None:
+    for view in workers:
+        if view.id == worker:
+            return view
+    return None
 
 
 def _admitted(placement: Placement, request: RequestView, matches: Matches, workers: Sequence[WorkerView]) -> bool:
     """Whether the request can start there now, on one worker or on a pair."""
-    views = {view.id: view for view in workers if view.id in placement}
-    decoder = views.get(placement.decode)
+    decoder = _view(placement.decode, workers)
     if decoder is None:
         return False
     matched = matches.get(decoder.id, 0)
     if placement.prefill is None:
         return decoder.admits(request, matched)
-    prefiller = views.get(placement.prefill)
+    prefiller = _view(placement.prefill, workers)
     if prefiller is None or prefiller is decoder:
         return False
     return decoder.admits_decode(request, matched) and prefiller.admits_prefill(

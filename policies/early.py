@@ -24,8 +24,8 @@ twice changes nothing.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from policies.choosing import Faults
 from policies.events import Bound, Event, FirstToken, Left, Output, Placed, Queued, WorkerGone
+from policies.faults import Faults
 from policies.model import Candidate, Matches, Place, RequestView, Stage, WorkerId, WorkerView
 from policies.prefixes import Pinned, Prefixes
 from policies.protocol import KeepsDeficits, PlacementPolicy, QueuePolicy
@@ -132,7 +132,8 @@ class EarlyLines:
             if line is not None and worker.room.open and len(line.queue):
                 for candidate in line.queue.candidates([worker], now):
                     if worker.id not in candidate.keep_off:
-                        yield Candidate(candidate.request, bound=self._seats[candidate.request.id].place)
+                        place = self._seats[candidate.request.id].place
+                        yield Candidate(candidate.request, bound=place, behind=candidate.behind)
 
     def on(self, event: Event) -> None:
         if isinstance(event, Queued):

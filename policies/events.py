@@ -1,11 +1,12 @@
 """What happens to requests and workers: heard by both policies, in this order per attempt."""
 
-from dataclasses import dataclass
+from typing import get_args
 
 from policies.model import Outcome, Placement, RequestView, Usage, WorkerFacts, WorkerId
+from policies.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Queued:
     request: RequestView
     now: float
@@ -13,7 +14,7 @@ class Queued:
     """A failed attempt came back: it stands at the head of the queue, and nothing is charged for waiting."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Bound:
     """The request's worker is settled: on arrival under early binding, just before `Placed` under late."""
 
@@ -22,7 +23,7 @@ class Bound:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placed:
     request: RequestView
     placement: Placement
@@ -32,14 +33,14 @@ class Placed:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class FirstToken:
     request: RequestView
     placement: Placement
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Output:
     request: RequestView
     placement: Placement
@@ -48,7 +49,7 @@ class Output:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Left:
     """The request has left the queue or its worker. `placement` is None if it never ran."""
 
@@ -60,16 +61,19 @@ class Left:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerArrived:
     worker: WorkerFacts
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerGone:
     worker: WorkerId
     now: float
 
 
 Event = Queued | Bound | Placed | FirstToken | Output | Left | WorkerArrived | WorkerGone
+
+EVENTS: frozenset[type[Event]] = frozenset(get_args(Event))
+NONE: frozenset[type[Event]] = frozenset()

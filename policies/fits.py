@@ -169,7 +169,8 @@ class Occupants:
         column = len(self._names)
         if column == self._rows.shape[1]:
             self._rows = np.concatenate((self._rows, np.zeros_like(self._rows)), axis=1)
-        self._rows[:, column] = member
+        rows = self._rows
+        rows[0, column], rows[1, column], rows[2, column], rows[3, column] = member
         self._columns[name] = column
         self._names.append(name)
 

@@ -1,6 +1,6 @@
 """One attempt of one request, from its dispatch to its end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from policies.model import Placement, RequestView
 
@@ -23,11 +23,12 @@ class Leg:
     prefilling: bool = True
     prefilled_at: float | None = None
     """When the prefill worker of a pair was done."""
+    pair: bool = field(init=False)
+    """Whether another worker computes the prompt."""
 
-    @property
-    def pair(self) -> bool:
-        """Whether another worker computes the prompt."""
-        return self.placement.prefill is not None and self.placement.prefill != self.placement.decode
+    def __post_init__(self) -> None:
+        decode, prefill, _ = self.placement
+        self.pair = prefill is not None and prefill != decode
 
     @property
     def prefill_seen(self) -> bool:

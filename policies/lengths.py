@@ -22,6 +22,7 @@ _LOWER, _UPPER = 0.10, 0.95
 _BINS_PER_OCTAVE = 4
 _BINS = 17 * _BINS_PER_OCTAVE + 1
 """Up to 131,072 tokens; longer answers count as that long."""
+_LONGEST = 2 ** ((_BINS - 1) // _BINS_PER_OCTAVE)
 _GROWTH = 1.02
 """Each answer weighs so much more than the one before: the memory is about fifty answers."""
 _ENOUGH = 8.0
@@ -31,7 +32,8 @@ _REFRESH = 4
 """Answers between two computations of a histogram's summary."""
 _MAX_KEYS = 8192
 
-_Key = tuple[str, ...]
+_Key = tuple[()] | tuple[str] | tuple[str, str] | tuple[str, str, int]
+"""The last is the length of the prompt, in bits."""
 
 
 class Length(NamedTuple):
@@ -79,18 +81,20 @@ class Lengths:
         self, client: str, line: str, input_tokens: int, output_tokens: float, estimate: Length | None = None
     ) -> None:
         """Learn from one finished answer, and from how far off its estimate was."""
+        at = _bin(output_tokens)
         if estimate is not None:
             self.calibration.answers += 1
             # A quantile is as wide as its bin: an answer in the same bin as the bound is inside.
-            self.calibration.inside += _bin(estimate.lower) <= _bin(output_tokens) <= _bin(estimate.upper)
+            self.calibration.inside += _bin(estimate.lower) <= at <= _bin(estimate.upper)
+        histograms = self._histograms
         for key in _keys(client, line, input_tokens):
-            histogram = self._histograms.get(key)
+            histogram = histograms.get(key)
             if histogram is None:
-                histogram = self._histograms[key] = _Histogram()
-                if len(self._histograms) > _MAX_KEYS:
-                    self._histograms.popitem(last=False)
-            self._histograms.move_to_end(key)
-            histogram.add(output_tokens)
+                histogram = histograms[key] = _Histogram()
+                if len(histograms) > _MAX_KEYS:
+                    histograms.popitem(last=False)
+            histograms.move_to_end(key)
+            histogram.add(output_tokens, at)
 
     def __len__(self) -> int:
         return len(self._histograms)
@@ -121,11 +125,13 @@ class _Histogram:
         """How many answers of full weight the memory amounts to."""
         return self._total * _GROWTH / self._weight
 
-    def add(self, tokens: float) -> None:
-        self._bins[_bin(tokens)] += self._weight
-        self._total += self._weight
-        self._sum += self._weight * tokens
-        self._weight *= _GROWTH
+    def add(self, tokens: float, at: int) -> None:
+        """One more answer so long; `at` is the bin of that length."""
+        weight = self._weight
+        self._bins[at] += weight
+        self._total += weight
+        self._sum += weight * tokens
+        self._weight = weight * _GROWTH
         self._since += 1
         if self._since >= _REFRESH:
             self._summary, self._since = None, 0
@@ -169,7 +175,7 @@ class _Histogram:
 
 def _keys(client: str, line: str, input_tokens: int) -> tuple[_Key, ...]:
     """From the particular to the general."""
-    return (client, line, str(max(1, input_tokens).bit_length())), (client, line), (line,), ()
+    return (client, line, input_tokens.bit_length() or 1), (client, line), (line,), ()
 
 
 def _prior() -> Length:
@@ -185,7 +191,9 @@ def _bounded(length: Length, most: int | None) -> Length:
 
 def _bin(tokens: float) -> int:
     """The bin of a length; 0 holds what is shorter than two tokens."""
-    return 0 if tokens < 1 else min(int(_BINS_PER_OCTAVE * math.log2(tokens)), _BINS - 1)
+    if tokens < 1:
+        return 0
+    return int(_BINS_PER_OCTAVE * math.log2(tokens)) if tokens < _LONGEST else _BINS - 1
 
 
 def _tokens(index: int) -> int:

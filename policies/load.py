@@ -38,7 +38,8 @@ class Load:
     def __init__(
         self, facts: WorkerFacts, *, window_s: float, window_tokens: int | None, kv_margin: float = 0.0
     ) -> None:
-        self.facts = facts
+        self._kv_share = 1.0 - kv_margin
+        self._learn_of(facts)
         self.profile = Profile()
         self.requests = 0
         self.sequences = 0
@@ -57,7 +58,6 @@ class Load:
         """When the answers in flight were looked at last."""
         self._window_s = window_s
         self._window_tokens = window_tokens
-        self._kv_share = 1.0 - kv_margin
         self._slots = LearnedSlots()
         self._occupants = Occupants()
         self._answers = 0
@@ -71,7 +71,10 @@ class Load:
         self._period_seen = True
         self._prefilled_at = 0.0
         self._unseen = 0
-        self._view: WorkerView | None = None
+        self.seen: WorkerView | None = None
+        """The view of it as it is now; None: something has changed since there was one."""
+        self.eased_at = 0
+        """What `Roster.eased` was when this worker could admit more than before for the last time."""
 
     # -- taking and giving back
 
@@ -90,7 +93,7 @@ class Load:
         else:
             self._unseen += 1
             self._period_seen = False
-        self._view = None
+        self.seen = None
 
     def end_prefill(self, leg: Leg, now: float, *, finished: bool) -> None:
         """The prompt is computed (`finished`); or will never be, or that was not seen."""
@@ -112,7 +115,7 @@ class Load:
         self.prefill_due = min(self.prefill_due, now + left_s)
         if self.prefills == 0:
             self._end_period(now)
-        self._view = None
+        self.seen = None
 
     def start_prompt(self, leg: Leg) -> None:
         """The prompt of a pair is held here until its prefill is done."""
@@ -126,11 +129,11 @@ class Load:
         self.sequences += leg.request.sequences
         self.reserved += leg.reserved
         self._slots.peak = max(self._slots.peak, self.sequences)
-        self._view = None
+        self.seen = None
 
     def start_decode(self, leg: Leg) -> None:
         self.decode_tokens += leg.context * leg.request.sequences
-        self._view = None
+        self.seen = None
 
     def saw_output(self, leg: Leg, tokens: int) -> None:
         leg.output_tokens += tokens
@@ -144,7 +147,7 @@ class Load:
         leg.reserved += over
         self.reserved += over
         self._occupants.grow(leg, leg.output_tokens, leg.remaining)
-        self._view = None
+        self.seen = None
 
     def end_sequences(self, leg: Leg, now: float) -> None:
         self._moved_at = now
@@ -154,12 +157,12 @@ class Load:
         self._answers -= leg.output_tokens
         if leg.first_token_at is not None:
             self.decode_tokens -= leg.context * leg.request.sequences + leg.output_tokens
-        self._view = None
+        self.seen = None
 
     def pin(self, tokens: int) -> None:
         """The scheduler's tree says what the prompts in flight occupy."""
         self.pinned = tokens
-        self._view = None
+        self.seen = None
 
     @property
     def idle(self) -> bool:
@@ -191,7 +194,7 @@ class Load:
         """Whether the worker is stalled; says if that has changed."""
         before, self.stalled = self.stalled, self.stalls_at() <= now
         if before != self.stalled:
-            self._view = None
+            self.seen = None
         return before != self.stalled
 
     # -- learning
@@ -201,8 +204,8 @@ class Load:
         reading = facts.reading
         if reading is not None and (self.facts.reading is None or reading.at > self.facts.reading.at):
             self._slots.read(reading.running, reading.waiting, self.sequences)
-        self.facts = facts
-        self._view = None
+        self._learn_of(facts)
+        self.seen = None
 
     def saw_answer(self, leg: Leg, output_tokens: int, now: float) -> None:
         """Learn decode speed from a finished answer; without a seen first token, both speeds.
@@ -229,8 +232,8 @@ class Load:
 
     def view(self) -> WorkerView:
         """The worker as it is now; the same object until something changes."""
-        if self._view is None:
-            self._view = WorkerView(
+        if self.seen is None:
+            self.seen = WorkerView(
                 self.facts.id,
                 self.facts,
                 self.requests,
@@ -244,7 +247,7 @@ class Load:
                 + self.sequences * self.profile.step_s(self.sequences, self.decode_tokens),
                 self.stalled,
             )
-        return self._view
+        return self.seen
 
     def window(self) -> int:
         """Extend tokens that may be in flight at once: about one step; one prompt while no speed is known."""
@@ -255,24 +258,27 @@ class Load:
         step = self.profile.prefill_tokens(self._window_s)
         return step if self.facts.max_batched_tokens is None else min(step, self.facts.max_batched_tokens)
 
+    def _learn_of(self, facts: WorkerFacts) -> None:
+        """Take facts in, and what follows from them alone."""
+        self.facts = facts
+        self._kv_tokens = None if facts.kv_tokens is None else int(facts.kv_tokens * self._kv_share)
+        self._stages = Stage.PREFILL in facts.stages, Stage.DECODE in facts.stages
+
     def _room(self) -> Room:
-        facts = self.facts
+        facts, kv_tokens, idle = self.facts, self._kv_tokens, self.idle
         slots = facts.slots if facts.slots is not None else self._slots.bound
-        kv_tokens = None if facts.kv_tokens is None else int(facts.kv_tokens * self._kv_share)
-        prompts = self.pinned + self._loose
-        full = slots is not None and slots <= self.sequences
-        return Room(
-            idle=self.idle,
-            prefill_idle=self.prefills == 0,
-            prefill_free=self.window() - self.prefill_owed,
-            slots_free=None if slots is None else slots - self.sequences,
-            kv_free=None if kv_tokens is None else kv_tokens - prompts - self.reserved,
-            expected_at=max(self.prefill_due, self._slot_due()) if full else self.prefill_due,
-            kv_now=None if kv_tokens is None else kv_tokens - prompts - self._answers,
-            batch=None if kv_tokens is None else self._occupants.batch(kv_tokens, prompts),
-            prefills=Stage.PREFILL in facts.stages,
-            decodes=Stage.DECODE in facts.stages,
-        )
+        slots_free = None if slots is None else slots - self.sequences
+        full = slots_free is not None and slots_free <= 0
+        due = max(self.prefill_due, self._slot_due()) if full else self.prefill_due
+        kv_free = kv_now = batch = None
+        if kv_tokens is not None:
+            prompts = self.pinned + self._loose
+            kv_free = kv_tokens - prompts - self.reserved
+            kv_now = kv_tokens - prompts - self._answers
+            if not idle:  # an idle worker takes anything
+                batch = self._occupants.batch(kv_tokens, prompts)
+        free = self.window() - self.prefill_owed
+        return Room(idle, self.prefills == 0, free, slots_free, kv_free, due, kv_now, batch, *self._stages)
 
     def _slot_due(self) -> float:
         """When the first of the answers in flight is expected to end, by what they were when looked at last."""
@@ -289,7 +295,7 @@ class Load:
         self._occupants.remove(leg)
         if not leg.request.key.data:
             self._loose -= leg.request.input_tokens
-        self._view = None
+        self.seen = None
 
     def _end_period(self, now: float) -> None:
         """Learn how long the prompts that were computed in a busy period took together; another one begins."""

@@ -6,14 +6,16 @@ clock or the lab's virtual one). A *worker* is named by an opaque string; a *cli
 adapter of the pool's base model.
 """
 
+from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from policies.lengths import Length
 from policies.profile import Profile
 from policies.room import Room
+from policies.value import value
 
 WorkerId = str
 
@@ -73,7 +75,7 @@ class Reason(Enum):
     WARM_UP = "warm_up"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PrefixKey:
     """A prompt as a sequence of opaque units of `width` bytes, each standing for `tokens_per_unit` tokens.
 
@@ -84,6 +86,8 @@ class PrefixKey:
     data: bytes = b""
     width: int = 1
     tokens_per_unit: float = 0.25
+    salt: bytes = b""
+    """What separates caches beside the line and stands for no token; keys of text have it in their data."""
 
 
 @dataclass(slots=True)
@@ -120,6 +124,8 @@ class RequestView:
     whole: bool = False
     """One worker has to serve it from its prompt to its end."""
     resume_tokens: int = 0
+    chains: dict[tuple[int, str | None], "array[int]"] | None = field(default=None, compare=False, repr=False)
+    """What is remembered of the key: digests of its blocks, see `held_blocks`."""
 
     @property
     def divisible(self) -> bool:
@@ -158,7 +164,11 @@ class WorkerFacts:
     """Recent requests failed there: used when nobody better is left."""
     slots: int | None = None
     """Sequences the engine runs at once, where known."""
+    adapters: frozenset[str] = frozenset()
+    """Those of the lines that are LoRA adapters: their KV is of no use to the others."""
     kv_tokens: int | None = None
+    block_size: int | None = None
+    """Tokens per KV block, where its metrics say."""
     max_batched_tokens: int | None = None
     reading: Reading | None = None
     """None while stale or absent."""
@@ -173,7 +183,7 @@ class WorkerFacts:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerView:
     """A worker as a placement policy sees it: load as counted by the scheduler itself, exact and immediate."""
 
@@ -229,7 +239,7 @@ class Placement(NamedTuple):
     encode: WorkerId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Place:
     """A policy's choice. It commits nothing: `Placed` does."""
 
@@ -246,9 +256,11 @@ class Candidate(NamedTuple):
     keep_off: frozenset[WorkerId] = frozenset()
     bound: Place | None = None
     """Its worker was chosen when it arrived (early binding)."""
+    behind: RequestView | None = None
+    """It may start only past this one: while that would rather wait, not while it has no room."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hold:
     """Wait for this worker, at most until then: cheaper than starting elsewhere now."""
 
@@ -260,7 +272,7 @@ Matches = Mapping[WorkerId, int]
 """Tokens of the request's prefix in each worker's cache; workers that hold nothing are absent."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Usage:
     """What an attempt really cost, as the worker reports it or as far as it was seen."""
 
@@ -273,7 +285,7 @@ class Usage:
 # -- decisions: what the driver performs
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Dispatch:
     ticket: Ticket
     request: RequestView
@@ -281,7 +293,7 @@ class Dispatch:
     waited_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reject:
     ticket: Ticket
     request: RequestView

@@ -19,9 +19,10 @@ only), and for `never`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from policies.audience import heard
 from policies.events import Bound, Event, FirstToken, Left, Output, Placed
 from policies.heatmap_learning import EXPLORED
 from policies.knowledge import Knowledge
@@ -41,6 +42,7 @@ from policies.model import (
 from policies.placement.random_choice import draw
 from policies.profile import Profile
 from policies.protocol import PlacementPolicy
+from policies.value import value
 
 Disaggregate = Literal["heatmap", "always", "never"]
 """heatmap: as the map says of each request. always: a pair while one has room. never: roles are ignored."""
@@ -49,7 +51,7 @@ Able = Callable[[RequestView], Sequence[WorkerView]]
 """Who could serve a request, with room or without."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PrefillView(WorkerView):
     """A prefill worker as a placement policy sees it: there is room if the prompt fits."""
 
@@ -69,7 +71,7 @@ class _Kinds(NamedTuple):
         return bool(self.prefill and self.decode)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Start:
     """When a request began to run, and how much of its prompt had to be computed."""
 
@@ -85,6 +87,7 @@ class Pairs:
         self, inner: PlacementPolicy, knowledge: Knowledge, disaggregate: Disaggregate = "heatmap"
     ) -> None:
         self._inner = inner
+        self.hears = heard(inner) | {Placed, Left}
         self._heatmap = knowledge.heatmap
         self._disaggregate = disaggregate
         self._seed = knowledge.rng.getrandbits(64)

@@ -24,9 +24,9 @@ Invariants, after every public call, besides those of the shape (``radix.py``):
 
 import math
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Final
 
+from policies.believed_cache import BelievedCache, Pin
 from policies.radix import Node, Radix, common_length, descendants
 
 
@@ -46,55 +46,6 @@ class TreeStats:
     merges: int
 
 
-class _Cache:
-    """What one worker is believed to hold, in units, and its leaves in order of use."""
-
-    __slots__ = ("capacity", "gone", "heap", "held", "leaves", "pinned", "worker")
-
-    def __init__(self, worker: str, capacity: int) -> None:
-        self.worker = worker
-        self.capacity = capacity
-        self.held = 0
-        self.pinned = 0
-        self.leaves: dict[float, Node] = {}
-        self.heap: list[float] = []
-        self.gone = False
-
-    def expose(self, node: Node) -> None:
-        """List the node among the leaves if it has become one; pinned nodes and the root never are."""
-        worker = self.worker
-        if node.parent is None or worker in node.held_children or worker in node.pins:
-            return
-        stamp = node.stamps[worker]
-        self.leaves[stamp] = node
-        heappush(self.heap, stamp)
-        if len(self.heap) > 2 * len(self.leaves) + 64:
-            self.heap = sorted(self.leaves)
-
-    def conceal(self, node: Node, stamp: float) -> None:
-        """Take the node off the leaves, if it is there; its stamp in the heap is now outdated."""
-        if self.leaves.get(stamp) is node:
-            del self.leaves[stamp]
-
-    def oldest(self) -> Node | None:
-        """The leaf that was least recently used; None if all that is held is pinned."""
-        if not self.leaves:
-            return None
-        while (leaf := self.leaves.get(self.heap[0])) is None:
-            heappop(self.heap)
-        return leaf
-
-
-class Pin:
-    """A running request's claim on a path: what it covers is not evicted before it is released."""
-
-    __slots__ = ("cache", "node")
-
-    def __init__(self, cache: _Cache, node: Node) -> None:
-        self.cache = cache
-        self.node: Node | None = node  # None once released
-
-
 class PrefixTree:
     """The prefixes that each worker is believed to hold, within its capacity in units.
 
@@ -108,9 +59,11 @@ class PrefixTree:
         self.width: Final = width
         self._default_capacity = _checked(default_capacity)
         self._shape = Radix(width)
-        self._caches: dict[str, _Cache] = {}
+        self._caches: dict[str, BelievedCache] = {}
         self._last_stamp = -math.inf
         self._evicted = 0
+        self.version = 0
+        """Moves with whatever a worker comes to hold or ceases to: until then, `match` answers the same."""
 
     # Questions: they change nothing.
 
@@ -243,6 +196,16 @@ class PrefixTree:
                 return
             node, position = child, position + length
 
+    def expire(self, worker: str, before: float) -> None:
+        """The worker loses what it used last at `before` or earlier, except what is pinned."""
+        cache = self._caches.get(worker)
+        if cache is None:
+            return
+        held = cache.held
+        while (leaf := cache.oldest()) is not None and leaf.stamps[worker] <= before:
+            self._drop_leaf(cache, leaf)
+        self._evicted += held - cache.held
+
     def remove_worker(self, worker: str) -> None:
         """Forget the worker with all that it holds and pins. Its cost is linear in the size of the tree."""
         cache = self._caches.pop(worker, None)
@@ -256,10 +219,10 @@ class PrefixTree:
 
     # One worker and one node.
 
-    def _join(self, worker: str) -> _Cache:
+    def _join(self, worker: str) -> BelievedCache:
         cache = self._caches.get(worker)
         if cache is None:
-            cache = self._caches[worker] = _Cache(worker, self._default_capacity)
+            cache = self._caches[worker] = BelievedCache(worker, self._default_capacity)
         return cache
 
     def _next_stamp(self, now: float) -> float:
@@ -267,13 +230,14 @@ class PrefixTree:
         self._last_stamp = now if now > last else math.nextafter(last, math.inf)
         return self._last_stamp
 
-    def _take(self, cache: _Cache, parent: Node, node: Node, stamp: float) -> None:
+    def _take(self, cache: BelievedCache, parent: Node, node: Node, stamp: float) -> None:
         """Hold the node, use it now, and pin it once more."""
         worker = cache.worker
         units = len(node.edge) // self.width
         used = node.stamps.get(worker)
         if used is None:
             cache.held += units
+            self.version += 1
             parent.count_child(worker)
         else:
             cache.conceal(node, used)
@@ -281,24 +245,25 @@ class PrefixTree:
         if node.pin(worker):
             cache.pinned += units
 
-    def _drop(self, cache: _Cache, node: Node) -> Node:
+    def _drop(self, cache: BelievedCache, node: Node) -> Node:
         """The worker loses a node below which it holds nothing. Returns the node that may now be merged."""
         worker, parent = cache.worker, node.parent
         assert parent is not None  # noqa: S101 - the root is never held
         cache.conceal(node, node.stamps.pop(worker))
         cache.held -= len(node.edge) // self.width
+        self.version += 1
         parent.uncount_child(worker)
         if node.stamps:
             return node
         self._shape.detach(node)  # nobody else holds it, so nothing hangs below
         return parent
 
-    def _drop_all(self, cache: _Cache, nodes: list[Node]) -> None:
+    def _drop_all(self, cache: BelievedCache, nodes: list[Node]) -> None:
         """Drop nodes given children first; merging waits until all are done, as it replaces nodes."""
         for node in [self._drop(cache, node) for node in nodes]:
             self._shape.merge(node)
 
-    def _drop_leaf(self, cache: _Cache, leaf: Node) -> None:
+    def _drop_leaf(self, cache: BelievedCache, leaf: Node) -> None:
         """Drop one leaf, so that its parent may become one."""
         parent = leaf.parent
         assert parent is not None  # noqa: S101 - the root is no leaf
@@ -306,7 +271,7 @@ class PrefixTree:
         cache.expose(parent)
         self._shape.merge(touched)
 
-    def _trim(self, cache: _Cache, leaf: Node, length: int) -> None:
+    def _trim(self, cache: BelievedCache, leaf: Node, length: int) -> None:
         """The worker keeps only the first ``length`` bytes of its unpinned leaf."""
         stamp = leaf.stamps[cache.worker]
         rest = leaf
@@ -315,13 +280,14 @@ class PrefixTree:
             self._shape.merge(self._drop(cache, leaf))
         else:
             cache.held -= (len(leaf.edge) - length) // self.width
+            self.version += 1
             self._shape.shorten(leaf, length)
         if cache.leaves.get(stamp) is not rest:
             cache.expose(rest)
 
     # Eviction.
 
-    def _shrink(self, cache: _Cache) -> None:
+    def _shrink(self, cache: BelievedCache) -> None:
         """Evict what was least recently used, tail first, until the rest fits or is pinned."""
         before = cache.held
         while (excess := cache.held - cache.capacity) > 0 and (leaf := cache.oldest()) is not None:
@@ -332,7 +298,7 @@ class PrefixTree:
                 self._drop_leaf(cache, leaf)
         self._evicted += before - cache.held
 
-    def _evict_below(self, cache: _Cache, node: Node, length: int) -> None:
+    def _evict_below(self, cache: BelievedCache, node: Node, length: int) -> None:
         """The worker keeps at most ``length`` bytes of the node, and pinned nodes."""
         before = cache.held
         worker = cache.worker

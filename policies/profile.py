@@ -11,7 +11,7 @@ An observation moves an estimate by a bounded factor: one slow request (a preemp
 nonsense.
 """
 
-from dataclasses import dataclass, replace
+from policies.value import value
 
 _RATE = 0.1
 """Weight of one observation. Ten consistent ones close 65% of a gap."""
@@ -26,7 +26,7 @@ _LEAST_S = 1e-12
 """No time is learned to be shorter: windows are computed by dividing by it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Profile:
     """Times of one worker, seconds."""
 
@@ -48,9 +48,8 @@ class Profile:
 
     def prefill_s(self, extend_tokens: int, context_tokens: int = 0) -> float:
         """Time to compute a prompt's uncached tokens, of which `context_tokens` are in the cache already."""
-        return (
-            self.base_s + self.per_token_s * extend_tokens + self.per_pair_s * pairs(extend_tokens, context_tokens)
-        )
+        token_pairs = extend_tokens * (context_tokens + extend_tokens / 2)  # `pairs`, without the call
+        return self.base_s + self.per_token_s * extend_tokens + self.per_pair_s * token_pairs
 
     def step_s(self, batch: int = 1, context_tokens: int = 0) -> float:
         """Time of one decode step, in which each sequence of the batch gets a token."""
@@ -71,27 +70,15 @@ class Profile:
         `token_pairs` sums `pairs` over the prompts; None: it was one prompt with nothing cached.
         """
         amount = pairs(extend_tokens) if token_pairs is None else token_pairs
-        terms = (self.base_s, self.per_token_s * extend_tokens, self.per_pair_s * amount)
-        base, token, pair = _lesson(terms, seconds, self.prefills)
-        return replace(
-            self,
-            base_s=_longer(self.base_s * base),
-            per_token_s=_longer(self.per_token_s * token),
-            per_pair_s=_longer(self.per_pair_s * pair),
-            prefills=self.prefills + 1,
-        )
+        base, token, pair = self._prefill_after(extend_tokens, amount, seconds)
+        step, sequence, context = self.step_base_s, self.per_sequence_s, self.per_context_token_s
+        return Profile(base, token, pair, step, sequence, context, self.prefills + 1, self.decodes)
 
     def saw_decode(self, output_tokens: int, seconds: float, batch: int = 1, context_tokens: int = 0) -> "Profile":
         """Learn from so many steps that took `seconds`, in a batch of about this size and context."""
-        terms = (self.step_base_s, self.per_sequence_s * batch, self.per_context_token_s * context_tokens)
-        base, sequence, context = _lesson(terms, seconds / output_tokens, self.decodes)
-        return replace(
-            self,
-            step_base_s=_longer(self.step_base_s * base),
-            per_sequence_s=_longer(self.per_sequence_s * sequence),
-            per_context_token_s=_longer(self.per_context_token_s * context),
-            decodes=self.decodes + 1,
-        )
+        step, sequence, context = self._step_after(batch, context_tokens, seconds / output_tokens)
+        base, token, pair = self.base_s, self.per_token_s, self.per_pair_s
+        return Profile(base, token, pair, step, sequence, context, self.prefills, self.decodes + 1)
 
     def saw_whole(
         self,
@@ -105,10 +92,26 @@ class Profile:
         prefill = self.prefill_s(extend_tokens)
         decode = self.decode_s(output_tokens, batch, context_tokens)
         share = prefill / (prefill + decode)
-        taught = self.saw_prefill(extend_tokens, seconds * share)
         if output_tokens == 0:
-            return taught
-        return taught.saw_decode(output_tokens, seconds * (1 - share), batch, context_tokens)
+            return self.saw_prefill(extend_tokens, seconds * share)
+        base, token, pair = self._prefill_after(extend_tokens, pairs(extend_tokens), seconds * share)
+        step_s = seconds * (1 - share) / output_tokens
+        step, sequence, context = self._step_after(batch, context_tokens, step_s)
+        return Profile(base, token, pair, step, sequence, context, self.prefills + 1, self.decodes + 1)
+
+    def _prefill_after(self, extend_tokens: int, token_pairs: float, seconds: float) -> tuple[float, float, float]:
+        """Base, time per token and per pair, after a prefill that took so long."""
+        base, token, pair = self.base_s, self.per_token_s, self.per_pair_s
+        terms = (base, token * extend_tokens, pair * token_pairs)
+        first, second, third = _lesson(terms, seconds, self.prefills)
+        return _longer(base * first), _longer(token * second), _longer(pair * third)
+
+    def _step_after(self, batch: int, context_tokens: int, seconds: float) -> tuple[float, float, float]:
+        """Base, time per sequence and per token of context, after a step that took so long."""
+        base, sequence, context = self.step_base_s, self.per_sequence_s, self.per_context_token_s
+        terms = (base, sequence * batch, context * context_tokens)
+        first, second, third = _lesson(terms, seconds, self.decodes)
+        return _longer(base * first), _longer(sequence * second), _longer(context * third)
 
 
 def pairs(extend_tokens: int, context_tokens: int = 0) -> float:
@@ -118,14 +121,19 @@ def pairs(extend_tokens: int, context_tokens: int = 0) -> float:
 
 def _lesson(terms: tuple[float, float, float], seconds: float, seen: int) -> tuple[float, float, float]:
     """The factors by which three terms move so that their sum comes nearer to `seconds`."""
-    predicted = sum(terms)
+    one, two, three = terms
+    predicted = one + two + three
     step = _FIRST_STEP if seen < _FIRST else _STEP
     ratio = min(max(seconds / predicted, 1.0 / step), step)
     if seen < _SCALING:
         factor: float = ratio ** max(_RATE, 1.0 / (seen + 1))
         return factor, factor, factor
-    first, second, third = (ratio ** (2 * _RATE * term / predicted) for term in terms)
-    return first, second, third
+    weight = 2 * _RATE
+    return (
+        ratio ** (weight * one / predicted),
+        ratio ** (weight * two / predicted),
+        ratio ** (weight * three / predicted),
+    )
 
 
 def _longer(seconds: float) -> float:

@@ -37,6 +37,13 @@ class QueuePolicy(Protocol):
 
 
 @runtime_checkable
+class HearsOnly(Protocol):
+    """What a policy has in addition that has no use for most events: it is told of these kinds, at least."""
+
+    hears: frozenset[type[Event]]
+
+
+@runtime_checkable
 class KeepsDeficits(Protocol):
     """What a queue policy has in addition whose accounts are deficits, for people to look at."""
 

@@ -146,7 +146,8 @@ class Radix:
         above = node.parent
         while above is not None:
             following = above.parent
-            self.merge(above)
+            if len(above.children) == 1:
+                self.merge(above)
             above = following
 
 

@@ -14,12 +14,13 @@ One request always fits a worker that has nothing in flight, however long its pr
 best what it cannot serve, and says so with a 4xx.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from policies.fits import Batch, Member
+from policies.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Room:
     """What a worker can still take. None means that no bound is known."""
 

@@ -27,6 +27,10 @@ class Roster:
         self._gone: dict[WorkerId, Load] = {}
         self._by_line: dict[str, list[Load]] = {}
         self._watch_at = -math.inf
+        self.given = 0
+        """How often room has been given back, or a worker has changed."""
+        self.eased = 0
+        """The same, and how often answers have grown: their end is nearer, so KV may suffice that did not."""
 
     def __contains__(self, worker: WorkerId) -> bool:
         return worker in self._here
@@ -44,8 +48,9 @@ class Roster:
             return False
         before = load.facts
         load.tell(facts)
+        self.gave(load)
         if (before.usable, before.suspect, before.lines) != (facts.usable, facts.suspect, facts.lines):
-            self._by_line.clear()
+            self._regroup()
         return (before.usable and not facts.usable) or not before.lines <= facts.lines
 
     def leave(self, worker: WorkerId) -> bool:
@@ -56,11 +61,12 @@ class Roster:
         if not load.idle:
             self._gone[worker] = load
             load.pin(0)  # the prefix trees forget it, with its pins
-        self._by_line.clear()
+        self._regroup()
         return True
 
     def rest(self, load: Load) -> None:
         """Something has ended on this worker: forget it if it is gone and that was the last."""
+        self.gave(load)
         if load.idle:
             self._gone.pop(load.facts.id, None)
 
@@ -71,7 +77,29 @@ class Roster:
         else:
             load.tell(facts)
         self._here[facts.id] = load
+        self._regroup()
+
+    # -- what gives room
+
+    def gave(self, load: Load) -> None:
+        """Something has ended on this worker, or it is not as it was."""
+        self.given += 1
+        self.eases(load)
+
+    def eases(self, load: Load) -> None:
+        """The worker may admit now what it did not before."""
+        self.eased += 1
+        load.eased_at = self.eased
+
+    def eased_since(self, eased: int) -> list[WorkerView]:
+        """The workers that may admit now what they did not when `eased` was this."""
+        return [load.view() for load in self._here.values() if load.eased_at > eased and load.facts.usable]
+
+    def _regroup(self) -> None:
+        """Who may serve what is no longer as it was."""
         self._by_line.clear()
+        for load in self._here.values():
+            self.gave(load)
 
     # -- silence
 
@@ -97,7 +125,7 @@ class Roster:
 
     def _judge(self, load: Load, now: float) -> None:
         if load.judge(now):
-            self._by_line.clear()
+            self._regroup()
 
     # -- questions
 
@@ -107,7 +135,7 @@ class Roster:
 
     def views(self) -> list[WorkerView]:
         """All workers that may be given requests."""
-        return [load.view() for load in self._here.values() if load.facts.usable]
+        return [load.seen or load.view() for load in self._here.values() if load.facts.usable]
 
     def serves(self, request: RequestView) -> bool:
         """Whether anybody could serve the request."""
@@ -118,7 +146,7 @@ class Roster:
     def able(self, request: RequestView) -> list[WorkerView]:
         """Who could serve the request, with room or without."""
         if _plain(request):
-            return [load.view() for load in self._line(request.line)]
+            return [load.seen or load.view() for load in self._line(request.line)]
         return [load.view() for load in _best([w for w in self._here.values() if w.facts.serves(request)])]
 
     def _line(self, line: str) -> list[Load]:

@@ -85,6 +85,8 @@ class Taking:
             running.prefiller.end_prompt(leg)
             self._unpin(running.prefiller, running.pinned.pop(), now)
             self._roster.rest(running.prefiller)
+        else:
+            self._roster.gave(running.prefiller)
 
     def prefill_done(self, running: Running, now: float) -> None:
         """The prefill worker of a pair has said that it is done; nothing the second time, or for one worker."""
@@ -113,6 +115,7 @@ class Taking:
         if request.streams:
             self.heard(running, now)
         running.decoder.saw_output(leg, tokens)
+        self._roster.eases(running.decoder)
         if leg.output_tokens >= leg.reserved:
             already = leg.output_tokens // request.sequences
             length = self._lengths.given(

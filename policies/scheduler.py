@@ -23,8 +23,10 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from policies.alarms import Alarms
-from policies.choosing import Choice, Chooser, Faults
-from policies.events import Bound, Event, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
+from policies.audience import Audience
+from policies.choosing import Choice, Chooser
+from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
+from policies.faults import Faults
 from policies.knowledge import Knowledge
 from policies.model import (
     Decision,
@@ -75,17 +77,17 @@ class Scheduler:
         self.heatmap = knowledge.heatmap
         self._queue = queue
         self._estimate = queue.answer if isinstance(queue, EstimatesAnswers) else None
-        self._placement = placement
         self._roster = Roster(
             self.settings.prefill_window_s, self.settings.prefill_window_tokens, self.settings.kv_margin
         )
         self._taking = Taking(self._roster, self.prefixes, self.lengths)
         self._entries: dict[str, _Entry] = {}
-        self._rejects: list[Reject] = []
-        self._waits = Alarms(lambda ticket: self._entry(ticket) is not None and self._running(ticket) is None)
+        self._rejects: list[Decision] = []
+        self._waits = Alarms(lambda ticket: (entry := self._entry(ticket)) is not None and entry.running is None)
         self._predictions = Alarms(lambda ticket: (leg := self._running(ticket)) is not None and leg.predictable)
         self._serials = count(1)
         self._chooser = Chooser(queue, placement, self._roster, self.prefixes, self.settings)
+        self._tell = Audience((queue, placement), self._chooser.faults).tell
 
     # -- events: requests
 
@@ -120,18 +122,16 @@ class Scheduler:
     def first_token(self, ticket: Ticket, now: float) -> None:
         """The first token of a streamed answer has arrived."""
         running = self._running(ticket)
-        if running is not None and running.leg.first_token_at is None:
-            self._taking.first_token(running, now)
-            self._tell(FirstToken(running.leg.request, running.leg.placement, now))
+        if running is not None:
+            self._first_token(running, now)
 
     def output(self, ticket: Ticket, tokens: int, now: float) -> None:
-        """So many more output tokens; drivers coalesce (every 32 tokens or 100 ms)."""
+        """So many more output tokens; drivers coalesce (every 32 tokens or 250 ms)."""
         running = self._running(ticket)
         if running is not None and tokens > 0:
-            if running.leg.first_token_at is None:
-                self.first_token(ticket, now)
+            self._first_token(running, now)
             self._taking.output(running, tokens, now)
-            self._tell(Output(running.leg.request, running.leg.placement, tokens, now))
+            self._tell(Output, running.leg.request, running.leg.placement, tokens, now)
 
     def settled(self, ticket: Ticket, usage: Usage, now: float, outcome: Outcome = Outcome.COMPLETED) -> None:
         """The worker has answered: the accounts are corrected to what it reports."""
@@ -154,7 +154,7 @@ class Scheduler:
         entry.running = None
         self._taking.release(running, now, finished=False)
         self._taking.failed(running, worker, reason)
-        self._tell(Left(request, running.leg.placement, None, None, now))
+        self._tell(Left, request, running.leg.placement, None, None, now)
         entry.request = replace(request, excluded=request.excluded | {worker})
         entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
         entry.last_failure = reason
@@ -174,9 +174,9 @@ class Scheduler:
         """Facts about a worker, whole; one not known joins. Its prefix index stays through every change."""
         known = facts.id in self._roster
         serves_less = self._roster.tell(facts)
-        self.prefixes.set_capacity(facts.id, facts.kv_tokens)
+        self.prefixes.tell(facts)
         if not known:
-            self._tell(WorkerArrived(facts, now))
+            self._tell(WorkerArrived, facts, now)
         elif serves_less:
             self._reject_the_unserved(now)
 
@@ -185,7 +185,7 @@ class Scheduler:
         if not self._roster.leave(worker):
             return
         self.prefixes.remove(worker)
-        self._tell(WorkerGone(worker, now))
+        self._tell(WorkerGone, worker, now)
         self._reject_the_unserved(now)
 
     # -- decisions
@@ -195,8 +195,9 @@ class Scheduler:
         self._predict(now)
         self._expire(now)
         self._roster.watch(now)
-        decisions: list[Decision] = list(self._rejects)
-        self._rejects.clear()
+        decisions: list[Decision] = []
+        if self._rejects:
+            decisions, self._rejects = self._rejects, []
         self._chooser.hold_until = None
         while len(self._queue) and (choice := self._chooser.next(now)):
             decisions.append(self._place(choice, now))
@@ -204,8 +205,11 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `decisions` should be asked again, if nothing happens before."""
-        watch = self._roster.next_watch() if len(self._queue) else None
-        times = (self._waits.next(), self._predictions.next(), self._chooser.hold_until, watch)
+        predicted = self._predictions.next()
+        if not len(self._queue):  # nobody waits, and all else is about those who do
+            self._waits.clear()
+            return predicted
+        times = (predicted, self._waits.next(), self._chooser.hold_until, self._roster.next_watch())
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> Snapshot:
@@ -238,28 +242,29 @@ class Scheduler:
         if not entry.running.leg.prefill_seen:
             self._predictions.set(entry.running.prefiller.prefill_due, entry.ticket)
         if not bound:
-            self._tell(Bound(request, placement, now))
+            self._tell(Bound, request, placement, now)
         matched = matches.get(placement.prefill or placement.decode, 0)
-        self._tell(Placed(request, placement, matched, entry.running.leg.extend_tokens, now))
+        self._tell(Placed, request, placement, matched, entry.running.leg.extend_tokens, now)
         return Dispatch(entry.ticket, request, place, now - request.arrived)
 
     # -- the passing of time
 
     def _expire(self, now: float) -> None:
         """Turn away who has waited too long."""
-        for _, ticket in self._waits.due(now):
-            entry = self._entries[ticket.request]
+        while (alarm := self._waits.due(now)) is not None:
+            entry = self._entries[alarm[1].request]
             self._dequeue(entry.request)
             self._reject(entry, RejectReason.WAITED_TOO_LONG, now)
 
     def _predict(self, now: float) -> None:
         """First tokens and output of answers that are not streamed, by their worker's profile."""
-        for due, ticket in self._predictions.due(now):
+        while (alarm := self._predictions.due(now)) is not None:
+            due, ticket = alarm
             running = self._running(ticket)
             if running is None:
                 continue
             if running.leg.first_token_at is None:
-                self.first_token(ticket, now)
+                self._first_token(running, now)
             else:
                 self.output(ticket, running.predicted_tokens(), now)
             if running.predictable:
@@ -267,12 +272,18 @@ class Scheduler:
 
     # -- beginnings and ends
 
+    def _first_token(self, running: Running, now: float) -> None:
+        """Nothing the second time."""
+        if running.leg.first_token_at is None:
+            self._taking.first_token(running, now)
+            self._tell(FirstToken, running.leg.request, running.leg.placement, now)
+
     def _enqueue(self, entry: _Entry, now: float, *, again: bool) -> None:
         request = entry.request
         self._queue.push(request, again=again)
         latest = now + self.settings.max_wait_s  # time spent on a worker that failed is not waiting
         self._waits.set(latest if request.deadline is None else min(latest, request.deadline), entry.ticket)
-        self._tell(Queued(request, now, again=again))
+        self._tell(Queued, request, now, again=again)
 
     def _dequeue(self, request: RequestView) -> None:
         self._queue.remove(request)
@@ -283,32 +294,34 @@ class Scheduler:
         entry = self._entry(ticket)
         if entry is None:
             return
-        if usage is not None and usage.output_tokens > 0:
-            self.first_token(ticket, now)  # where it was neither seen nor predicted so far
-        del self._entries[ticket.request]
         running = entry.running
+        if running is not None and usage is not None and usage.output_tokens > 0:
+            self._first_token(running, now)  # where it was neither seen nor predicted so far
+        del self._entries[ticket.request]
         if running is None:
             self._dequeue(entry.request)
-            self._tell(Left(entry.request, None, outcome, usage, now))
+            self._tell(Left, entry.request, None, outcome, usage, now)
             return
         leg = running.leg
         if outcome is Outcome.COMPLETED or outcome is Outcome.REFUSED:
             self._taking.heard(running, now)
         if usage is not None:
+            if usage.cached_tokens is not None and not leg.pair:
+                self.prefixes.answered(leg.placement.decode, leg.request, running.matches, usage.cached_tokens)
             if outcome is Outcome.COMPLETED:
                 self._taking.learn(running, usage.output_tokens, now)
             correction = usage.output_tokens - leg.output_tokens
             if correction:
-                self._tell(Output(leg.request, leg.placement, correction, now))
+                self._tell(Output, leg.request, leg.placement, correction, now)
         self._taking.release(running, now, finished=outcome is Outcome.COMPLETED)
-        self._tell(Left(entry.request, leg.placement, outcome, usage, now))
+        self._tell(Left, entry.request, leg.placement, outcome, usage, now)
 
     def _reject(self, entry: _Entry, reason: RejectReason, now: float) -> None:
         """Turn away a request that is not (or no longer) in the queue."""
         del self._entries[entry.request.id]
         waited = now - entry.request.arrived
         self._rejects.append(Reject(entry.ticket, entry.request, reason, waited, entry.last_failure))
-        self._tell(Left(entry.request, None, Outcome.REJECTED, None, now))
+        self._tell(Left, entry.request, None, Outcome.REJECTED, None, now)
 
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
@@ -326,10 +339,3 @@ class Scheduler:
     def _running(self, ticket: Ticket) -> Running | None:
         entry = self._entry(ticket)
         return None if entry is None else entry.running
-
-    def _tell(self, event: Event) -> None:
-        for policy in (self._queue, self._placement):
-            try:
-                policy.on(event)
-            except Exception as fault:  # noqa: BLE001 - a policy's bug is never an outage
-                self.faults.add(fault)

@@ -9,10 +9,11 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from policies.reported import Index
 from router.errors import BadRequest, NoSuchRoute, RequestError, Unauthorized, to_http
 from router.pools import Member
-from router.sections import WorkerConfig
 from router.state import Gateway
+from router.worker_config import WorkerConfig
 from workers.fleet import DuplicateServerError, UnknownServerError
 
 
@@ -99,4 +100,17 @@ def _row(member: Member) -> dict[str, Any]:
         "prefill_owed_tokens": load.prefill_owed if load else 0,
         "kv_reserved_tokens": load.kv_reserved if load else 0,
         "scrape_stale": worker.stale,
+        **_cache(member),
+    }
+
+
+def _cache(member: Member) -> dict[str, Any]:
+    """How the worker's cache is known, and how much it holds."""
+    if member.pool is None:
+        return {"prefix_index": Index.PREDICTED.value, "prefix_index_why": None, "prefix_held_tokens": 0}
+    worker, prefixes = member.worker.id, member.pool.scheduler.prefixes
+    return {
+        "prefix_index": prefixes.reported.index(worker).value,
+        "prefix_index_why": prefixes.reported.doubt(worker),
+        "prefix_held_tokens": prefixes.held_tokens(worker),
     }

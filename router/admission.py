@@ -7,7 +7,6 @@ once, as on an idle fleet it does, no future is made and nobody waits.
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from policies.model import (
     Dispatch,
@@ -62,11 +61,15 @@ class Admitted:
         return decided
 
     def first_token(self) -> None:
-        self._pool.event(lambda scheduler, now: scheduler.first_token(self._ticket, now))
+        pool = self._pool
+        pool.scheduler.first_token(self._ticket, pool.loop.time())
+        pool.stir()
 
     def prefill_done(self) -> None:
         """The prefill worker of a pair has the prompt; the decode worker is next."""
-        self._pool.event(lambda scheduler, now: scheduler.prefill_done(self._ticket, now))
+        pool = self._pool
+        pool.scheduler.prefill_done(self._ticket, pool.loop.time())
+        pool.stir()
 
     def output(self, tokens: int) -> None:
         # Output frees nothing, so nobody can be placed because of it.
@@ -91,13 +94,17 @@ class Admitted:
     def settle(self, usage: Usage, outcome: Outcome) -> None:
         if not self._over:
             self._over = True
-            self._pool.event(lambda scheduler, now: scheduler.settled(self._ticket, usage, now, outcome))
+            pool = self._pool
+            pool.scheduler.settled(self._ticket, usage, pool.loop.time(), outcome)
+            pool.stir()
 
     def cancel(self) -> None:
         """Give back whatever is still held. Harmless after the end."""
         if not self._over:
             self._over = True
-            self._pool.event(lambda scheduler, now: scheduler.cancel(self._ticket, now))
+            pool = self._pool
+            pool.scheduler.cancel(self._ticket, pool.loop.time())
+            pool.stir()
 
     def decide(self, decision: Dispatch | Reject) -> None:
         """The pool has a decision for this request."""
@@ -145,9 +152,8 @@ class Pool:
         self.pump()
         return admitted
 
-    def event(self, tell: Callable[[Scheduler, float], None]) -> None:
+    def stir(self) -> None:
         """Something has happened to a request; whoever waits may have become placeable by it."""
-        tell(self.scheduler, self.loop.time())
         if next(self.scheduler.waiting(), None) is not None:
             self.pump()
 

@@ -17,13 +17,14 @@ Send = Callable[[Message], Awaitable[None]]
 class Answer:
     """The way back to one client. Awaiting `body` waits while the client reads slowly."""
 
-    __slots__ = ("_decision", "_dialect", "_request", "_send", "_wire", "ended", "started", "status")
+    __slots__ = ("_decision", "_dialect", "_request", "_send", "ended", "started", "status", "wire")
 
     def __init__(
         self, send: Send, request: bytes, dialect: Dialect = Dialect.OPENAI, wire: Wire | None = None
     ) -> None:
         self._send = send
-        self._wire = wire
+        self.wire = wire
+        """The way to send more of the body without waiting, where the server has one."""
         self._request = request
         self._dialect = dialect
         self._decision: list[Header] = []
@@ -44,15 +45,6 @@ class Answer:
     async def start(self, status: int, headers: list[Header], length: int | None = None) -> None:
         """Send status and a worker's headers."""
         await self._start(status, to_client(headers, self._request, length))
-
-    @property
-    def direct(self) -> bool:
-        """Whether `write` may be used."""
-        return self._wire is not None
-
-    def write(self, data: bytes) -> bool:
-        """Send more of the body without waiting; False: the client reads slowly, `body` would wait."""
-        return self._wire is not None and self._wire.write(data)
 
     async def body(self, data: bytes, *, more: bool) -> None:
         self.ended = not more

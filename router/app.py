@@ -22,16 +22,20 @@ import uvicorn
 from router import log
 from router.admin import admin_pages
 from router.brain import roles_shortfall, scheduler_for
+from router.cache_reports import CacheReports
 from router.clients import Clients
 from router.config import Config
 from router.gateway import Door
 from router.holders import Holders
+from router.kv_series import KvSeries
 from router.listener import listener
 from router.metrics import Metrics
 from router.pages import not_ready, pages
 from router.pools import Pools, facts
 from router.settings_file import ConfigError
 from router.state import Gateway
+from router.tokenization.series import TokenizationSeries
+from router.tokenization.tokenization import Tokenization
 from router.tokens import TokenScale
 from workers.fleet import Fleet, FleetSettings
 from workers.upstream import Timeouts, Upstream
@@ -88,19 +92,29 @@ async def _gateway(
     # Who is asking, and what they may ask for.
     clients = Clients(config.clients)
     # The fleet watches workers; what it sees becomes events of each pool's scheduler.
-    fleet = Fleet(_fleet_settings(config), loop.time, lambda event: on_fleet(event))  # noqa: PLW0108 - defined below
+    # What they report of their caches goes to each pool's prefix index.
+    reports = CacheReports(lambda worker: pools.prefixes(worker))  # noqa: PLW0108 - defined below
+    fleet = Fleet(
+        _fleet_settings(config),
+        loop.time,
+        lambda event: on_fleet(event),  # noqa: PLW0108 - defined below
+        kv_listener=reports if config.health.kv_events == "auto" else None,
+    )
     pools = Pools(
         make_scheduler=lambda: scheduler_for(config),
         connect=lambda url: Upstream(url, timeouts=Timeouts(**config.timeouts.model_dump())),
         rested=fleet.release,
         aliases=dict(config.models),
     )
+    # Prompts as token ids, where a model's tokenizer can be had.
+    tokenization = Tokenization(config.tokenization, pools, follows_events=config.health.kv_events == "auto")
     gateway = Gateway(
         pools=pools,
         fleet=fleet,
         clients=clients,
         holders=Holders(),
         scale=TokenScale(),
+        tokenization=tokenization,
         metrics=metrics,
         request_log=log_lines,
         limits=config.limits,
@@ -108,12 +122,16 @@ async def _gateway(
         loop=loop,
     )
     metrics.watch(pools, lambda: gateway.open)
+    metrics.registry.register(KvSeries(pools, fleet))
+    metrics.registry.register(TokenizationSeries(tokenization))
     announced = False
 
     def on_fleet(event: FleetEvent) -> None:
         nonlocal announced
         pools.on_fleet(event)
+        reports.follow(event)
         metrics.follow(event)
+        tokenization.follow()
         if not announced and not not_ready(gateway):
             announced = True
             _warn_of_roles(pools, config)
@@ -125,6 +143,7 @@ async def _gateway(
         yield gateway
     finally:
         await fleet.aclose()
+        await tokenization.aclose()
         await pools.aclose()
         log_lines.lines.flush()
 
@@ -266,7 +285,7 @@ def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | No
     gateway.clients.reload(config.clients)
     gateway.limits = config.limits
     gateway.pools.aliases = dict(config.models)
-    for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics"):
+    for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics", "tokenization"):
         if getattr(config, section) != getattr(running, section):
             _log.warning("configuration: a change of `%s` takes effect at the next start", section)
     _warn_of_roles(gateway.pools, running)

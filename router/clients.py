@@ -55,6 +55,7 @@ class Clients:
         self._trusting: set[str] = set()
         for config in configs:
             limits = Limits(config.requests_per_minute, config.tokens_per_minute, config.max_concurrent)
+            limits = NO_LIMITS if limits == NO_LIMITS else limits
             self._by_name[config.name] = Client(config.name, config.name, config.weight, limits)
             for digest in config.digests:
                 raw = bytes.fromhex(digest.removeprefix("sha256:"))
@@ -80,7 +81,7 @@ class Clients:
             return owner
         if owner.path in self._trusting:
             return self._named(user, owner)
-        return replace(owner, path=f"{owner.path}/{_safe(user)}")
+        return Client(f"{owner.path}/{_safe(user)}", owner.account, owner.weight, owner.limits)
 
     def _named(self, user: str, like: Client) -> Client:
         """Find the configured client of that name, else make one with the weight and limits of `like`."""

@@ -23,9 +23,10 @@ from router.sections import (
     Policies,
     Section,
     Timeouts,
-    WorkerConfig,
 )
 from router.settings_file import At
+from router.tokenization.settings import TokenizationSettings
+from router.worker_config import WorkerConfig
 
 T = TypeVar("T")
 
@@ -42,6 +43,9 @@ class Config(Section):
     limits: Limits = Field(default=Limits(), description="Bounds on what is taken in.")
     timeouts: Timeouts = Field(default=Timeouts(), description="How long a worker may keep us waiting.")
     policies: Policies = Field(default_factory=Policies, description="Who is next, and where it runs.")
+    tokenization: TokenizationSettings = Field(
+        default=TokenizationSettings(), description="Whether prompts are known by their token ids."
+    )
     health: Health = Field(default=Health(), description="How workers are watched.")
     admin: Admin | None = Field(default=None, description="Change the fleet while the gateway runs; unset: off.")
     log: Log = Field(default=Log(), description="What is written to standard error.")

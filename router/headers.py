@@ -18,11 +18,11 @@ _NOT_SENT_BACK = frozenset(
 
 def to_worker(scope: MutableMapping[str, Any], request: bytes, own: Iterable[Header]) -> list[Header]:
     """The client's headers as a worker gets them, with the request's id and the worker's own (key, rank)."""
-    dropped = _NOT_SENT_ON
-    for name, value in scope["headers"]:
+    headers = [pair for pair in scope["headers"] if pair[0] not in _NOT_SENT_ON]
+    for name, value in headers:
         if name == b"connection":  # it may name others that are meant for this hop only
-            dropped = dropped.union(part.strip().lower() for part in value.split(b","))
-    headers = [pair for pair in scope["headers"] if pair[0] not in dropped]
+            dropped = {part.strip().lower() for part in value.split(b",")}
+            headers = [pair for pair in headers if pair[0] not in dropped]
     headers.append((b"x-request-id", request))
     headers.extend(own)
     return headers

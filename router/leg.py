@@ -6,6 +6,8 @@ shown that the stream is none of the errors that vLLM hides inside a 200.
 """
 
 import asyncio
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from policies.model import LegFailure, Outcome, Usage, WorkerId
@@ -19,7 +21,7 @@ from router.tail import Tail, find_id, whole_aborted, whole_usage
 from workers.upstream import Exchange, NotConnected, TimedOut, UpstreamError
 
 _OUTPUT_EVERY = 32
-_OUTPUT_EVERY_S = 0.1
+_OUTPUT_EVERY_S = 0.25
 """How often the scheduler hears of output: whichever comes first."""
 WHOLE_BYTES = 64 << 20
 """The longest answer that is held whole before it is passed on."""
@@ -59,6 +61,8 @@ class Leg:
     answer: Answer
     holders: Holders
     loop: asyncio.AbstractEventLoop
+    body: bytes = b""
+    """What to send, until it is sent."""
     exchange: Exchange | None = None
     first_byte_at: float | None = None
     outcome: Outcome | None = None
@@ -70,14 +74,17 @@ class Leg:
     worker: WorkerId = ""
     """Where it runs."""
     told: int = 0
-    """Events of the stream that the scheduler has heard of, and when it has."""
-    told_at: float = 0.0
+    """Events of the stream that the scheduler has heard of."""
+    tell_after: float = math.inf
+    """It hears again once there are so many, or at this time of the loop; not before the stream has begun."""
+    tell_at: float = math.inf
 
-    async def run(self, member: Member, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    async def run(self, member: Member, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Perform it on this worker. Raises LegFailed; whatever happens, the worker is left alone afterwards."""
         self.worker = member.worker.id
         try:
-            exchange = self.exchange = await member.upstream.send(b"POST", target, headers, body)
+            exchange = self.exchange = await member.upstream.send(b"POST", target, headers, self.body)
+            self.body = b""
             await exchange.head()
             if exchange.status >= 400:
                 await self._refused(exchange)
@@ -125,19 +132,16 @@ class Leg:
         """An answer in events: once it has begun, each is passed on in the very moment in which it arrives."""
         ask, answer = self.ask, self.answer
         tail = Tail(ask.surface, strip_usage=not ask.wants_usage, choices=ask.sequences)
-
-        def pass_on(piece: bytes) -> bool:
-            data = self._watched(tail, piece)
-            return not data or answer.write(data)
-
+        pass_on = None if answer.wire is None else self._into(answer.wire.write, tail)
         while piece := await exchange.read():
-            data = self._watched(tail, piece)
+            data = tail.feed(piece)
+            self._heed(tail)
             if not data:
                 continue
             if not answer.started:
                 await self._begin(exchange, tail)
             await answer.body(data, more=True)
-            if answer.direct:
+            if pass_on is not None:
                 await exchange.feed(pass_on)
         if not tail.done:
             raise LegFailed(LegFailure.LOST, "the stream ended before its end")
@@ -145,27 +149,39 @@ class Leg:
             await answer.start(exchange.status, exchange.headers)
         await answer.body(tail.rest(), more=False)
 
+    def _into(self, write: Callable[[bytes], bool], tail: Tail) -> Callable[[bytes], bool]:
+        """What becomes of each further piece: every token passes here, so it asks `_heed` only if it must."""
+        feed, now = tail.feed, self.loop.time
+
+        def pass_on(piece: bytes) -> bool:
+            data = feed(piece)
+            if tail.over or tail.events >= self.tell_after or now() >= self.tell_at:
+                self._heed(tail)
+            return not data or write(data)
+
+        return pass_on
+
     async def _begin(self, exchange: Exchange, tail: Tail) -> None:
         """The first event is there, and none of the errors that vLLM hides inside a 200."""
-        self.first_byte_at = self.told_at = self.loop.time()
+        self.first_byte_at = now = self.loop.time()
+        self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
         self.admitted.first_token()
         self._hold(tail.response_id)
+        self.ask.forget()  # nobody starts anew once the client has seen a part of the answer
         await self.answer.start(exchange.status, exchange.headers)
 
-    def _watched(self, tail: Tail, piece: bytes) -> bytes:
-        """What the client gets of a piece, once everybody concerned has heard of it. Raises LegFailed."""
-        data = tail.feed(piece)
-        if tail.aborted or tail.error is not None:
-            raise _broken(tail)
-        if data and self.answer.started:
-            new = tail.events - self.told
-            if new >= _OUTPUT_EVERY or self.loop.time() - self.told_at > _OUTPUT_EVERY_S:
-                self.admitted.output(new)
-                self.told, self.told_at = tail.events, self.loop.time()
-        if tail.done and self.outcome is None:
-            # Settled before its last bytes leave: the client's next request meets true accounts.
-            self._streamed(tail)
-        return data
+    def _heed(self, tail: Tail) -> None:
+        """Whoever is concerned hears of what has come, before the client does. Raises LegFailed."""
+        if tail.over:
+            if tail.aborted or tail.error is not None:
+                raise _broken(tail)
+            if self.outcome is None:
+                # Settled before its last bytes leave: the client's next request meets true accounts.
+                self._streamed(tail)
+        elif tail.events >= self.tell_after or self.loop.time() >= self.tell_at:
+            self.admitted.output(tail.events - self.told)
+            self.told = tail.events
+            self.tell_after, self.tell_at = self.told + _OUTPUT_EVERY, self.loop.time() + _OUTPUT_EVERY_S
 
     def _streamed(self, tail: Tail) -> None:
         """The stream has said its last word; without reported usage its events are the estimate."""

@@ -11,6 +11,7 @@ the client's lease, the count of open requests.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from random import getrandbits
 from typing import Any
 
@@ -112,10 +113,11 @@ class Life(ABC):
         watch: asyncio.Task[None] | None = None
         try:
             self._gateway.check_room()
-            self._authenticate()  # a stranger is turned away before the upload is taken in
-            body = await read_body(self._scope, self._receive, self._gateway.limits.body_bytes)
+            body = await self._received()
             watch = self._watch()
-            await self._serve(body)
+            served = self._serve(body)
+            del body  # kept for no longer than it may have to be sent
+            await served
         except RequestError as error:
             self._record.refused(error)
             await self._answer.refuse(error)
@@ -128,6 +130,12 @@ class Life(ABC):
         finally:
             if watch is not None:
                 watch.cancel()
+
+    async def _received(self) -> bytes:
+        """The body of the request. A stranger is turned away before the upload is taken in."""
+        headers = dict(self._scope["headers"])
+        self._authenticate(headers)
+        return await read_body(headers, self._receive, self._gateway.limits.body_bytes)
 
     def _watch(self) -> "asyncio.Task[None] | None":
         """Notice that the client leaves; with a server that does not tell, in a task."""
@@ -148,9 +156,8 @@ class Life(ABC):
         if self._task is not None:
             self._task.cancel()
 
-    def _authenticate(self) -> None:
+    def _authenticate(self, headers: Mapping[bytes, bytes]) -> None:
         """Whose key it is. Raises Unauthorized."""
-        headers = dict(self._scope["headers"])
         owner = self._owner = self._gateway.clients.owner(headers.get(b"authorization"), headers.get(b"x-api-key"))
         if owner is not None:
             self._record.client, self._record.weight = owner.path, owner.weight
@@ -168,14 +175,14 @@ class Life(ABC):
         return path.partition(b"?")[0] + b"?" + query if query else path
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """The whole body of a request. Raises BodyTooLarge, UploadTimeout, or ClientGone.
 
     A body beyond the limit is still taken in for a while, and thrown away: to close on a client that is writing
     would reset the connection before it has read why.
     """
-    announced = next((int(v) for name, v in scope["headers"] if name == b"content-length" and v.isdigit()), 0)
-    if announced > limit and any(name == b"expect" for name, _ in scope["headers"]):
+    length = headers.get(b"content-length", b"") if b"expect" in headers else b""
+    if length.isdigit() and (announced := int(length)) > limit:
         raise BodyTooLarge(f"The request body has {announced} bytes; the limit is {limit}.")
     message = await receive()
     if not message.get("more_body") and message["type"] == "http.request" and len(message["body"]) <= limit:

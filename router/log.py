@@ -100,7 +100,7 @@ class RequestLog:
     def write(self, record: Mapping[str, Any]) -> None:
         if not self._enabled:
             return
-        if not self.prompts and not PROMPT_KEYS.isdisjoint(record):
+        if not self.prompts and not record.keys().isdisjoint(PROMPT_KEYS):
             record = {key: value for key, value in record.items() if key not in PROMPT_KEYS}
         now = self._clock()
         if self._text:

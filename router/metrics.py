@@ -12,19 +12,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 import xxhash
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from policies.model import Dispatch, LegFailure, Outcome, Reason, Usage
+from router.counts import Spreads, Total, Totals
 from router.gauges import Gauges, Observed, Transitions
 from router.loop_delay import LoopDelay
 from router.pools import Pools
@@ -67,7 +61,7 @@ class Metrics:
         self._clients: set[str] = set()
         self._weights: dict[str, float] = {}
         self._models: set[str] = set()
-        self._workers: dict[str, Counter] = {}
+        self._workers: dict[str, Total] = {}
         self._cells: dict[tuple[str, str], _Cells] = {}
         self._heads: deque[int] = deque(maxlen=_HEADS)
         self._transitions = Transitions()
@@ -242,13 +236,17 @@ class Metrics:
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"fairlead_{name}", text, labels, registry=self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"fairlead_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Totals:
+        made = Totals(f"fairlead_{name}", text, labels)
+        self.registry.register(made)
+        return made
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"fairlead_{name}", text, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Spreads:
+        made = Spreads(f"fairlead_{name}", text, labels, buckets)
+        self.registry.register(made)
+        return made
 
-    def _seconds(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    def _seconds(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Spreads:
         return self._histogram(f"{name}_seconds", text, buckets, *labels)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from policies.model import Reading, Stage, WorkerFacts, WorkerId
+from policies.prefixes import Prefixes
 from policies.scheduler import Scheduler
 from router.admission import Pool
 from router.errors import BadRequest, NoSuchModel, Unavailable
@@ -97,6 +98,11 @@ class Pools:
     def usable(self, line: str) -> list[Member]:
         """The workers that may be given a request for this line."""
         return [m for m in self.members.values() if m.worker.routable and line in m.worker.lines]
+
+    def prefixes(self, worker: WorkerId) -> Prefixes | None:
+        """What is known of the caches of a worker's pool; None if it is in none, or not any more."""
+        member = self.members.get(worker)
+        return None if member is None or member.pool is None else member.pool.scheduler.prefixes
 
     def busy(self, member: Member) -> "_Busy":
         """Something is under way on a worker; a draining one is let go when the last of it has ended."""
@@ -212,7 +218,9 @@ def facts(worker: Worker) -> WorkerFacts:
         usable=worker.routable,
         suspect=worker.state is State.SUSPECT,
         slots=spec.max_num_seqs,
+        adapters=worker.adapters,
         kv_tokens=spec.kv_tokens or (scrape.kv_tokens if scrape is not None else None),
+        block_size=scrape.block_size if scrape is not None else None,
         max_batched_tokens=spec.max_num_batched_tokens,
         reading=None if scrape is None or worker.stale else Reading(scrape.at, scrape.running, scrape.waiting),
     )

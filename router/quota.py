@@ -136,7 +136,7 @@ class Quota:
 
     def admit(self, account: str, limits: Limits, tokens: int, now: float) -> Lease:
         """Let a request of about `tokens` tokens in, or raise OverQuota with the time to wait."""
-        if limits == NO_LIMITS:
+        if limits is NO_LIMITS or limits == NO_LIMITS:
             return _UNLIMITED
         found = self._account(account, now)
         found.adopt(limits, now)

@@ -85,6 +85,7 @@ class Record:
         """Tell the world; `decisions` collects the lines of what was placed."""
         dispatch, usage = self._dispatch, self.usage
         ttft = None if self._first_byte_at is None else self._first_byte_at - self.arrived
+        took = now - self.arrived
         metrics.finished(
             line=self.line,
             client=self.client,
@@ -92,26 +93,27 @@ class Record:
             outcome=self.outcome,
             streamed=self._stream,
             ttft_s=ttft,
-            e2e_s=now - self.arrived,
+            e2e_s=took,
             usage=usage,
             dispatch=dispatch,
         )
         line: dict[str, Any] = {
             "request_id": self._request,
-            "outcome": self.outcome.value,
+            "outcome": self.outcome._value_,  # `value` runs Python code
             "status": self.status,
             "client": self.client,
             "model": self.line,
             "path": self._path,
             "stream": self._stream,
-            "e2e_s": round(now - self.arrived, 6),
+            "e2e_s": round(took, 6),
         }
         if dispatch is not None:
-            line["worker"] = dispatch.place.placement.decode
-            if dispatch.place.placement.prefill is not None:
-                line["prefill_worker"] = dispatch.place.placement.prefill
-            line["reason"] = dispatch.place.reason.value
-            line["matched_tokens"] = dispatch.place.matched_tokens
+            place = dispatch.place
+            line["worker"] = place.placement.decode
+            if place.placement.prefill is not None:
+                line["prefill_worker"] = place.placement.prefill
+            line["reason"] = place.reason._value_
+            line["matched_tokens"] = place.matched_tokens
             line["attempt"] = dispatch.ticket.attempt
             line["wait_s"] = round(dispatch.waited_s, 6)
             line["input_tokens"] = dispatch.request.input_tokens

@@ -7,8 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +25,6 @@ from policies.pairs import Disaggregate
 from router import keys
 from router.heatmap.file import read_heatmap
 from router.policy_choice import PlacementChoice, QueueChoice, choose
-from workers.worker import WorkerSpec
 
 _NAME_PART = "[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}"
 CLIENT_NAME = re.compile(f"{_NAME_PART}(/{_NAME_PART})*")
@@ -39,8 +37,9 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
-def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+def _on_or_off(value: object) -> object:
+    """YAML's `on` and `off` are booleans."""
+    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _secret(value: object, info: ValidationInfo) -> str:
@@ -65,7 +64,6 @@ Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 KeyDigest = Annotated[str, BeforeValidator(_digest)]
 """A key on the way in, its hash from then on."""
 Hash = Annotated[str, BeforeValidator(keys.checked_digest)]
-Role = Literal["prefill", "decode"]
 
 
 class Section(BaseModel):
@@ -106,75 +104,6 @@ class Listen(Section):
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         scheme = "https" if self.tls_certificate else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-
-def _worker_url(value: str, info: ValidationInfo) -> str:
-    """Scheme, host, port and an optional path prefix, in one spelling."""
-    if re.search(r"[\s\x00-\x1f\x7f]", value):
-        raise ValueError("a URL holds no spaces or control characters")
-    if not value.lower().startswith(("http://", "https://")):
-        meant = "" if "://" in value else f"; did you mean http://{value}?"
-        raise ValueError(f"should begin with http:// or https://{meant}")
-    try:
-        parts = urlsplit(value)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"not a URL: {error}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("credentials do not belong in the URL; use `api_key`")
-    if not parts.hostname or port == 0:
-        raise ValueError("should name a host and a port, such as http://10.0.0.7:8000")
-    if parts.query or parts.fragment:
-        raise ValueError("should have neither ? nor #")
-    path = parts.path.rstrip("/")
-    if path.endswith("/v1"):
-        path = path.removesuffix("/v1").rstrip("/")
-        if info.context and "notes" in info.context:
-            info.context["notes"].append(f"{value}: /v1 is left out; the router adds it where it belongs")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    default = {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}{'' if port in (None, default) else f':{port}'}{path}"
-
-
-class WorkerConfig(Section):
-    """One vLLM server that already runs."""
-
-    url: Annotated[str, AfterValidator(_worker_url)] = Field(description="For instance http://10.0.0.7:8000.")
-    roles: Annotated[frozenset[Role], BeforeValidator(_one_or_many)] = Field(
-        default=frozenset[Role](("prefill", "decode")), min_length=1, description="What it may be used for."
-    )
-    model: str | None = Field(
-        default=None, min_length=1, description="Base model it should serve; unset: what it says itself."
-    )
-    api_key: Secret | None = Field(
-        default=None, description="Key that the worker asks for: itself, env:NAME or file:PATH."
-    )
-    max_num_seqs: Whole | None = Field(
-        default=None, description="vLLM's --max-num-seqs: sequences at once; unset: learned."
-    )
-    max_num_batched_tokens: Whole | None = Field(default=None, description="vLLM's option of this name.")
-    kv_tokens: Whole | None = Field(
-        default=None, description="Tokens of KV cache per engine; unset: read from its metrics."
-    )
-    data_parallel: Whole = Field(default=1, description="Engines (data-parallel ranks) behind the URL.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_url(cls, value: Any) -> Any:
-        return {"url": value} if isinstance(value, str) else value
-
-    def spec(self) -> WorkerSpec:
-        """The same as the fleet knows it."""
-        return WorkerSpec(
-            url=self.url,
-            roles=frozenset[str](self.roles),
-            model=self.model,
-            api_key=self.api_key.get_secret_value() if self.api_key else None,
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            kv_tokens=self.kv_tokens,
-            data_parallel=self.data_parallel,
-        )
 
 
 class ClientConfig(Section):
@@ -282,6 +211,10 @@ class Health(Section):
     probe_timeout_s: Seconds = Field(default=2.0, description="Until a health check counts as failed.")
     scrape_every_s: Seconds = Field(default=5.0, description="Between two readings of a worker's metrics.")
     stale_after_s: Seconds = Field(default=15.0, description="Age at which a reading is not used any more.")
+    kv_events: Annotated[Literal["auto", "off"], BeforeValidator(_on_or_off)] = Field(
+        default="auto",
+        description="auto: listen to workers that publish KV events, so that their caches are known; or off.",
+    )
 
     @model_validator(mode="after")
     def _readings_live_long_enough(self) -> Self:

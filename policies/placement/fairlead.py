@@ -22,7 +22,7 @@ warm when it is needed. Load and locality are thus one number; nothing switches 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.events import Event
+from policies.events import NONE, Event
 from policies.knowledge import Knowledge
 from policies.model import Hold, Matches, Place, Placement, Reason, RequestView, WorkerView
 from policies.placement.random_choice import draw
@@ -47,6 +47,8 @@ class Settings:
 class Fairlead:
     """Marginal cost in seconds over all workers, with room or without; the policy keeps no state."""
 
+    hears = NONE
+
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
         self._prefixes = knowledge.prefixes
@@ -55,42 +57,58 @@ class Fairlead:
     def choose(
         self, request: RequestView, matches: Matches, workers: Sequence[WorkerView], now: float
     ) -> Place | Hold | None:
-        open_cost, open_worker = float("inf"), None
-        held_cost, held_worker = float("inf"), None
+        best_cost, best, full = float("inf"), None, []
         for worker in workers:
             matched = matches.get(worker.id, 0)
-            if worker.admits(request, matched):
+            if worker.room.open and worker.admits(request, matched):
                 cost = max(0.0, worker.room.expected_at - now) + self._cost(request, worker, matched)
-                if cost < open_cost:
-                    open_cost, open_worker = cost, worker
-            elif matched and self._settings.hold:
-                cost = _wait(worker, now) + self._cost(request, worker, matched)
-                if cost < held_cost:
-                    held_cost, held_worker = cost, worker
-        if open_worker is None:
+                if cost < best_cost:
+                    best_cost, best = cost, worker
+            elif matched:
+                full.append(worker)
+        if best is None:
             return None
-        if held_worker is not None and held_cost < open_cost:
-            wait = _wait(held_worker, now)
-            saved = _prefill(request, matches.get(open_worker.id, 0), open_worker) - _prefill(
-                request, matches[held_worker.id], held_worker
-            )
-            if saved > self._settings.hold_gain * wait:
-                return Hold(held_worker.id, now + wait)
-        return self._place(request, matches, workers, open_worker, open_cost)
+        if full and self._settings.hold and (hold := self._hold(request, matches, full, best, best_cost, now=now)):
+            return hold
+        return self._place(request, matches, workers, best, best_cost)
+
+    def _hold(
+        self,
+        request: RequestView,
+        matches: Matches,
+        full: Sequence[WorkerView],
+        best: WorkerView,
+        best_cost: float,
+        *,
+        now: float,
+    ) -> Hold | None:
+        """Wait for the cheapest of the full workers, if that is cheaper than the best with room and worth it."""
+        cheapest, chosen, chosen_wait = best_cost, None, 0.0
+        for worker in full:
+            wait = _wait(worker, now)
+            if wait < cheapest:
+                cost = wait + self._cost(request, worker, matches[worker.id])
+                if cost < cheapest:
+                    cheapest, chosen, chosen_wait = cost, worker, wait
+        if chosen is None:
+            return None
+        there, here = matches[chosen.id], matches.get(best.id, 0)
+        saved = _prefill(request, here, best) - _prefill(request, there, chosen)
+        return Hold(chosen.id, now + chosen_wait) if saved > self._settings.hold_gain * chosen_wait else None
 
     def on(self, event: Event) -> None:
         """Everything it needs is the scheduler's knowledge."""
 
     def _cost(self, request: RequestView, worker: WorkerView, matched: int) -> float:
         """Seconds that the request would add to the sum of all completion times, from when it starts."""
-        profile = worker.profile
-        prefill = _prefill(request, matched, worker)
-        batch, context = worker.sequences, worker.decode_tokens
-        answer = request.expected_output_tokens
-        before = profile.step_s(batch, context)
-        after = profile.step_s(batch + request.sequences, context + request.input_tokens * request.sequences)
-        pace = answer * after + self._settings.harm * batch * answer * (after - before)
-        return prefill * (1 + self._settings.harm * batch) + self._settings.decode * pace
+        profile, batch, context = worker.profile, worker.sequences, worker.decode_tokens
+        prompt, answer, harm = request.input_tokens, request.expected_output_tokens, self._settings.harm
+        prefill = profile.prefill_s(prompt - matched if prompt > matched else 1, matched)
+        after = profile.step_s(batch + request.sequences, context + prompt * request.sequences)
+        pace = answer * after
+        if batch:
+            pace += harm * batch * answer * (after - profile.step_s(batch, context))
+        return prefill * (1 + harm * batch) + self._settings.decode * pace
 
     def _place(
         self,

@@ -77,6 +77,8 @@ class _Account:
 class Dlpm:
     """Deficits per client over one queue: that of the fleet, or of one worker under early binding."""
 
+    hears: frozenset[type[Event]] = frozenset({Placed, Output, Left})
+
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
         self._knowledge = knowledge
@@ -107,13 +109,18 @@ class Dlpm:
         return iter(self._backlog)
 
     def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        if not self._backlog:
-            return iter(())
+        if len(self._backlog) < 2:  # nearly always, as long as the fleet has room
+            return map(Candidate, self._backlog)
         settings = self._settings
         lanes = self._backlog.servable(workers)
-        eligible = self._turns.first(lanes, settings.window)
-        requests = (request for client in eligible for request in heads(lanes[client], settings.depth))
-        ordered = self._in_order(list(islice(requests, settings.window)))
+        eligible = self._turns.first(None if lanes is self._backlog.groups else lanes, settings.window)
+        compared: list[tuple[float, RequestView]] = []
+        for client in eligible:
+            precedence = self._precedence(client)
+            compared += [(precedence, request) for request in heads(lanes[client], settings.depth)]
+            if len(compared) >= settings.window:
+                break
+        ordered = self._in_order(compared[: settings.window])
         return aged_first(ordered, workers, now, settings.patience_s)
 
     def deficit(self, client: str) -> float | None:
@@ -123,7 +130,7 @@ class Dlpm:
 
     def on(self, event: Event) -> None:
         """Move the accounts: the only place that does."""
-        if not isinstance(event, Placed | Output | Left) or (service := self._charges.of(event)) is None:
+        if not isinstance(event, (Placed, Output, Left)) or (service := self._charges.of(event)) is None:
             return
         request = event.request
         if isinstance(event, Placed):
@@ -142,7 +149,8 @@ class Dlpm:
         account.deficit -= service
         unit = self._unit(now)  # may make all of them smaller
         account.served += service * unit
-        self._take_turn(client)
+        if client in self._backlog.groups:
+            self._take_turn(client)
 
     def _take_turn(self, client: str) -> None:
         """Note where the client stands, if it waits: after every move of its account or its oldest request."""
@@ -211,16 +219,16 @@ class Dlpm:
         account = self._accounts[client]
         return account.served / account.quantum
 
-    def _in_order(self, requests: list[RequestView]) -> list[RequestView]:
-        order = self._settings.order
-        if order == "fcfs":
-            return sorted(requests, key=arrival)
-        if order == "least_served":
-            return sorted(requests, key=lambda r: (self._precedence(r.client), *arrival(r)))
-        match = self._knowledge.prefixes.match
+    def _in_order(self, compared: list[tuple[float, RequestView]]) -> list[RequestView]:
+        """The requests, each with its client's precedence, as `order` has it."""
+        order, match = self._settings.order, self._knowledge.prefixes.match
         if order == "lpm":
-            return sorted(requests, key=lambda r: (-max(match(r).values(), default=0), *arrival(r)))
-        return sorted(requests, key=lambda r: (volume(r, max(match(r).values(), default=0)), *arrival(r)))
+            compared = [(-max(match(r).values(), default=0), r) for _, r in compared]
+        elif order == "svf":
+            compared = [(volume(r, max(match(r).values(), default=0)), r) for _, r in compared]
+        ranked = [(rank, request.arrived, request.id, request) for rank, request in compared]
+        ranked.sort()  # ids differ, so that requests themselves are never compared
+        return [request for *_, request in ranked]
 
 
 def _first_arrival(lanes: Lanes) -> tuple[float, str]:

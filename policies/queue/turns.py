@@ -52,6 +52,8 @@ class Turns:
 
     def advance(self, round_: int) -> None:
         """So many rounds have been: everybody whose round has come is due."""
+        if round_ == self._round:
+            return
         self._round = round_
         come = bisect_left(self._later, (round_ + 1,))
         if come:
@@ -59,12 +61,15 @@ class Turns:
             self._due.sort()
             del self._later[:come]
 
-    def first(self, among: Container[str], most: int) -> list[str]:
-        """Of these clients, up to so many of those that are due, or else of those whose round comes next."""
-        due = list(islice((client for _, client in self._due if client in among), most))
+    def first(self, among: Container[str] | None, most: int) -> list[str]:
+        """Of these clients (None: all), up to so many of those that are due, or else whose round comes next."""
+        if among is None:
+            due = [client for _, client in self._due[:most]]
+        else:
+            due = list(islice((client for _, client in self._due if client in among), most))
         if due:
             return due
-        later = ((round_, client) for round_, _, client in self._later if client in among)
+        later = ((round_, client) for round_, _, client in self._later if among is None or client in among)
         found = next(later, None)
         if found is None:
             return []

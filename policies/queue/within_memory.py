@@ -73,7 +73,7 @@ class WithinMemory:
         memory = _Memory({worker.id: self.batch(worker) for worker in workers if worker.room.open})
         shut: frozenset[WorkerId] = frozenset()
         ordered = self.in_order(workers, now)
-        for request, kept, _ in aged_first(ordered, workers, now, self._patience_s):
+        for request, kept, *_ in aged_first(ordered, workers, now, self._patience_s):
             asked = [w.id for w in workers if w.room.open and w.id not in kept | shut and w.facts.serves(request)]
             full = memory.full(request, self._answer(request), self._knowledge.prefixes.match(request), asked)
             yield Candidate(request, kept | shut | full)

@@ -5,7 +5,7 @@ One heap of moments. The earliest thing happens, the scheduler hears of it in th
 
     arrival ──────────────────► submit ───────────────┐                 ┌─► engine.add
     a step ends ──────────────► first_token, settled ─┼─► decisions ────┤
-    every 32 tokens or 100 ms ► output ───────────────┤                 └─► rejected
+    every 32 tokens or 250 ms ► output ───────────────┤                 └─► rejected
     every 5 s ────────────────► worker_changed ───────┘
     a pair's prompt is done ──► prefill_done, and engine.add on the decode worker
 
@@ -30,7 +30,7 @@ from workers.simulator.engine import Engine
 from workers.simulator.sequences import Blocks, EngineConfig, EngineRequest, EngineSequence
 
 _OUTPUT_EVERY = 32
-_OUTPUT_EVERY_S = 0.1
+_OUTPUT_EVERY_S = 0.25
 """How often the scheduler hears of output, as in the gateway: whichever comes first."""
 _SOONEST_S = 1e-4
 """A deadline that has passed already is looked at so much later, as in the gateway."""

@@ -13,7 +13,7 @@ import pytest
 from child import fairlead
 from gateway_under_test import MODEL, Running, post, raw_client, running_gateway, until
 
-from workers.simulator.connector import KvTransfer
+from workers.simulator.connector import Handover, KvTransfer
 from workers.simulator.faults import Fault
 from workers.simulator.server import SimulatedWorker, SimulatorConfig, simulated_worker
 
@@ -216,6 +216,29 @@ async def test_the_prefill_workers_room_is_free_again_while_the_answer_is_decode
         loads = {view.id: view for view in pool.scheduler.snapshot().workers}
         assert loads[pairs.prefill[0].url].prefill_owed == loads[pairs.prefill[0].url].requests == 0
         assert loads[pairs.decode[0].url].sequences == 1
+
+
+async def test_parameters_of_other_versions_go_from_one_worker_to_the_other_unread(monkeypatch):
+    # vLLM 0.20 has fewer of them than 0.32, and 0.33 has one more.
+    hand_out = Handover.hand_out
+
+    def of_another_version(handover, sequence):
+        params = hand_out(handover, sequence)
+        if params is None:
+            return None
+        newer = ("dcp_size", "pp_size", "remote_num_tokens", "remote_blocks_expiry_time", "transfer_mode")
+        old = {name: value for name, value in params.items() if name not in newer}
+        return {**old, "remote_registration_generation": 7}
+
+    monkeypatch.setattr(Handover, "hand_out", of_another_version)
+    async with running_pairs() as pairs:
+        answer = await pairs.http.post("/v1/chat/completions", json=CHAT)
+        assert said(answer.json()) == said(await alone(CHAT))
+        [went_on] = pairs.asked(pairs.decode)
+        assert went_on["kv_transfer_params"]["remote_registration_generation"] == 7
+        assert "transfer_mode" not in went_on["kv_transfer_params"]
+        assert pairs.computed[1] == 0
+        await pairs.at_rest()
 
 
 async def test_a_pushing_connector_needs_nothing_else():

@@ -10,7 +10,7 @@ from itertools import combinations, count
 
 from policies import catalog
 from policies.early import EarlyLines
-from policies.events import Left, Output, Placed, Queued
+from policies.events import EVENTS, Left, Output, Placed, Queued
 from policies.knowledge import Knowledge
 from policies.model import Dispatch, PrefixKey, RequestView, Usage, WorkerFacts
 from policies.scheduler import Scheduler, SchedulerSettings
@@ -54,6 +54,8 @@ def view(name, wish, now):
 
 class Measured:
     """Hears what the queue policy hears, and what each client has been given, after every event."""
+
+    hears = EVENTS
 
     def __init__(self, queue):
         self.queue = queue

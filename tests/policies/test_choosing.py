@@ -184,12 +184,33 @@ def test_the_room_of_a_worker_is_unused_for_so_long_in_all_whoever_waits():
 
 
 def test_a_worker_that_was_used_may_be_kept_free_again():
-    made, _ = beside(0.5, waiting=("one", "two"))
+    made, _ = beside(0.5)
     assert started(made) == {}
+    made.submit(request("two", 0.5), 0.5)
     assert started(made, 0.5) == {"one": "w1"}
     assert made.next_deadline() == 1.0
     assert started(made, 0.9) == {}
     assert started(made, 1.0) == {"two": "w1"}
+
+
+class Loyalists(Loyal):
+    """Only those wait for the favourite who are not passing through."""
+
+    def choose(self, request, matches, workers, now):
+        if request.id == "passes":
+            return Place(Placement("w1"), Reason.LOAD)
+        return super().choose(request, matches, workers, now)
+
+
+def test_room_is_unused_since_somebody_started_there_even_if_nobody_was_asked_again():
+    made, ticket = beside(1.0, placement=Loyalists())
+    assert started(made) == {}
+    made.submit(request("passes", 0.8), 0.8)
+    assert started(made, 0.8) == {"passes": "w1"}
+    made.settled(ticket, Usage(20, 5), 0.9)
+    made.submit(request("two", 0.9), 0.9)
+    assert started(made, 0.9) == {"one": "w0"}
+    assert made.next_deadline() == pytest.approx(1.8)
 
 
 def test_time_in_which_nobody_waited_is_not_time_unused():
@@ -270,7 +291,7 @@ def test_a_place_that_cannot_be_gives_way_to_the_least_loaded_worker(named):
     made = scheduler(Says(Place(Placement("full"), Reason.TURN)), facts("full", slots=1))
     made.submit(request("runs"), 0.0)
     assert started(made) == {"runs": "full"}
-    made._placement.answers[:] = [Place(named, Reason.TURN)]
+    made._chooser._placement.answers[:] = [Place(named, Reason.TURN)]
     made.worker_joined(facts("free"), 0.0)
     made.submit(request("one"), 0.0)
     assert started(made) == {"one": "free"}

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
 from policies import catalog
+from policies.audience import Audience
 from policies.choosing import Faults
 from policies.early import EarlyLines
 from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
@@ -330,8 +332,8 @@ class Anything:
     def __init__(self, chance, fleet):
         self.chance, self.fleet, self.scheduler = chance, fleet, fleet.scheduler
         self.now, self.live, self.running, self.ended = 0.0, {}, {}, Counter()
-        on = fleet.placement.on
-        fleet.placement.on = lambda event: (self.hear(event), on(event))
+        listener = SimpleNamespace(on=self.hear)
+        self.scheduler._tell = Audience((fleet.lines, fleet.placement, listener), self.scheduler.faults).tell
         for name in self.names:
             self.scheduler.worker_joined(facts(name), 0.0)
 

@@ -35,12 +35,37 @@ def queue(*requests, patience_s=1.0):
 
 
 def candidates(made, now=0.0, workers=("a", "b")):
-    return [(c.request.id, set(c.keep_off)) for c in made.candidates([worker(name) for name in workers], now)]
+    """Those that may start whatever the others do."""
+    asked = made.candidates([worker(name) for name in workers], now)
+    return [(c.request.id, set(c.keep_off)) for c in asked if c.behind is None]
+
+
+def in_line(made, now=0.0):
+    """Everybody who is looked at, with the one behind whom they stand and the workers they keep off."""
+    asked = made.candidates([worker("a"), worker("b")], now)
+    return [(c.request.id, c.behind and c.behind.id, set(c.keep_off)) for c in asked]
 
 
 def test_the_oldest_comes_first():
     made = queue(request("first"), request("second"))
     assert candidates(made) == [("first", set())]
+
+
+def test_who_stands_behind_may_start_only_past_the_one_before():
+    made = queue(request("first"), request("second"), request("third"))
+    assert in_line(made) == [("first", None, set()), ("second", "first", set()), ("third", "second", set())]
+
+
+def test_nobody_passes_one_who_has_waited_long():
+    made = queue(request("old", 0.0), request("young", 5.0))
+    assert in_line(made, now=5.0) == [("old", None, set()), ("young", "old", {"a", "b"})]
+
+
+def test_so_many_of_a_lane_are_looked_at_and_no_more():
+    made = Fcfs(Settings(window=3))
+    for number in range(9):
+        made.push(request(f"r{number}", float(number), line="lora" if number == 5 else "base"))
+    assert [name for name, *_ in in_line(made)] == ["r0", "r1", "r2", "r5"]
 
 
 def test_each_lane_has_a_candidate_and_the_oldest_head_goes_first():
@@ -115,6 +140,6 @@ def test_it_holds_exactly_what_was_pushed_and_not_removed(wanted, chance):
             made.remove(inside.pop(chance.choice(sorted(inside))))
         assert {one.id for one in made.waiting()} == inside.keys()
         assert len(made) == len(inside)
-        heads = [c.request for c in made.candidates([], 0.0)]
+        heads = [c.request for c in made.candidates([], 0.0) if c.behind is None]
         lanes = {(one.line, one.pinned): one for one in reversed(inside.values())}
         assert heads == sorted(lanes.values(), key=lambda one: one.arrived)

@@ -1,7 +1,14 @@
 """Prefixes in tokens: by line, at most the prompt less one, pinned while a request runs, bounded by the worker."""
 
-from policies.model import PrefixKey, RequestView
+import pytest
+from block_pool import LruPool, Stored, asking, removed, stored
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from policies.model import PrefixKey, RequestView, WorkerFacts
 from policies.prefixes import Prefixes
+from policies.reported import Index
 
 LOREM = b"lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod"
 
@@ -118,3 +125,218 @@ def test_a_worker_that_is_removed_holds_nothing_and_its_pins_are_gone():
     known.release(pin, 1.0)
     known.insert("a", request(LOREM[:40]), 2.0)
     assert known.pinned_tokens("a") == 10
+
+
+# -- workers that report
+
+
+IDS = tuple(range(100, 120))
+
+
+def reporting(*events, worker="a"):
+    known = Prefixes()
+    known.tell(WorkerFacts(worker, frozenset({"base", "sql"}), adapters=frozenset({"sql"}), block_size=4))
+    known.reported.begins(worker)
+    for event in events:
+        known.stored(worker, event)
+    return known
+
+
+def test_what_is_reported_is_held_without_having_been_sent():
+    known = reporting(stored(IDS))
+    assert known.match(asking(IDS)) == {"a": 16}
+    assert known.match(asking(IDS, line="alias of base")) == {"a": 16}
+    assert known.match(asking(IDS, line="sql")) == {}
+    assert known.match(asking(IDS, salt="pepper")) == {}
+    assert known.held_tokens("a") == 20
+
+
+def test_an_adapter_has_blocks_of_its_own():
+    known = reporting(stored(IDS, lora="sql", extra_keys=(("sql",),) * 5))
+    assert (known.match(asking(IDS)), known.match(asking(IDS, line="sql"))) == ({}, {"a": 16})
+    known.tell(WorkerFacts("a", frozenset({"base"}), block_size=4))
+    assert known.match(asking(IDS, line="sql")) == {}
+
+
+def test_a_prompt_under_way_is_foreseen_until_it_must_have_been_reported():
+    known = reporting()
+    pin = known.insert("a", asking(IDS), 10.0)
+    assert known.match(asking(IDS, arrived=50.0)) == {"a": 16}
+    known.release(pin, 60.0)
+    assert known.match(asking(IDS, arrived=60.5)) == {"a": 16}
+    assert known.match(asking(IDS, arrived=61.5)) == {}
+
+
+@pytest.mark.parametrize("line", ["base", "sql"])
+def test_what_is_reported_when_a_request_ends_is_foreseen_no_longer(line):
+    lora = None if line == "base" else line
+    known = reporting()
+    pin = known.insert("a", asking(IDS, line=line), 10.0)
+    other = known.insert("a", asking((*IDS[:8], 1, 2, 3, 4), line=line), 10.0)
+    known.stored("a", stored(IDS, lora=lora, extra_keys=lora and ((lora,),) * 5))
+    known.release(pin, 10.1)
+    assert known.match(asking(IDS, line=line, arrived=10.1)) == {"a": 16}
+    for end in (20, 16, 12):
+        known.removed("a", removed(IDS[:end], lora=lora))
+    assert known.match(asking(IDS, line=line, arrived=10.1)) == {"a": 8}
+    assert known.match(asking((*IDS[:8], 1, 2, 3, 4, 5), line=line, arrived=10.1)) == {"a": 12}
+    known.release(other, 10.1)
+    assert known.pinned_tokens("a") == 0
+
+
+def test_what_is_reported_after_the_end_is_foreseen_no_longer_either():
+    known = reporting()
+    known.release(known.insert("a", asking(IDS), 10.0), 10.1)
+    known.stored("a", stored(IDS[:12]))
+    assert known.match(asking(IDS, arrived=10.2)) == {"a": 16}
+    known.stored("a", stored(IDS, after=12))
+    for end in (20, 16, 12):
+        known.removed("a", removed(IDS[:end]))
+    assert known.match(asking(IDS, arrived=10.2)) == {"a": 8}
+    assert known._unreported == {}
+
+
+def test_nobody_waits_for_reports_for_long():
+    known = reporting()
+    known.release(known.insert("a", asking(IDS), 10.0), 10.1)
+    assert len(known._unreported["a"]) == 1
+    known.match(asking(IDS, arrived=20.0))
+    assert known._unreported == {}
+
+
+def test_who_is_not_believed_any_more_has_nothing_to_report():
+    known = reporting()
+    known.release(known.insert("a", asking(IDS), 10.0), 10.1)
+    known.stored("a", stored(IDS, size=5))
+    assert known._unreported == {}
+    assert known.match(asking(IDS, arrived=10.2)) == {"a": 19}
+
+
+def test_a_prompt_of_less_than_a_block_is_nothing_to_wait_for():
+    known = reporting(stored(IDS[:4]))
+    known.release(known.insert("a", asking(IDS[:3]), 0.0), 0.0)
+    assert known.stats()["base/4"].nodes == 0
+
+
+def test_what_is_foreseen_expires_by_its_own_end():
+    known = reporting()
+    first = known.insert("a", asking(IDS[:8]), 0.0)
+    second = known.insert("a", asking(IDS), 0.0)
+    known.release(second, 1.0)
+    known.release(first, 1.9)
+    assert known.match(asking(IDS, arrived=2.2)) == {"a": 8}
+    assert known.match(asking(IDS, arrived=3.2)) == {}
+
+
+def test_what_is_reported_stays_when_the_prediction_ends():
+    known = reporting()
+    pin = known.insert("a", asking(IDS), 0.0)
+    known.stored("a", stored(IDS[:12]))
+    known.release(pin, 1.0)
+    assert known.match(asking(IDS, arrived=9.0)) == {"a": 12}
+
+
+def test_a_report_in_part_leaves_predictions_alone():
+    known = reporting()
+    known.reported.lost("a")
+    known.release(known.insert("a", asking(IDS), 0.0), 1.0)
+    assert known.match(asking(IDS, arrived=99.0)) == {"a": 16}
+    assert known.held_tokens("a") == 20
+
+
+def test_text_is_predicted_also_where_tokens_are_reported():
+    known = reporting(stored(IDS))
+    known.release(known.insert("a", request(LOREM[:40]), 0.0), 1.0)
+    known.insert("b", request(LOREM[:20]), 0.0)
+    assert known.match(request()) == {"a": 10, "b": 5}
+    known.cleared("a")
+    assert known.match(request()) == {"b": 5}
+    assert known.held_tokens("a") == 0
+
+
+def test_an_emptied_cache_keeps_what_is_under_way():
+    known = reporting(stored(IDS))
+    known.insert("a", asking(IDS[:12]), 0.0)
+    known.cleared("a")
+    assert known.match(asking(IDS)) == {"a": 12}
+
+
+def test_salted_prompts_are_predicted_apart():
+    known = Prefixes()
+    known.insert("a", asking(IDS, salt="pepper"), 0.0)
+    assert known.match(asking(IDS, salt="pepper")) == {"a": 19}
+    assert known.match(asking(IDS[:7], salt="pepper")) == {"a": 6}
+    assert known.match(asking((1, 2), salt="pepper")) == {}
+    assert (known.match(asking(IDS)), known.match(asking(IDS, salt="salt"))) == ({}, {})
+
+
+def test_a_salted_prompt_that_was_not_computed_is_forgotten():
+    known = Prefixes()
+    known.release(known.insert("a", asking(IDS, salt="pepper"), 0.0), 1.0)
+    known.forget("a", asking(IDS, salt="pepper"), 8)
+    assert known.match(asking(IDS, salt="pepper")) == {"a": 8}
+
+
+def test_a_worker_that_left_is_not_believed_under_its_old_name():
+    known = reporting(stored(IDS))
+    known.remove("a")
+    known.tell(WorkerFacts("a", frozenset({"base"})))
+    assert (known.match(asking(IDS)), known.held_tokens("a")) == ({}, 0)
+
+
+def test_answers_are_judged_for_plain_prompts_of_tokens_only():
+    known = reporting(stored(IDS))
+    for _ in range(50):
+        known.answered("a", request(LOREM), {}, 400)
+        known.answered("a", asking(IDS, sequences=2), {}, 400)
+    assert known.reported.index("a") is Index.EXACT
+    for _ in range(24):
+        known.answered("a", asking(IDS), {"b": 400}, 400)
+    assert known.reported.index("a") is Index.PREDICTED
+
+
+class OneWorker(RuleBasedStateMachine):
+    """A cache that reports, in a pool that asks: once all is over and reported, the two agree."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = LruPool(12, 2)
+        self.known = reporting()
+        self.known.tell(WorkerFacts("a", frozenset({"base"}), block_size=2))
+        self.running = []
+        self.now = 0.0
+
+    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=10))
+    def start(self, prompt):
+        self.running.append((self.known.insert("a", asking(prompt), self.now), prompt))
+
+    @rule()
+    def end(self):
+        if self.running:
+            pin, prompt = self.running.pop(0)
+            for event in self.pool.run(prompt):
+                report = self.known.stored if isinstance(event, Stored) else self.known.removed
+                report("a", event)
+            self.known.release(pin, self.now)
+
+    @rule(seconds=st.sampled_from([0.1, 0.6, 3.0]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+    def ask(self, prompt):
+        found = self.known.match(asking(prompt, arrived=self.now)).get("a", 0)
+        assert found >= self.pool.hits(prompt)
+        assert found % 2 == 0
+        assert found < len(prompt)
+
+    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12))
+    def ask_when_all_is_over(self, prompt):
+        while self.running:
+            self.end()
+        self.now += 2.0
+        assert self.known.match(asking(prompt, arrived=self.now)).get("a", 0) == self.pool.hits(prompt)
+
+
+TestOneWorker = OneWorker.TestCase
+TestOneWorker.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from policies import catalog
-from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
+from policies.audience import Audience
+from policies.events import EVENTS, Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
 from policies.fits import Member, fits
 from policies.knowledge import Knowledge
 from policies.model import (
@@ -267,6 +268,8 @@ def order(asked):
 
 class Heard:
     """A policy with a listener: what it hears the world hears, and what it chooses is checked."""
+
+    hears = EVENTS
 
     def __init__(self, policy, hear, check=None):
         self.policy = policy
@@ -659,7 +662,8 @@ def scheduler(*workers, placement="least_loaded", patience_s=PATIENCE_S, **field
 def listened(made):
     """Everything that the placement policy hears from now on."""
     heard = []
-    made._placement = Heard(made._placement, heard.append, lambda *_: None)
+    listener = Heard(made._chooser._placement, heard.append)
+    made._tell = Audience((made._queue, listener), made.faults).tell
     return heard
 
 

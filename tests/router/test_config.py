@@ -7,8 +7,9 @@ from policies import catalog
 from router.config import Config
 from router.config_text import as_yaml
 from router.keys import hash_key
-from router.sections import ClientConfig, WorkerConfig
+from router.sections import ClientConfig
 from router.settings_file import MAX_NODES, ConfigError, dotted, read
+from router.worker_config import WorkerConfig
 
 
 @pytest.fixture

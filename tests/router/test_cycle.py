@@ -1,12 +1,10 @@
 """One request and its answer on a client's connection: framing, back-pressure, and a client that leaves."""
 
 import asyncio
-import logging
 
 import pytest
-from uvicorn.protocols.http.flow_control import FlowControl
 
-from router.cycle import EXTENSION, Cycle, wire_of
+from router.cycle import EXTENSION, Cycle, Flow, wire_of
 
 
 class Sent:
@@ -36,17 +34,13 @@ def cycle(method="POST", *, keep_alive=True, expects=False):
     transport = Sent()
     scope = {"type": "http", "method": method}
     made = Cycle(
-        scope=scope,
-        transport=transport,
-        flow=FlowControl(transport),
-        logger=logging.getLogger(),
-        access_logger=logging.getLogger(),
-        access_log=False,
-        default_headers=[(b"date", b"today")],
-        message_event=asyncio.Event(),
-        expect_100_continue=expects,
+        scope,
+        transport,
+        Flow(transport),
+        [(b"date", b"today")],
+        lambda: None,
+        expects_continue=expects,
         keep_alive=keep_alive,
-        on_response=lambda: None,
     )
     scope["extensions"] = {EXTENSION: made}
     return made, transport
@@ -69,7 +63,7 @@ async def test_head_and_body_of_known_length_leave_in_one_write():
     assert transport.writes == []
     await made.send(body(b"abc"))
     assert transport.writes == [b"HTTP/1.1 200 OK\r\ndate: today\r\ncontent-length: 3\r\n\r\nabc"]
-    assert made.response_complete
+    assert made.complete
     assert transport.open
 
 

@@ -130,3 +130,19 @@ async def test_a_stale_reading_is_no_reading():
     assert (seen.usable, seen.suspect, seen.stages) == (True, True, frozenset({Stage.DECODE}))
     stale = facts(Worker(spec, model="tiny", lines=frozenset({"tiny"}), scrape=scrape, stale=True))
     assert (stale.reading, stale.kv_tokens, stale.usable) == (None, 1000, False)
+
+
+async def test_what_blocks_are_worth_to_whom_is_told_to_the_scheduler():
+    scrape = Scrape(at=5.0, running=0, waiting=0, kv_usage=0.0, block_size=32)
+    spec = WorkerSpec(url="http://a:1")
+    lines = frozenset({"tiny", "sql"})
+    seen = facts(Worker(spec, model="tiny", lines=lines, adapters=frozenset({"sql"}), scrape=scrape))
+    assert (seen.adapters, seen.block_size) == (frozenset({"sql"}), 32)
+    assert facts(Worker(spec, model="tiny", lines=lines)).block_size is None
+
+
+async def test_the_prefix_index_of_a_worker_is_that_of_its_pool(pools):
+    join(pools, worker(), worker("http://b:1", model=None, state=State.STARTING))
+    assert pools.prefixes("http://a:1") is pools.by_model["tiny"].scheduler.prefixes
+    assert pools.prefixes("http://b:1") is None
+    assert pools.prefixes("http://c:1") is None

@@ -1,4 +1,4 @@
-"""The command `fairlead profile`: measure a worker, fit, print what was found, write it for the lab."""
+"""The command `fairlead profile`: measure workers, fit, print what was found, write it for the lab."""
 
 # ruff: noqa: PLC0415, PLR0917  # as in `router/cli.py`: late imports, and what typer makes of parameters
 import asyncio
@@ -20,6 +20,7 @@ EXAMPLES = """\b
 Examples:
   fairlead profile http://127.0.0.1:8001 --out mine.json
   fairlead simulate chat --profile mine.json
+  fairlead profile http://127.0.0.1:8001 http://127.0.0.1:8002 --out shared.json     on one machine, both busy
   fairlead profile http://10.0.0.7:8000 --prompt-lengths 128,1024,8192 --batches 1,8,32,128
 """
 DEFAULT_KV_TOKENS = 400_000
@@ -30,7 +31,14 @@ ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]
 
 
 def profile(
-    url: Annotated[str, typer.Argument(metavar="URL", help="An idle worker, such as http://127.0.0.1:8001.")],
+    urls: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URL...",
+            help="An idle worker, such as http://127.0.0.1:8001. Several: measured at once, each while the others "
+            "are as busy.",
+        ),
+    ],
     model: Annotated[str | None, typer.Option(help="A model it serves.", show_default="its base model")] = None,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the profile to this file.")] = None,
     api_key: Annotated[
@@ -56,6 +64,9 @@ def profile(
 ) -> None:
     """Measure a running worker.
 
+    Workers that share a machine slow each other down: name them all, and the profile is that of each among busy
+    neighbours.
+
     What it finds is a profile for the lab: `fairlead simulate WORKLOAD --profile FILE`.
     """
     import orjson
@@ -77,7 +88,7 @@ def profile(
         _fail(f"cannot write {out}: there is no such directory")
     try:
         facts, points, notes = asyncio.run(
-            _measure(url, model, api_key, sweep, max_num_batched_tokens, progress_bar)
+            _measure(urls, model, api_key, sweep, max_num_batched_tokens, progress_bar)
         )
         limits = Limits(
             facts.model, kv_tokens or facts.kv_tokens or DEFAULT_KV_TOKENS, max_num_seqs, max_num_batched_tokens
@@ -100,17 +111,18 @@ def profile(
 
 
 async def _measure(
-    url: str, model: str | None, api_key: str | None, sweep: "Sweep", batched: int, bar: ProgressBar
+    urls: list[str], model: str | None, api_key: str | None, sweep: "Sweep", batched: int, bar: ProgressBar
 ) -> "tuple[Facts, list[Point], list[str]]":
     from contextlib import AsyncExitStack
 
-    from router.lab.profiling.sweep import Meter
+    from router.lab.profiling.together import facts_of, measure_together, notes_of, open_meters
 
     async with AsyncExitStack() as stack:
-        meter = await Meter.open(stack, url, model, api_key)
-        with bar(f"measuring {meter.facts.model}", sweep.requests()) as progress:
-            points = await meter.measure(sweep, batched, progress)
-        return meter.facts, points, meter.notes
+        meters = await open_meters(stack, urls, model, api_key)
+        facts = facts_of(meters)
+        with bar(f"measuring {facts.model}", sweep.requests()) as progress:
+            points = await measure_together(meters, sweep, batched, progress)
+        return facts, points, notes_of(meters)
 
 
 def _conditions(facts: "Facts", sweep: "Sweep") -> dict[str, Any]:

@@ -6,12 +6,12 @@ size, so many of the same prompts are sent at once. Their prefixes are cached by
 side by side, and the time between tokens is taken from the stretch in which every answer of the batch has begun
 and none has ended.
 
-The worker must have nothing else to do.
+The worker must have nothing else to do. Several that share a machine can be measured at once: `together.py`.
 """
 
 import asyncio
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from random import Random
@@ -85,9 +85,16 @@ class Meter:
         return cls(facts, await stack.enter_async_context(http))
 
     async def measure(
-        self, sweep: Sweep, max_num_batched_tokens: int, progress: Callable[[int], None]
+        self,
+        sweep: Sweep,
+        max_num_batched_tokens: int,
+        progress: Callable[[int], None],
+        in_step: Callable[[], Awaitable[object]],
     ) -> list[Point]:
-        """Run the sweep; `progress` hears how many requests have ended. Raises MeasurementError."""
+        """Run the sweep; `progress` hears how many requests have ended. Raises MeasurementError.
+
+        `in_step` is awaited before each part: where others are measured at the same time, it waits for them.
+        """
         lengths = self._fitting(sweep)
         chance = Random(sweep.seed)
         await self._warm_up(chance, lengths, sweep.output_tokens)
@@ -99,10 +106,12 @@ class Meter:
             decodes = {batch: _Decodes([], []) for batch in batches}
             for _ in range(sweep.repeats):
                 prompts = [_prompt(chance, length) for _ in range(max(batches, default=1))]
+                await in_step()
                 for prompt in prompts:
                     ttfts.append(await self._prefill(prompt))
                     progress(ended := ended + 1)
                 for batch in batches:
+                    await in_step()
                     found = await self._decode(prompts[:batch], sweep.output_tokens)
                     if found is not None:
                         decodes[batch].step_s.append(found[0])

@@ -99,7 +99,7 @@ def test_a_side_that_has_no_room_is_not_taken_for_one_that_is_down():
     for name, stage in (("p", Stage.PREFILL), ("d", Stage.DECODE)):
         scheduler.worker_joined(WorkerFacts(name, frozenset({"m"}), frozenset((stage,))), 0.0)
     request = RequestView("r", "anna", "m", PrefixKey(), 1000, 10, 0.0)
-    placement, (prefill, decode) = scheduler._placement, scheduler.snapshot().workers
+    placement, (prefill, decode) = scheduler._chooser._placement, scheduler.snapshot().workers
     assert placement.choose(request, {}, [prefill], 0.0) is None
     assert placement.choose(request, {}, [prefill, decode], 0.0).placement == ("d", "p", None)
     scheduler.worker_left("d", 1.0)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import random
+from collections import Counter
 
 import httpx
 import pytest
@@ -16,7 +17,8 @@ from router.lab.profiling.file import ProfileFileError, document, read_profile
 from router.lab.profiling.fit import Limits, UndeterminedError, fit, nonnegative_least_squares
 from router.lab.profiling.points import Point, decode_point, prefill_point
 from router.lab.profiling.stream import Answer, MeasurementError, ask
-from router.lab.profiling.sweep import side_by_side
+from router.lab.profiling.sweep import Sweep, side_by_side
+from router.lab.profiling.together import measure_together, medians
 from router.lab.setup import SetupError, make_setup
 from workers.simulator.faults import Fault
 from workers.simulator.profiles import PROFILES, Profile
@@ -201,7 +203,9 @@ async def test_the_profile_of_a_simulated_worker_is_found_again(slow_worker, tmp
     content = json.loads(file.read_text())
     assert content["conditions"]["model"] == "tiny"
     assert content["conditions"]["url"] == slow_worker.url
-    assert len(content["points"]) == 4 + 4 * 2
+    kinds = Counter(point["kind"] for point in content["points"])
+    assert kinds["prefill"] == 4
+    assert 1 <= kinds["decode"] <= 4 * 2  # a busy machine may keep answers from running side by side
     found = make_setup(profile=str(file)).profile
     assert found.kv_tokens == SLOW.kv_tokens
     assert found.max_num_seqs == 64
@@ -248,6 +252,53 @@ async def test_what_cannot_be_measured_is_one_message(slow_worker, tmp_path):
 async def test_prompts_that_the_worker_has_seen_are_no_measurement(slow_worker):
     assert (await profile(slow_worker.url, *SHORT, "--seed", 1)).exit_code == 0
     assert "another --seed" in await failure(slow_worker.url, *SHORT, "--seed", 1)
+
+
+async def test_several_workers_are_measured_at_once_in_step_and_each_in_full(monkeypatch, tmp_path):
+    monkeypatch.setitem(PROFILES, "slow", SLOW)
+    config = SimulatorConfig(profile="slow", model="tiny", max_num_seqs=4)
+    file = tmp_path / "both.json"
+    async with simulated_worker(config) as one, simulated_worker(config) as two:
+        result = await profile(one.url, two.url, *SHORT, "--out", file)
+        served = [sum(worker.engine.counters.ended.values()) for worker in (one, two)]
+    assert result.exit_code == 0, result.output
+    assert served == [4 + 2 * (2 + 3)] * 2  # to warm up; of each length 2 prefills, batches of 1 and 2
+    content = json.loads(file.read_text())
+    assert content["conditions"]["url"] == f"{one.url}, {two.url}"
+    assert [point["prompt_tokens"] for point in content["points"] if point["kind"] == "prefill"] == [8, 256]
+
+
+async def test_a_part_begins_when_every_worker_has_come_to_it():
+    waited = []
+
+    class Paced:
+        def __init__(self, pause_s):
+            self.pause_s = pause_s
+
+        async def measure(self, sweep, batched, progress, in_step):
+            for part in range(3):
+                await in_step()
+                waited.append(part)
+                await asyncio.sleep(self.pause_s)
+            return [prefill_point(8, 1.0 + self.pause_s, 2048)]
+
+    [point] = await measure_together([Paced(0.0), Paced(0.05)], Sweep(), 2048, lambda _: None)
+    assert waited == [0, 0, 1, 1, 2, 2]
+    assert point.measured_s == pytest.approx(1.025)
+
+
+def test_of_each_point_that_all_have_measured_the_median_is_taken():
+    here, there = prefill_point(8, 1.0, 2048), prefill_point(8, 3.0, 2048)
+    alone = decode_point(8, 1, 10, 5.0)
+    assert medians([[here, alone], [there]]) == [prefill_point(8, 2.0, 2048)]
+
+
+async def test_workers_that_are_not_alike_are_not_measured_together(slow_worker):
+    async with simulated_worker(SimulatorConfig(profile="slow", model="other")) as other:
+        told = await failure(slow_worker.url, other.url, *SHORT)
+    assert "have to be alike" in told
+    assert other.url in told
+    assert "named twice" in await failure(slow_worker.url, slow_worker.url, *SHORT)
 
 
 async def test_a_key_is_sent_and_never_written(monkeypatch, tmp_path):
