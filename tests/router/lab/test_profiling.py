@@ -5,6 +5,7 @@ import dataclasses
 import json
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from router.lab.profiling.file import ProfileFileError, document, read_profile
 from router.lab.profiling.fit import Limits, UndeterminedError, fit, nonnegative_least_squares
 from router.lab.profiling.points import Point, decode_point, prefill_point
 from router.lab.profiling.stream import Answer, MeasurementError, ask
-from router.lab.profiling.sweep import Sweep, side_by_side
+from router.lab.profiling.sweep import Meter, Sweep, side_by_side
 from router.lab.profiling.together import measure_together, medians
 from router.lab.setup import SetupError, make_setup
 from workers.simulator.faults import Fault
@@ -285,6 +286,19 @@ async def test_a_part_begins_when_every_worker_has_come_to_it():
     [point] = await measure_together([Paced(0.0), Paced(0.05)], Sweep(), 2048, lambda _: None)
     assert waited == [0, 0, 1, 1, 2, 2]
     assert point.measured_s == pytest.approx(1.025)
+
+
+async def test_a_worker_waits_for_the_others_before_prefills_and_before_each_batch(slow_worker):
+    parts = []
+
+    async def in_step():
+        parts.append(sum(slow_worker.engine.counters.ended.values()))
+
+    async with AsyncExitStack() as stack:
+        meter = await Meter.open(stack, slow_worker.url, None, None)
+        await meter.measure(Sweep((8, 64), (1, 2), 8, repeats=1), 2048, lambda _: None, in_step)
+    # Ended by then: 4 to warm up, of each length 2 prefills, a batch of 1 and one of 2.
+    assert parts == [4, 6, 7, 9, 11, 12]
 
 
 def test_of_each_point_that_all_have_measured_the_median_is_taken():
