@@ -1,18 +1,25 @@
 """Does the lab tell the truth? One workload in virtual time and through the gateway, side by side.
 
-    fairlead profile http://127.0.0.1:8001 --out mine.json --max-num-seqs 8
-    python -m benchmarks.reality mine.json --workers http://127.0.0.1:8001,http://127.0.0.1:8002
-    python -m benchmarks.reality mine.json --simulated 3        no worker at hand: simulated ones, over sockets
+    fairlead profile http://127.0.0.1:8001 --out alone.json --max-num-seqs 8
+    fairlead profile http://127.0.0.1:8001 http://127.0.0.1:8002 --out busy.json --max-num-seqs 8
+    python -m benchmarks.reality alone.json busy.json --workers http://127.0.0.1:8001,http://127.0.0.1:8002
+    python -m benchmarks.reality alone.json --simulated 3     no worker at hand: simulated ones, over sockets
 
 The workload (default: 100 requests, Poisson arrivals, lengths as in chats, half of them behind shared prefixes)
 runs
 
-1. in virtual time, on as many simulated engines as there are workers, with the fitted profile;
-2. through `fairlead serve` in front of as many simulated workers, over real sockets, with the same profile;
-3. through `fairlead serve` in front of the real workers.
+1. in virtual time, on as many simulated engines as there are workers, once with each profile, whose time for a
+   first token's way to the client (`transport_s`) is added;
+2. with `--simulated N` through `fairlead serve` in front of N simulated workers, over real sockets, with the first
+   profile;
+3. with `--workers` through `fairlead serve` in front of the real workers.
 
 Printed are TTFT, time per token, throughput, hit ratio from the workers' own counters and requests per worker, and
-in parentheses how far virtual time is off: (virtual - measured) / measured.
+in parentheses how far each column is off the last one: (column - last) / last.
+
+Workers that share a machine are as fast as the first profile says while their neighbours are idle, and as slow as
+the second while these are busy: a fleet under load lies between the two columns. Where every worker has a core, or
+a GPU, of its own, both say the same.
 
 Prompts are token ids made from the units of the workload, so equal units are equal text. A generator whose prompts
 repeat earlier answers (chat, agents) finds fewer hits in reality, where answers are the model's own. Generators
@@ -28,7 +35,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +47,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.fleet.report import commit, machine
 from benchmarks.fleet.routers import FAIRLEAD, RouterChoice, Surroundings, parse, started
 from router.lab.driver import replay
 from router.lab.profiling.stream import Answer, MeasurementError, ask
@@ -159,14 +167,23 @@ async def counters(urls: Sequence[str]) -> list[tuple[int, int, int]]:
     return found
 
 
-async def through_gateway(traffic: Workload, urls: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Run the workload through `fairlead serve` in front of these workers."""
-    facts = await look(urls[0], options.model, None)
+async def through_gateway(
+    traffic: Workload,
+    urls: Sequence[str],
+    *,
+    router: RouterChoice,
+    max_num_seqs: int,
+    model: str | None = None,
+    seed: int = 0,
+    roles: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run the workload through `fairlead serve` in front of these workers. `roles`: what it is for, by URL."""
+    facts = await look(urls[0], model, None)
     with tempfile.TemporaryDirectory() as logs:
-        around = Surroundings(tuple(urls), facts.model, options.profile.max_num_seqs, Path(), Path(logs))
-        async with started(choice(options), around) as gateway:
+        around = Surroundings(tuple(urls), facts.model, max_num_seqs, Path(), Path(logs), roles or {})
+        async with started(router, around) as gateway:
             before = await counters(urls)
-            played = await play(traffic, gateway, facts.model, options.seed)
+            played = await play(traffic, gateway, facts.model, seed)
             after = await counters(urls)
     changes = [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(before, after, strict=True)]
     report = summary(played, sum(c[0] for c in changes), sum(c[1] for c in changes))
@@ -185,51 +202,62 @@ def choice(options: argparse.Namespace) -> RouterChoice:
 
 
 def in_virtual_time(
-    traffic: Workload, workers: int, options: argparse.Namespace, most: int | None
+    traffic: Workload, file: str, workers: int, options: argparse.Namespace, most: int | None
 ) -> dict[str, Any]:
-    """Run the workload in the lab."""
+    """Run the workload in the lab, with the profile of this file."""
     setup = make_setup(
         placement=options.placement,
         queue=options.queue,
         workers=workers,
-        profile=options.file,
+        profile=file,
         seed=options.seed,
         settings={"engine.max_model_len": most} if most else {},
     )
     run = replay(traffic, setup)
-    return summarize(run, setup) | {"per_worker": sorted(worker.requests for worker in run.workers)}
+    report = summarize(run, setup) | {"per_worker": sorted(worker.requests for worker in run.workers)}
+    # The lab ends at the engine; a client's first token takes longer by what the profile has found beside it.
+    for times in (report["ttft_s"], report["e2e_s"]):
+        times |= {name: times[name] + transport_s(file) for name in ("mean", "p50", "p99")}
+    return report
+
+
+def transport_s(file: str) -> float:
+    """What a first token takes beside the engine's steps, as `fairlead profile` has measured it."""
+    return float(json.loads(Path(file).read_text())["conditions"]["transport_s"])
 
 
 async def in_front_of_simulators(
-    traffic: Workload, count: int, options: argparse.Namespace, most: int | None
+    traffic: Workload, count: int, profile: Profile, options: argparse.Namespace, most: int | None
 ) -> dict[str, Any]:
     """Run the workload through the gateway and simulated workers in this process."""
-    profile: Profile = options.profile
     PROFILES[profile.name] = profile
     config = SimulatorConfig(
         profile=profile.name, block_size=traffic.block_tokens, model="simulated", max_model_len=most
     )
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(simulated_worker(config)) for _ in range(count)]
-        model, options.model = options.model, None
-        try:
-            return await through_gateway(traffic, [worker.url for worker in workers], options)
-        finally:
-            options.model = model
+        return await through_gateway(
+            traffic,
+            [worker.url for worker in workers],
+            router=choice(options),
+            max_num_seqs=profile.max_num_seqs,
+            seed=options.seed,
+        )
 
 
-def print_table(lab: dict[str, Any], measured: dict[str, dict[str, Any]]) -> None:
-    """A column per way to run the workload; the error is that of virtual time."""
+def print_table(columns: Mapping[str, dict[str, Any]]) -> None:
+    """A column per way to run the workload; in parentheses how far it is off the last one."""
+    *_, last = columns.values()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "virtual time", *measured):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name in ("", *columns):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
     for name, read in ROWS:
-        cells = [_figure(read(lab))]
-        for report in measured.values():
-            value = read(report)
-            cells.append(f"{_figure(value)} ({read(lab) / value - 1:+.0%})" if value else _figure(value))
+        cells = []
+        for column in columns.values():
+            off = f" ({read(column) / read(last) - 1:+.0%})" if column is not last and read(last) else ""
+            cells.append(_figure(read(column)) + off)
         table.add_row(name, *cells)
-    table.add_row("requests per worker", *(str(one["per_worker"]) for one in (lab, *measured.values())))
+    table.add_row("requests per worker", *(str(each["per_worker"]) for each in columns.values()))
     Console(width=120).print(table)
 
 
@@ -237,42 +265,69 @@ def _figure(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-async def compare(options: argparse.Namespace) -> None:
-    """Run everything that was asked for and print it."""
+async def compare(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Run everything that was asked for: a report for each way, the one to measure the others by last."""
     traffic = open_workload(options.workload, seed=options.seed, limit=options.requests)
     urls = [url.strip().rstrip("/") for url in options.workers.split(",")] if options.workers else []
     most = (await look(urls[0], options.model, None)).max_model_len if urls else None
     workers = len(urls) or options.simulated
-    lab = in_virtual_time(traffic, workers, options, most)
-    print(f"{options.workload}, seed {options.seed}; profile {dataclasses.asdict(options.profile)}")
-    print(f"virtual time leaves out what a first token takes beside the engine: {options.transport_s:.4f} s")
-    measured: dict[str, dict[str, Any]] = {}
-    measured["simulated workers"] = await in_front_of_simulators(traffic, workers, options, most)
+    first = make_setup(profile=options.files[0]).profile
+    columns = {
+        f"virtual time, {Path(file).name}": in_virtual_time(traffic, file, workers, options, most)
+        for file in options.files
+    }
+    if options.simulated:
+        columns["simulated workers"] = await in_front_of_simulators(
+            traffic, options.simulated, first, options, most
+        )
     if urls:
-        measured["real workers"] = await through_gateway(traffic, urls, options)
-    print_table(lab, measured)
+        columns["real workers"] = await through_gateway(
+            traffic,
+            urls,
+            router=choice(options),
+            max_num_seqs=first.max_num_seqs,
+            model=options.model,
+            seed=options.seed,
+        )
+    return columns
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Print what is compared."""
+    print(f"{options.workload}, seed {options.seed}")
+    for file in options.files:
+        print(f"{file}: {dataclasses.asdict(make_setup(profile=file).profile)}")
+        print(f"    added to TTFT and end to end, for what is beside the engine: {transport_s(file):.4f} s")
 
 
 def main() -> None:
     """Read the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="made by `fairlead profile`")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="made by `fairlead profile`")
     parser.add_argument("--workers", help="addresses of real, idle workers, with commas between them")
-    parser.add_argument(
-        "--simulated", type=int, default=0, help="simulated workers (default: as many as real ones)"
-    )
+    parser.add_argument("--simulated", type=int, default=0, help="so many simulated workers, over sockets")
     parser.add_argument("--model", help="as the workers serve it (default: their base model)")
     parser.add_argument("--workload", default=CHATS, help="as for `fairlead simulate`")
     parser.add_argument("--requests", type=int, help="only the first so many")
     parser.add_argument("--placement", help="default: as shipped")
     parser.add_argument("--queue", help="default: as shipped")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write every report")
     options = parser.parse_args()
-    if bool(options.workers) == bool(options.simulated) or options.simulated < 0:
-        parser.error("--workers URL,URL or --simulated N")
-    options.profile = make_setup(profile=options.file).profile
-    options.transport_s = json.loads(Path(options.file).read_text())["conditions"]["transport_s"]
-    asyncio.run(compare(options))
+    if not (options.workers or options.simulated) or options.simulated < 0:
+        parser.error("--workers URL,URL or --simulated N, or both")
+    describe(options)
+    columns = asyncio.run(compare(options))
+    print_table(columns)
+    if options.json:
+        setting = {
+            "workload": options.workload,
+            "seed": options.seed,
+            "machine": machine(),
+            "commit": commit(),
+            "profiles": {file: json.loads(Path(file).read_text()) for file in options.files},
+        }
+        options.json.write_text(json.dumps({"setting": setting, "columns": columns}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,33 +11,19 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import httpx
 from rich.console import Console
 
 from benchmarks.fleet import report, routers, servers
-from benchmarks.fleet.chat_client import NoAnswerError, ask
-from benchmarks.fleet.figures import figures
-from benchmarks.fleet.load import Load, LoadSettings, request_body
+from benchmarks.fleet.comparison import PEERS, ROUTERS, Comparison, compare, tell
+from benchmarks.fleet.load import LoadSettings
 from benchmarks.fleet.report import RouterRun
-from benchmarks.fleet.routers import FAIRLEAD, RouterChoice, Surroundings
-from benchmarks.fleet.servers import FleetError, Servers, ServerSettings
-from benchmarks.fleet.watch import watched
+from benchmarks.fleet.routers import RouterChoice, Surroundings
+from benchmarks.fleet.servers import FleetError, ServerSettings
 from workers.launch_errors import LaunchError
-
-ROUTERS = (
-    "fairlead,fairlead:placement=round_robin,fairlead:placement=cache_aware,"
-    "vllm-router:policy=round_robin,vllm-router:policy=cache_aware,sglang-router:policy=cache_aware,smg"
-)
-PEERS = Path("~/.cache/fairlead/peers/venv")
-
-
-def tell(text: str) -> None:
-    """Progress goes to standard error; the table alone to standard output."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,86 +60,36 @@ async def fleet(options: argparse.Namespace, log_dir: Path) -> AsyncIterator[lis
         max_num_seqs=options.max_num_seqs,
         kv_mib=options.kv_mib,
     )
-    async with servers.started(settings, log_dir, tell) as urls:
-        yield urls
-
-
-async def run_router(
-    choice: RouterChoice, around: Surroundings, seen: Servers, settings: LoadSettings, options: argparse.Namespace
-) -> RouterRun:
-    """One router from its start to its end. Raises NotInstalledError, NotReadyError, FleetError."""
-    emptied = await seen.empty_caches()
-    async with routers.started(choice, around) as url:
-        tell(f"{choice.label}: under load for {options.warm_up + options.seconds:g} s")
-        load = Load(url, around.model, settings, options.warm_up + options.seconds)
-        watch = await watched(seen, load)
-    errors = sorted({record.error for record in load.records if record.error})
-    for error in errors[:3]:
-        tell(f"{choice.label}: {error}")
-    return RouterRun(
-        router=choice.label,
-        version=router_version(choice, around.peers),
-        caches_emptied=emptied,
-        figures=figures(load.records, watch.samples, options.warm_up, options.warm_up + options.seconds),
-        begin_s=options.warm_up,
-        records=load.records,
-        samples=watch.samples,
-        missed_samples=watch.missed,
-    )
-
-
-def router_version(choice: RouterChoice, peers: Path) -> str:
-    """The version of what runs, as its package says."""
-    if choice.program == FAIRLEAD:
-        return report.fairlead_version()
-    return report.peer_version(choice.program, routers.peer_command(choice.program, peers))
+    async with servers.started(settings, log_dir, tell) as specs:
+        yield [spec.url for spec in specs]
 
 
 async def measure(
     choices: list[RouterChoice], options: argparse.Namespace
 ) -> tuple[dict[str, Any], list[RouterRun], dict[str, str]]:
     """The setting, a run for each router that works here, and why the others do not."""
-    setting: dict[str, Any] = {"machine": report.machine()}
     log_dir = Path(tempfile.mkdtemp(prefix="fairlead-fleet-"))
     tell(f"logs of servers and routers: {log_dir}")
-    settings = LoadSettings(seed=options.seed, flood_open=options.flood_open)
-    plan = [(choice, settings) for choice in choices]
-    if options.no_flood:
-        first = replace(choices[0], label=f"{choices[0].label}, no flood")
-        plan.append((first, replace(settings, flood_open=0)))
-    runs, left_out = [], {}
-    async with fleet(options, log_dir) as urls, httpx.AsyncClient(trust_env=False, timeout=10) as http:
-        seen = Servers(urls, http)
-        await first_requests(urls, options.model)
-        around = Surroundings(
-            tuple(urls), options.model, options.max_num_seqs, options.peers_python_env.expanduser(), log_dir
-        )
-        for choice, chosen in plan:
-            try:
-                runs.append(await run_router(choice, around, seen, chosen, options))
-            except (routers.NotInstalledError, routers.NotReadyError, FleetError) as error:
-                tell(f"left out: {choice.label}: {error}")
-                left_out[choice.label] = str(error)
-        setting |= {"vllm": await seen.version(), "servers": len(urls)}
-    setting |= {
+    load = LoadSettings(seed=options.seed, flood_open=options.flood_open)
+    machine = report.machine()
+    async with fleet(options, log_dir) as urls:
+        peers = options.peers_python_env.expanduser()
+        around = Surroundings(tuple(urls), options.model, options.max_num_seqs, peers, log_dir)
+        comparison = Comparison(choices, load, options.seconds, options.warm_up, no_flood=options.no_flood)
+        runs, left_out, version = await compare(comparison, around)
+    setting = {
+        "machine": machine,
+        "vllm": version,
+        "servers": len(urls),
         "model": options.model,
         "seconds": options.seconds,
         "warm_up_s": options.warm_up,
         "max_num_seqs": options.max_num_seqs,
         "kv_mib": None if options.workers_at else options.kv_mib,
-        "load": asdict(settings),
+        "load": asdict(load),
         "commit": report.commit(),
     }
     return setting, runs, left_out
-
-
-async def first_requests(urls: list[str], model: str) -> None:
-    """A server's very first request is slower than all others: one to each, not measured."""
-    body = request_body(model, "warm-up", [{"role": "user", "content": "hello " * 300}], 8)
-    try:
-        await asyncio.gather(*(ask(url, body) for url in urls))
-    except (NoAnswerError, OSError) as error:
-        raise FleetError(f"a server does not answer: {error}") from error
 
 
 def main() -> None:

@@ -88,8 +88,10 @@ def show(console: Console, setting: dict[str, Any], runs: Sequence[RouterRun], l
         table.add_row(run.router, *_cells(run.figures))
     console.print(table)
     where = setting["machine"]
+    gpu = f"{where['gpu']}, " if "gpu" in where else ""
     console.print(
-        f"{where['cores']} cores, {where['cpu']}, load average before {where['load_average_1min_before']:.1f}; "
+        f"{gpu}{where['cores']} cores, {where['cpu']}, "
+        f"load average before {where['load_average_1min_before']:.1f}; "
         f"vLLM {setting['vllm']}, commit {setting['commit']}, seed {setting['load']['seed']}"
     )
     versions = sorted({f"{run.router.split(':')[0].split(',')[0]} {run.version}" for run in runs})

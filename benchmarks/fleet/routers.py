@@ -11,9 +11,9 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,10 @@ def parse(text: str) -> RouterChoice:
     return RouterChoice(text, program, tuple((key, value) for key, value in settings))
 
 
-def fairlead_config(choice: RouterChoice, workers: Sequence[str], max_num_seqs: int) -> dict[str, Any]:
-    """The configuration that the settings mean.
+def fairlead_config(
+    choice: RouterChoice, workers: Sequence[str], max_num_seqs: int, roles: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The configuration that the settings mean. `roles`: what a worker is for, by its URL, if not for everything.
 
     `placement` and `queue` name a policy, `placement.x` and `queue.x` are settings of it; `max_num_seqs=learned`
     keeps the servers' limit from the gateway; everything else is a key of `policies`.
@@ -76,7 +78,9 @@ def fairlead_config(choice: RouterChoice, workers: Sequence[str], max_num_seqs: 
         else:
             policies[key] = value
     limit = {"max_num_seqs": max_num_seqs} if max_num_seqs else {}
-    return {"workers": [{"url": url} | limit for url in workers], "policies": policies}
+    of = roles or {}
+    rows = [{"url": url} | limit | ({"roles": of[url]} if url in of else {}) for url in workers]
+    return {"workers": rows, "policies": policies}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class Surroundings:
     max_num_seqs: int
     peers: Path
     log_dir: Path
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """What a server is for, by its address; one that is not here does everything."""
 
 
 @asynccontextmanager
@@ -116,7 +122,7 @@ async def started(choice: RouterChoice, around: Surroundings) -> AsyncIterator[s
 
 def _fairlead(choice: RouterChoice, around: Surroundings, name: str, port: int) -> list[str]:
     file = around.log_dir / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(fairlead_config(choice, around.workers, around.max_num_seqs)))
+    file.write_text(yaml.safe_dump(fairlead_config(choice, around.workers, around.max_num_seqs, around.roles)))
     command = str(Path(sys.executable).with_name("fairlead"))
     return [command, "serve", "--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
 

@@ -1,19 +1,20 @@
-"""The three vLLM servers: started on the CPU, looked into, brought back to an empty cache."""
+"""The vLLM servers: started on the CPU or a GPU, looked into, brought back to an empty cache."""
 
 import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 
-from benchmarks.fleet.ports import free_port
-from workers.devices import Cpu
-from workers.launch import check_vllm, plan
+from benchmarks.fleet.ports import free_ports
+from workers.devices import Cpu, Gpu
+from workers.launch import LaunchSpec, check_vllm, plan
+from workers.launch_pairs import Split
 from workers.supervisor import Progress, Stage, Supervisor
 from workers.vllm_metrics import NotMetricsError, merge, parse_metrics
 from workers.worker import Scrape
@@ -33,18 +34,23 @@ class ServerSettings:
     python: str
     model: Path
     count: int = 3
+    """Servers in all, those of `split` included."""
     max_num_seqs: int = 8
     max_model_len: int = 2048
     block_size: int = 32
     kv_mib: int = 256
+    device: Cpu | Gpu | None = None
+    """What each of them runs on, all on the same; None: a CPU."""
+    split: Split = Split()  # noqa: RUF009  # frozen
+    """How many of them are for prefill and for decode alone."""
+    extra_args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    first_alone: bool = False
+    """The others start when the first one is healthy: it compiles, they find what it has compiled."""
 
 
-@asynccontextmanager
-async def started(
-    settings: ServerSettings, log_dir: Path, tell: Callable[[str], None]
-) -> AsyncIterator[list[str]]:
-    """The servers' addresses, healthy on entry; no process is left on exit. Raises LaunchError."""
-    await check_vllm(settings.python)
+def specs_of(settings: ServerSettings, log_dir: Path, ports: Sequence[int]) -> list[LaunchSpec]:
+    """Each server's command. A split takes the first ones; those that are left do both. Raises LaunchError."""
     flags = {
         "--served-model-name": settings.model.name,
         "--max-num-seqs": settings.max_num_seqs,
@@ -52,25 +58,45 @@ async def started(
         "--block-size": settings.block_size,
         "--kv-cache-memory-bytes": settings.kv_mib * _MIB,
     }
-    specs = plan(
-        str(settings.model),
-        [Cpu(settings.kv_mib * _MIB)] * settings.count,
-        ports=[free_port() for _ in range(settings.count)],
-        extra_args=[word for flag, value in flags.items() for word in (flag, str(value))],
-        vllm_python=settings.python,
-        log_dir=log_dir,
-        scratch_prefix=f"{tempfile.gettempdir()}/fairlead-{secrets.token_hex(4)}-",
-    )
+    arguments = [word for flag, value in flags.items() for word in (flag, str(value))]
+    apart = settings.split.devices
+    specs: list[LaunchSpec] = []
+    for split, count in ((settings.split, apart), (Split(), settings.count - apart)):
+        taken = len(specs) + sum(spec.side_port is not None for spec in specs)
+        if count:
+            device = settings.device or Cpu(settings.kv_mib * _MIB)
+            specs += plan(
+                str(settings.model),
+                [device] * count,  # type: ignore[arg-type]  # all of one kind
+                split=split,
+                ports=ports[taken:],
+                extra_args=[*arguments, *settings.extra_args],
+                vllm_python=settings.python,
+                log_dir=log_dir,
+                scratch_prefix=f"{tempfile.gettempdir()}/fairlead-{secrets.token_hex(4)}-",
+            )
     # The mode for development has the route that empties the prefix cache.
-    development = {"VLLM_SERVER_DEV_MODE": "1"}
-    specs = [replace(spec, environment={**spec.environment, **development}) for spec in specs]
+    more = {"VLLM_SERVER_DEV_MODE": "1", **settings.environment}
+    return [replace(spec, environment={**spec.environment, **more}) for spec in specs]
+
+
+@asynccontextmanager
+async def started(
+    settings: ServerSettings, log_dir: Path, tell: Callable[[str], None]
+) -> AsyncIterator[list[LaunchSpec]]:
+    """The servers, healthy on entry; no process is left on exit. Raises LaunchError."""
+    await check_vllm(settings.python, nixl=settings.split.devices > 0)
+    specs = specs_of(settings, log_dir, free_ports(settings.count + settings.split.devices))
 
     def on_progress(progress: Progress) -> None:
         if progress.stage is not Stage.LOADING:
             tell(f"{progress.worker} {progress.stage.value} {progress.detail}".rstrip())
 
-    async with Supervisor(specs, on_progress):
-        yield [spec.url for spec in specs]
+    groups = [specs[:1], specs[1:]] if settings.first_alone else [specs]
+    async with AsyncExitStack() as stack:
+        for group in filter(None, groups):
+            await stack.enter_async_context(Supervisor(group, on_progress))
+        yield specs
 
 
 class Servers:

@@ -1,0 +1,1 @@
+"""What is measured on a GPU that several vLLM servers share. The same runs on the CPU. See README.md here."""
