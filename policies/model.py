@@ -60,6 +60,8 @@ class LegFailure(Enum):
     """The worker answered 5xx, or an error inside a stream."""
     SHUTDOWN = "shutdown"
     """The worker ended it because it is going away."""
+    HANDOVER = "handover"
+    """Both workers of a pair serve, but the second cannot go on from what the first has computed."""
 
 
 class Reason(Enum):

@@ -149,10 +149,9 @@ class Taking:
         Who could not be reached has computed nothing, and what a failed prefill worker had was handed to nobody.
         """
         leg = running.leg
-        connected = reason is not LegFailure.CONNECT
-        if not connected:
+        if reason is LegFailure.CONNECT:
             self._forget(worker, running)
-        if leg.pair and worker == leg.placement.prefill:
+        if leg.pair and (worker == leg.placement.prefill or reason is LegFailure.HANDOVER):
             self._forget(leg.placement.decode, running)
 
     def _forget(self, worker: WorkerId, running: Running) -> None:

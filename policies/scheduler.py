@@ -155,10 +155,14 @@ class Scheduler:
         self._taking.release(running, now, finished=False)
         self._taking.failed(running, worker, reason)
         self._tell(Left, request, running.leg.placement, None, None, now)
-        entry.request = replace(request, excluded=request.excluded | {worker})
+        apart = reason is LegFailure.HANDOVER  # either of the two does well by itself
+        entry.request = (
+            replace(request, whole=True) if apart else replace(request, excluded=request.excluded | {worker})
+        )
         entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
         entry.last_failure = reason
-        if ticket.attempt >= self.settings.attempts or not self._roster.serves(entry.request):
+        used_up = ticket.attempt >= self.settings.attempts and not apart
+        if used_up or not self._roster.serves(entry.request):
             self._reject(entry, RejectReason.LEGS_FAILED, now)
         else:
             self._enqueue(entry, now, again=True)

@@ -6,8 +6,10 @@ identify ─► place ─► run a leg ─► answered
 """
 
 import logging
+from random import getrandbits
+from typing import Any
 
-from policies.model import LegFailure, Placement, Reject, RejectReason, RequestView, WorkerId
+from policies.model import LegFailure, Outcome, Placement, Reject, RejectReason, RequestView, WorkerId
 from router.admission import Admitted
 from router.answer import Receive, Scope, Send
 from router.clients import Client
@@ -18,6 +20,7 @@ from router.life import Life
 from router.openai import Ask, Surface, parse
 from router.pools import Member, Route
 from router.prefill import PrefillLeg, divisible
+from router.releases import is_pushed
 from router.rewrite import for_prefill, for_worker
 from router.state import Gateway
 
@@ -29,7 +32,7 @@ _DIALECTS = {Surface.MESSAGES: Dialect.ANTHROPIC, Surface.RESPONSES: Dialect.RES
 class Inference(Life):
     """One request to one of the routed entry points."""
 
-    __slots__ = ("_admitted", "_leg", "_route", "_surface", "_why")
+    __slots__ = ("_admitted", "_leg", "_route", "_sent_as", "_surface", "_why")
 
     def __init__(self, gateway: Gateway, surface: Surface, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(gateway, scope, receive, send, _DIALECTS.get(surface, Dialect.OPENAI))
@@ -37,6 +40,8 @@ class Inference(Life):
         self._route: Route | None = None
         self._admitted: Admitted | None = None
         self._leg: Leg | None = None
+        self._sent_as = self._id.encode()
+        """The request's id as workers hear it."""
         self._why = ""
         """What the last failed leg said."""
 
@@ -110,7 +115,8 @@ class Inference(Life):
             try:
                 await self._run(admitted, ask, route, decision.place.placement)
             except LegFailed as failure:
-                _log.warning("request %s: attempt %d: %s", self._id, decision.ticket.attempt, failure.why)
+                level = logging.DEBUG if failure.reason is LegFailure.HANDOVER else logging.WARNING
+                _log.log(level, "request %s: attempt %d: %s", self._id, decision.ticket.attempt, failure.why)
                 self._failed(admitted, failure)
                 if self._answer.started:
                     raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}") from failure
@@ -123,6 +129,7 @@ class Inference(Life):
             await self._run_pair(admitted, ask, route, placement.prefill, placement.decode)
         else:
             leg = self._leg = Leg(admitted, ask, self._answer, self._gateway.holders, self._gateway.loop)
+            self._sent_as = self._id.encode()
             leg.body = for_worker(ask, route.rewrite)
             await self._perform(leg, placement.decode)
             self._saw(leg, ask, route)
@@ -132,6 +139,9 @@ class Inference(Life):
     ) -> None:
         """A leg that computes the prompt, and one that goes on from there, unless the answer is over by then."""
         gateway = self._gateway
+        self._fit(prefill, decode)
+        # NIXL finds what it pushes by the request's id, which a client may have given to several requests.
+        self._sent_as = f"{self._id}.{getrandbits(48):012x}".encode()
         first = self._leg = PrefillLeg(admitted, ask, self._answer, gateway.holders, gateway.loop)
         second = Leg(admitted, ask, self._answer, gateway.holders, gateway.loop)
         try:
@@ -143,20 +153,43 @@ class Inference(Life):
                 second.body = for_worker(ask, route.rewrite, first.params)
                 await self._perform(second, decode)
         except LegFailed as failure:
-            if failure.worker == decode and failure.reason is LegFailure.ERROR and not self._serves(prefill):
-                failure.worker = prefill  # it could not be fetched from
+            if failure.worker == decode and failure.reason is LegFailure.ERROR and not failure.busy:
+                self._not_fetched(failure, first, prefill)
             raise
+        else:
+            if first.params is not None and first.outcome is None:
+                gateway.handovers.worked(prefill, decode)
         finally:
-            if first.params is not None and second.exchange is None:
+            if first.params is not None and _is_left(first.params, second):
                 gateway.releases.release(route.line, first.params, prefill=prefill, decode=decode)
         self._saw(self._leg, ask, route)
+
+    def _fit(self, prefill: WorkerId, decode: WorkerId) -> None:
+        """Raises LegFailed where the two are known not to understand each other."""
+        gateway = self._gateway
+        misfit = gateway.handovers.misfit(
+            self._member(prefill).worker, self._member(decode).worker, gateway.loop.time()
+        )
+        if misfit is not None:
+            failure = LegFailed(LegFailure.HANDOVER, f"{prefill} cannot hand KV over to {decode}: {misfit}")
+            failure.worker = decode
+            raise failure
+
+    def _not_fetched(self, failure: LegFailed, first: PrefillLeg, prefill: WorkerId) -> None:
+        """The decode worker answers with an error what it should have fetched from the prefill worker."""
+        if not self._serves(prefill):
+            failure.worker = prefill
+        elif first.params is not None and not self._answer.started:
+            failure.reason = LegFailure.HANDOVER
+            gateway = self._gateway
+            gateway.handovers.failed(prefill, failure.worker, failure.why, gateway.loop.time())
 
     async def _perform(self, leg: Leg, worker: WorkerId) -> None:
         """One leg. Raises LegFailed, which names the worker."""
         gateway = self._gateway
         try:
             member = self._member(worker)
-            headers = to_worker(self._scope, self._id.encode(), member.headers)
+            headers = to_worker(self._scope, self._sent_as, member.headers)
             with gateway.pools.busy(member):
                 await leg.run(member, self._target(), headers)
         except LegFailed as failure:
@@ -186,7 +219,7 @@ class Inference(Life):
     def _failed(self, admitted: Admitted, failure: LegFailed) -> None:
         """Tell everybody concerned that an attempt has come to nothing."""
         self._why = failure.why
-        if not failure.busy:
+        if not failure.busy and failure.reason is not LegFailure.HANDOVER:
             self._gateway.fleet.request_failed(
                 failure.worker,
                 failure.why,
@@ -196,6 +229,11 @@ class Inference(Life):
         self._gateway.metrics.leg_failed(failure.worker, failure.reason)
         # More than zero says that the client has seen a part of the answer, so that nobody may start anew.
         admitted.failed(failure.reason, 1 if self._answer.started else 0, failure.worker)
+
+
+def _is_left(params: dict[str, Any], second: Leg) -> bool:
+    """Whether the prefill worker still holds its KV. Who refuses to go on says so, unless it is pushed to."""
+    return second.exchange is None or (second.outcome is Outcome.REFUSED and is_pushed(params))
 
 
 def _rejection(reject: Reject, why: str) -> RequestError:

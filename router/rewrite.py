@@ -57,9 +57,14 @@ def for_prefill(ask: Ask, model: str | None) -> bytes:
     return orjson.dumps({**fields, **changes})
 
 
-def for_release(line: str, kv: dict[str, Any]) -> bytes:
-    """A completion that every vLLM turns down, and in doing so lets go of the KV that nobody is to fetch."""
-    return orjson.dumps({"model": line, "prompt": "-", "max_tokens": 0, _KV: kv})
+def for_release(line: str, kv: dict[str, Any], *, chat: bool = False, salt: str | None = None) -> bytes:
+    """A request that every vLLM turns down, and in doing so lets go of the KV that nobody is to fetch.
+
+    With a `salt` it is one that is answered, after the end of the KV has been pushed.
+    """
+    prompt = {"messages": [{"role": "user", "content": "-"}]} if chat else {"prompt": "-"}
+    tokens = {"max_tokens": 0} if salt is None else {"max_tokens": 1, "cache_salt": salt}
+    return orjson.dumps({"model": line, **prompt, **tokens, _KV: kv})
 
 
 def _splice(body: bytes, member: bytes) -> bytes:

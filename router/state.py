@@ -7,6 +7,7 @@ from typing import Any
 
 from router.clients import Clients
 from router.errors import Overloaded, Unavailable
+from router.handovers import Handovers
 from router.holders import Holders
 from router.log import RequestLog
 from router.metrics import Metrics
@@ -42,6 +43,7 @@ class Gateway:
     """Requests inside, the one that asks included."""
     draining: bool = False
     releases: Releases = field(init=False)
+    handovers: Handovers = field(default_factory=Handovers)
 
     def __post_init__(self) -> None:
         self.releases = Releases(self.pools)

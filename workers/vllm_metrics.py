@@ -22,12 +22,14 @@ _SLEEP = "vllm:engine_sleep_state"
 _PREEMPTIONS = "vllm:num_preemptions_total"
 _CACHE_CONFIG = "vllm:cache_config_info"
 _PROCESS_START = "process_start_time_seconds"
+# Exported by engines with the NIXL connector, from their start on.
+_NIXL = "vllm:nixl_xfer_time_seconds_count"
 # Newest name first: some versions export two names of one figure, which must not be added up.
 _KV_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 _QUERIES = ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total")
 _HITS = ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")
 
-_SUMMED = frozenset({_RUNNING, _WAITING, _PREEMPTIONS, *_QUERIES, *_HITS})
+_SUMMED = frozenset({_RUNNING, _WAITING, _PREEMPTIONS, _NIXL, *_QUERIES, *_HITS})
 _HIGHEST = frozenset(_KV_USAGE)
 _WANTED = (*_SUMMED, *_HIGHEST, _SLEEP, _CACHE_CONFIG, _PROCESS_START)
 
@@ -93,6 +95,7 @@ def merge(scrapes: Collection[Scrape]) -> Scrape:
         prefix_queries=sum(s.prefix_queries for s in scrapes),
         prefix_hits=sum(s.prefix_hits for s in scrapes),
         preemptions=sum(s.preemptions for s in scrapes),
+        nixl=any(s.nixl for s in scrapes),
         awake=any(s.awake for s in scrapes),
     )
 
@@ -142,6 +145,7 @@ def _scrape(engine: _Engine, cache: dict[str, str], started: float | None, at: f
         prefix_queries=int(engine.first(*_QUERIES)),
         prefix_hits=int(engine.first(*_HITS)),
         preemptions=int(engine.first(_PREEMPTIONS)),
+        nixl=_NIXL in engine.figures,
         awake=engine.figures.get(_SLEEP, 1.0) > 0.0,
         process_started=started,
     )

@@ -61,6 +61,8 @@ class Scrape:
     """Prompt tokens looked up in the prefix cache since the process started."""
     prefix_hits: int = 0
     preemptions: int = 0
+    nixl: bool = False
+    """Its KV goes to other workers, and comes from them, over NIXL."""
     awake: bool = True
     process_started: float | None = None
     """Unix time at which the server's process started: a change is a new epoch."""

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,22 @@ def test_threads_of_a_server_get_every_core_and_those_that_never_rest_the_lowest
         assert sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads) == [0, 19]
     finally:
         server.kill()
+        server.communicate()
+    assert processes(spec) == []
+
+
+def test_a_server_is_known_by_what_it_has_started_too(on_gpu, tmp_path):
+    spec = replace(on_gpu(1)[0], scratch=tmp_path)
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], env={})"
+    environment = {**os.environ, "VLLM_RPC_BASE_PATH": str(tmp_path)}
+    server = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, env=environment)
+    try:
+        deadline = time.monotonic() + 20
+        while len(found := processes(spec)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(found) == 2
+        assert server.pid in found
+    finally:
         server.communicate()
     assert processes(spec) == []
 

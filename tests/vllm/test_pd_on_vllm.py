@@ -290,6 +290,18 @@ async def test_a_mistake_of_the_client_is_told_by_the_prefill_worker_or_the_deco
     await let_go(sides)
 
 
+async def test_requests_that_share_an_id_get_each_its_own_kv(sides, pair, gateway):
+    bodies = [body(CHAT, f"{number} of one name: {WORDS * (number + 1)}") for number in range(4)]
+    headers = {"x-request-id": "the same"}
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=200, trust_env=False, headers=headers) as client:
+        answers = await asyncio.gather(*(client.post(CHAT, json=asked) for asked in bodies))
+    for asked, answer in zip(bodies, answers, strict=True):
+        assert answer.headers["x-request-id"] == "the same"
+        assert choice_of(answer.json()) == choice_of((await ask(pair[0].url, CHAT, asked)).json())
+    assert any("prefill_worker" in line for line in gateway.lines())  # those for which there is no room run whole
+    await let_go(sides)
+
+
 async def test_several_answers_are_one_workers_own(sides, gateway):
     before = [prompts(server) for server in sides]
     answer = await ask(gateway.url, CHAT, body(CHAT, f"twice: {WORDS}", n=2, temperature=1))

@@ -73,6 +73,13 @@ def test_a_page_of_0_20_to_0_23_tells_its_capacity_in_blocks_only():
     assert parse_metrics(uneven, 12.5)[0].kv_tokens == 60000
 
 
+def test_the_nixl_connector_shows_before_it_has_moved_anything():
+    assert not parse_metrics(CURRENT, 0.0)[0].nixl
+    shown = CURRENT + 'vllm:nixl_xfer_time_seconds_count{engine="0",model_name="tiny"} 0.0\n'
+    assert parse_metrics(shown, 0.0)[0].nixl
+    assert merge(parse_metrics(shown, 0.0).values()).nixl
+
+
 def test_a_page_with_both_names_of_one_figure_counts_it_once():
     page = """\
 vllm:gpu_cache_usage_perc{engine="0",model_name="m"} 0.9
