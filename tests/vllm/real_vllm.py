@@ -28,7 +28,7 @@ from workers import keeper
 from workers.devices import Cpu
 from workers.launch import LaunchSpec, flags_in, plan
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
 """15 s on an idle machine with two cores; several times that when other servers start beside it."""
 
 DEFAULTS = {
