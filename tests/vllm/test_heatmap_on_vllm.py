@@ -24,8 +24,8 @@ LENGTHS, RATIOS, REQUESTS = (96, 384), (0.0625, 0.5), 2
 
 @pytest.fixture(scope="module")
 def sides(servers):
-    """The prefill worker and the decode worker."""
-    return servers.shared(
+    """The prefill worker and the decode worker; NIXL keeps a thread of each awake, so they end here."""
+    started = servers.fresh(
         *(
             Wanted(
                 args=("--kv-transfer-config", json.dumps(config)),
@@ -34,6 +34,9 @@ def sides(servers):
             for config in CONFIGS
         )
     )
+    yield started
+    for server in started:
+        server.stop()
 
 
 def measured(pair, sides, out, *more):
