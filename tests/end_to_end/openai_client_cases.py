@@ -253,7 +253,7 @@ async def test_what_the_worker_refuses_is_a_bad_request(target):
         with pytest.raises(openai.BadRequestError, match="max_tokens"):
             await chat(client, target, max_tokens=1_000_000)
         with pytest.raises(openai.BadRequestError, match="maximum context length"):
-            await complete(client, target, prompt=[5] * 5000)
+            await complete(client, target, prompt=[5] * 140_000)
         with pytest.raises(openai.BadRequestError):
             await chat(client, target, max_tokens="many", stream=True)
 
