@@ -296,7 +296,7 @@ SAME = {
     "messages missing": ("/v1/chat/completions", {}),
     "a role missing": ("/v1/chat/completions", {"messages": [{"content": "x"}]}),
     "n that is no number": ("/v1/completions", {**TEXT, "n": "x"}),
-    "a prompt that is too long": ("/v1/completions", {**TEXT, "prompt": [5] * 5000}),
+    "a prompt that is too long": ("/v1/completions", {**TEXT, "prompt": [5] * 140_000}),
     "more tokens than there are": ("/v1/chat/completions", {**CHAT, "max_tokens": 1_000_000}),
     "an unknown field": ("/v1/chat/completions", {**CHAT, "no_such_field": {"a": [1, None, "é"]}}),
 }
