@@ -93,18 +93,23 @@ class Chooser:
         views = self._roster.views()
         if not _any_open(views):
             return None
+        waiting: set[str] = set()
         for candidate in self._candidates(views, now):
-            if candidate.behind is not None and not self._refusals.would_rather_wait(candidate.behind):
+            if candidate.behind is not None and candidate.behind.id not in waiting:
                 continue
+            choice: Choice | Hold | None
             if candidate.bound is not None:
                 choice = self._start_there(candidate, candidate.bound)
             elif (told := self._refusals.stands(candidate, now)) is not None:
-                self._pass_by(told.beside, told.until)
-                continue
+                choice = told.hold
+                if told.hold is not None:
+                    self._pass_by(told.beside, told.hold.until)
             else:
                 choice = self._start_anywhere(candidate, now)
-            if choice is not None:
+            if isinstance(choice, Choice):
                 return choice
+            if choice is not None:
+                waiting.add(candidate.request.id)
         return None
 
     def _candidates(self, views: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
@@ -124,7 +129,7 @@ class Chooser:
         admitted = _admitted(bound.placement, request, matches, workers)
         return Choice(request, bound, matches, bound=True) if admitted else None
 
-    def _start_anywhere(self, candidate: Candidate, now: float) -> Choice | None:
+    def _start_anywhere(self, candidate: Candidate, now: float) -> Choice | Hold | None:
         request, keep_off = candidate.request, candidate.keep_off
         workers = self._roster.able(request)
         if keep_off:
@@ -135,8 +140,8 @@ class Chooser:
         choice = self._ask(request, matches, workers, now)
         if isinstance(choice, Hold):
             workers = [view for view in workers if _has_room(view, request, matches.get(view.id, 0))]
-            if self._may_wait(candidate, matches, choice, workers, now):
-                return None
+            if (hold := self._may_wait(candidate, matches, choice, workers, now)) is not None:
+                return hold
             choice = self._ask(request, matches, workers, now)
             if isinstance(choice, Hold):
                 choice = self._fall_back(request, matches, workers, now)
@@ -166,21 +171,22 @@ class Chooser:
 
     def _may_wait(
         self, candidate: Candidate, matches: Matches, hold: Hold, workers: list[WorkerView], now: float
-    ) -> bool:
-        """Whether the request may still wait beside these workers with room; if so, until when is noted."""
+    ) -> Hold | None:
+        """How long the request may still wait beside these workers with room, if at all; that is noted."""
         since = self._held.setdefault(candidate.request.id, now)
         beside = {view.id: self._unused.setdefault(view.id, now) for view in workers}
         until = min(hold.until, min(beside.values(), default=since) + self._hold_s, since + self._hold_s)
-        if until > now:
-            self._pass_by(beside, until)
-            self._refusals.holds(candidate, matches, until, beside)
-        return until > now
+        if until <= now:
+            return None
+        hold = Hold(hold.worker, until)
+        self._pass_by(beside, until)
+        self._refusals.holds(candidate, matches, hold, beside)
+        return hold
 
-    def _pass_by(self, beside: Mapping[WorkerId, float], until: float | None) -> None:
+    def _pass_by(self, beside: Mapping[WorkerId, float], until: float) -> None:
         """Somebody waits although there is room beside: until then, and leaves it unused since then."""
-        if until is not None:
-            self._passed.update(beside)
-            self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
+        self._passed.update(beside)
+        self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
 
 
 def _any_open(views: Sequence[WorkerView]) -> bool:

@@ -73,6 +73,8 @@ class Load:
         self._unseen = 0
         self.seen: WorkerView | None = None
         """The view of it as it is now; None: something has changed since there was one."""
+        self.taken = 0
+        """How often a leg has come, whole or a part of one."""
         self.eased_at = 0
         """What `Roster.eased` was when this worker could admit more than before for the last time."""
 
@@ -286,6 +288,7 @@ class Load:
 
     def _occupy(self, leg: Leg, member: Member) -> None:
         self.requests += 1
+        self.taken += 1
         self._occupants.add(leg, member)
         if not leg.request.key.data:
             self._loose += leg.request.input_tokens

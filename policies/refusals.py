@@ -5,17 +5,18 @@ request was told is remembered, until
 
 - it had no room anywhere: a worker admits it on which since then an answer has ended or grown (its end is nearer),
   a prefill was done, or that has changed; or a worker that holds more of its prompt than it did;
-- it would rather wait (`Hold`): that wait is over, or a worker has given room back;
+- it would rather wait (`Hold`): that wait is over, a worker has given room back, somebody else was placed where it
+  waits for room, or its prompt is held by other workers than before;
 - it has to keep off fewer workers than it had to.
 
-What only takes room (somebody else was placed) is no reason: within one look at the queue who would rather wait
-says so once.
+What only takes room elsewhere (somebody else was placed) is no reason: within one look at the queue who would
+rather wait says so once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from policies.model import Candidate, Matches, RequestView, WorkerId, WorkerView
+from policies.model import Candidate, Hold, Matches, RequestView, WorkerId, WorkerView
 from policies.prefixes import Prefixes
 from policies.roster import Roster
 
@@ -31,9 +32,11 @@ class Refusal:
     given: int
     eased: int
     """Of the roster; what they count has not happened since."""
-    until: float | None
-    """End of a `Hold`; None: there was no room."""
-    beside: Mapping[WorkerId, float]
+    hold: Hold | None = None
+    """Where it would rather wait and until when at most; None: there was no room."""
+    taken: int = 0
+    """How often somebody had been placed there."""
+    beside: Mapping[WorkerId, float] = field(default_factory=dict)
     """Workers with room that are left unused for this request, and since when."""
 
 
@@ -53,8 +56,8 @@ class Refusals:
         told = self._told.get(candidate.request.id)
         if told is None or not told.keep_off <= candidate.keep_off:
             return None
-        if told.until is not None:
-            return told if told.given == self._roster.given and now < told.until else None
+        if told.hold is not None:
+            return told if now < told.hold.until and self._as_it_was(candidate.request, told, told.hold) else None
         return None if self._admitted(candidate.request, told) else told
 
     def matches(self, request: RequestView) -> Matches:
@@ -62,30 +65,29 @@ class Refusals:
         told, version = self._told.get(request.id), self._prefixes.version
         return told.matches if told is not None and told.prefixes == version else self._prefixes.match(request)
 
-    def holds(
-        self, candidate: Candidate, matches: Matches, until: float, beside: Mapping[WorkerId, float]
-    ) -> None:
-        self._tell(candidate, matches, until, beside)
+    def holds(self, candidate: Candidate, matches: Matches, hold: Hold, beside: Mapping[WorkerId, float]) -> None:
+        told = self.no_room(candidate, matches)
+        told.hold, told.taken, told.beside = hold, self._roster.taken(hold.worker), beside
 
-    def no_room(self, candidate: Candidate, matches: Matches) -> None:
-        self._tell(candidate, matches, None, {})
-
-    def would_rather_wait(self, request: RequestView) -> bool:
-        """Whether that is what it was told last, and not that there is no room."""
-        told = self._told.get(request.id)
-        return told is not None and told.until is not None
+    def no_room(self, candidate: Candidate, matches: Matches) -> Refusal:
+        version, given, eased = self._prefixes.version, self._roster.given, self._roster.eased
+        told = Refusal(candidate.keep_off, matches, version, given, eased)
+        self._told[candidate.request.id] = told
+        return told
 
     def forget(self, request: RequestView) -> None:
         """It has left the queue."""
         self._told.pop(request.id, None)
 
-    def _tell(
-        self, candidate: Candidate, matches: Matches, until: float | None, beside: Mapping[WorkerId, float]
-    ) -> None:
-        version, given, eased = self._prefixes.version, self._roster.given, self._roster.eased
-        self._told[candidate.request.id] = Refusal(
-            candidate.keep_off, matches, version, given, eased, until, beside
-        )
+    def _as_it_was(self, request: RequestView, told: Refusal, hold: Hold) -> bool:
+        """Whether a request that would rather wait would say so again."""
+        if told.given != self._roster.given or told.taken != self._roster.taken(hold.worker):
+            return False
+        version = self._prefixes.version
+        if told.prefixes != version:
+            before, told.matches, told.prefixes = told.matches, self._prefixes.match(request), version
+            return told.matches == before
+        return True
 
     def _admitted(self, request: RequestView, told: Refusal) -> bool:
         """Whether anybody may have become able to take a request that had no room; else that is noted."""

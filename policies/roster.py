@@ -49,7 +49,7 @@ class Roster:
         before = load.facts
         load.tell(facts)
         self.gave(load)
-        if (before.usable, before.suspect, before.lines) != (facts.usable, facts.suspect, facts.lines):
+        if _standing(before) != _standing(facts):
             self._regroup()
         return (before.usable and not facts.usable) or not before.lines <= facts.lines
 
@@ -79,7 +79,12 @@ class Roster:
         self._here[facts.id] = load
         self._regroup()
 
-    # -- what gives room
+    # -- what takes room and gives it
+
+    def taken(self, worker: WorkerId) -> int:
+        """How often somebody has been placed on a worker; 0 if it is not here."""
+        load = self._here.get(worker)
+        return 0 if load is None else load.taken
 
     def gave(self, load: Load) -> None:
         """Something has ended on this worker, or it is not as it was."""
@@ -156,6 +161,11 @@ class Roster:
             if loads:  # names that nobody serves are not collected
                 self._by_line[line] = loads
         return loads
+
+
+def _standing(facts: WorkerFacts) -> tuple[object, ...]:
+    """What of a worker decides who else may serve a request, and with whom together."""
+    return facts.usable, facts.suspect, facts.lines, facts.stages
 
 
 def _plain(request: RequestView) -> bool:

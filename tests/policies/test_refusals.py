@@ -13,6 +13,7 @@ from policies.model import (
     PrefixKey,
     Reason,
     RequestView,
+    Stage,
     Usage,
     WorkerFacts,
 )
@@ -122,6 +123,36 @@ def test_who_holds_is_asked_again_when_its_wait_is_over_or_something_has_ended()
     assert placement.asked.count("waits") == 3
 
 
+def test_who_holds_is_asked_again_when_somebody_else_was_placed_where_it_waits():
+    """Its wait is longer then. Elsewhere it makes no difference."""
+    placement = Counting(hold_for="waits")
+    made = scheduler(placement, "a", "b")
+    made.submit(request("waits", 80), 0.0)
+    assert started(made) == []
+    made.submit(request("small", 20, arrived=0.1, pinned="b"), 0.1)
+    assert started(made, 0.1) == ["small"]
+    assert placement.asked.count("waits") == 1
+    made.submit(request("there", 20, arrived=0.2, pinned="a"), 0.2)
+    assert started(made, 0.2) == ["there"]
+    assert started(made, 0.2) == []
+    assert placement.asked.count("waits") == 2
+
+
+def test_who_holds_is_asked_again_when_its_prompt_has_come_to_another_worker():
+    placement, prompt = Counting(hold_for="waits"), PrefixKey(b"p" * 80, 1, 1.0)
+    made = scheduler(placement, "a", "b")
+    made.submit(request("waits", 80, key=prompt), 0.0)
+    assert started(made) == []
+    made.submit(request("unlike it", 20, arrived=0.1, key=PrefixKey(b"q" * 20, 1, 1.0), pinned="b"), 0.1)
+    assert started(made, 0.1) == ["unlike it"]
+    assert started(made, 0.1) == []
+    assert placement.asked.count("waits") == 1
+    made.submit(request("like it", 80, arrived=0.2, key=prompt, pinned="b"), 0.2)
+    assert started(made, 0.2) == ["like it"]
+    assert started(made, 0.2) == []
+    assert placement.asked.count("waits") == 2
+
+
 def test_nobody_behind_it_passes_a_request_that_has_no_room():
     made = scheduler(Counting(), "a")
     made.submit(request("runs", 30), 0.0)
@@ -150,7 +181,7 @@ def refusals():
 def test_a_refusal_stands_only_where_as_many_workers_are_kept_off():
     made, _ = refusals()
     one = request("one")
-    made.holds(Candidate(one, frozenset({"a"})), {}, 9.0, {})
+    made.holds(Candidate(one, frozenset({"a"})), {}, Hold("a", 9.0), {})
     assert made.stands(Candidate(one, frozenset({"a", "b"})), 0.0)
     assert not made.stands(Candidate(one), 0.0)
 
@@ -160,15 +191,26 @@ def test_whoever_has_left_is_forgotten():
     made.no_room(Candidate(request("one")), {})
     made.forget(request("one"))
     assert made._told == {}
-    assert not made.would_rather_wait(request("one"))
 
 
 def test_any_change_of_who_is_there_is_a_reason_to_ask():
     made, roster = refusals()
     one = request("one")
-    made.holds(Candidate(one), {}, 9.0, {})
+    made.holds(Candidate(one), {}, Hold("a", 9.0), {})
     roster.leave("b")
     assert not made.stands(Candidate(one), 0.0)
+
+
+def test_a_worker_that_changes_its_stages_is_a_reason_to_ask_about_all_others():
+    """A decode worker is none of a pair any more when the last prefill worker takes to whole requests."""
+    made = scheduler(Counting(), "b")
+    made.worker_joined(WorkerFacts("a", frozenset({"m"}), stages=frozenset({Stage.PREFILL})), 0.0)
+    refused, candidate = made._chooser._refusals, Candidate(request("waits"))
+    refused.no_room(candidate, {})
+    made.worker_changed(WorkerFacts("a", frozenset({"m"})), 0.0)
+    made.submit(request("fills it", 100, pinned="a"), 0.0)
+    assert started(made) == ["fills it"]
+    assert not refused.stands(candidate, 0.2)
 
 
 def test_an_answer_that_grows_is_a_reason_to_look_whether_there_is_room():

@@ -97,6 +97,8 @@ class Asked:
     request: RequestView
     latest: float
     order: int
+    holds: bool = False
+    """What it was told last is that it would rather wait."""
     ticket: tuple | None = None
     phase: str = "waiting"
     placement: Placement | None = None
@@ -175,8 +177,8 @@ class World:
 
     def hear_placed(self, event, asked):
         assert asked.phase == "waiting"
-        first = min((o for o in self.waiting() if o.lane == asked.lane), key=order)
-        assert first is asked, "overtaken within its lane"
+        before = [o for o in self.waiting() if o.lane == asked.lane and order(o) < order(asked)]
+        assert all(o.holds for o in before), "overtaken within its lane by somebody who has no room"
         assert event.extend_tokens == max(1, event.request.input_tokens - event.matched_tokens)
         asked.phase, asked.placement, asked.extend = "running", event.placement, event.extend_tokens
         asked.prefilling, asked.handed, asked.first, asked.output = True, False, False, 0
@@ -334,6 +336,7 @@ class AnyOrder(RuleBasedStateMachine):
     def check_choice(self, request, matches, workers, choice):
         names = {view.id for view in workers}
         assert names <= self.world.able(request)
+        self.world.live[request.id].holds = isinstance(choice, Hold)
         if isinstance(choice, Place):
             assert {choice.placement.decode, choice.placement.prefill} <= names | {None}
             self.world.check_room(request, choice.placement, matches)
@@ -562,7 +565,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.decided = True
 
     def nobody_waits_for_nothing(self):
-        """Work conservation: no head of a lane waits that some worker admits, unless kept for an older one."""
+        """Work conservation: no head of a lane waits that some worker admits, unless kept for an older one.
+
+        Nor unless it would rather wait: that is what it was told last, maybe before others were placed.
+        """
         waiting = sorted(self.world.waiting(), key=order)
         heads = list({asked.lane: asked for asked in reversed(waiting)}.values())
         kept = set()
@@ -571,8 +577,7 @@ class AnyOrder(RuleBasedStateMachine):
             views = [view for view in self.scheduler._roster.views() if view.id in able]
             matches = self.scheduler.prefixes.match(asked.request)
             if self.scheduler._chooser._fallback.choose(asked.request, matches, views, self.now) is not None:
-                held = self.placement.policy.choose(asked.request, matches, views, self.now)
-                assert isinstance(held, Hold), "a request waits beside a worker with room for it"
+                assert asked.holds, "a request waits beside a worker with room for it"
                 assert self.scheduler.next_deadline() <= self.now + self.world.settings.hold_s
             if self.now - asked.request.arrived > PATIENCE_S and len(heads) > 1:
                 kept |= {view.id for view in self.scheduler._roster.views() if view.facts.serves(asked.request)}
@@ -596,6 +601,12 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(self.world.heard) > heard or at == watch, "a deadline at which nothing was due"
 
     # -- what holds after every step
+
+    @invariant()
+    def no_policy_has_a_fault(self):
+        """The scheduler survives exceptions of policies, so what listens to them here has to be asked."""
+        if hasattr(self, "world") and self.scheduler.faults.count:
+            raise self.scheduler.faults.last
 
     @invariant()
     def counters_are_the_sum_of_what_runs(self):
