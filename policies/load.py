@@ -16,7 +16,8 @@ import math
 from policies.fits import Member, Occupants
 from policies.leg import Leg
 from policies.model import Stage, WorkerFacts, WorkerView
-from policies.profile import Profile, pairs
+from policies.pace import Pace, Pool
+from policies.profile import pairs
 from policies.room import Room
 from policies.slots import LearnedSlots
 
@@ -36,11 +37,18 @@ class Load:
     """Counters of one worker, and the view that policies get of them."""
 
     def __init__(
-        self, facts: WorkerFacts, *, window_s: float, window_tokens: int | None, kv_margin: float = 0.0
+        self,
+        facts: WorkerFacts,
+        *,
+        window_s: float,
+        window_tokens: int | None,
+        kv_margin: float = 0.0,
+        pool: Pool | None = None,
     ) -> None:
         self._kv_share = 1.0 - kv_margin
         self._learn_of(facts)
-        self.profile = Profile()
+        self._pace = Pace(pool or Pool(), self._follow)
+        self.profile = self._pace.profile
         self.requests = 0
         self.sequences = 0
         self.prefills = 0
@@ -217,18 +225,20 @@ class Load:
         per_sequence = output_tokens // leg.request.sequences
         if not leg.request.streams and leg.pair:
             if leg.prefilled_at is not None and per_sequence >= _STEPS and now > leg.prefilled_at:
-                self.profile = self.profile.saw_decode(
-                    per_sequence, now - leg.prefilled_at, self.sequences, self.decode_tokens
-                )
+                self._pace.saw_decode(per_sequence, now - leg.prefilled_at, self.sequences, self.decode_tokens)
         elif not leg.request.streams:
             elapsed = now - leg.dispatched_at
-            self.profile = self.profile.saw_whole(
+            self._pace.saw_whole(
                 leg.extend_tokens, per_sequence, max(elapsed, 1e-6), self.sequences, self.decode_tokens
             )
         elif leg.first_token_at is not None and per_sequence >= _STEPS and now > leg.first_token_at:
-            self.profile = self.profile.saw_decode(
-                per_sequence - 1, now - leg.first_token_at, self.sequences, self.decode_tokens
-            )
+            self._pace.saw_decode(per_sequence - 1, now - leg.first_token_at, self.sequences, self.decode_tokens)
+        self._follow()
+
+    def _follow(self) -> None:
+        """More is known of its speed."""
+        self.profile = self._pace.profile
+        self.seen = None
 
     # -- what policies see
 
@@ -259,6 +269,11 @@ class Load:
             return 0
         step = self.profile.prefill_tokens(self._window_s)
         return step if self.facts.max_batched_tokens is None else min(step, self.facts.max_batched_tokens)
+
+    def leave(self) -> None:
+        """The worker is gone; what runs there still ends."""
+        self.pin(0)  # the prefix trees forget it, with its pins
+        self._pace.leave()
 
     def _learn_of(self, facts: WorkerFacts) -> None:
         """Take facts in, and what follows from them alone."""
@@ -303,7 +318,8 @@ class Load:
     def _end_period(self, now: float) -> None:
         """Learn how long the prompts that were computed in a busy period took together; another one begins."""
         if self._period_seen and self._period_tokens > 0 and now > self._period_at:
-            self.profile = self.profile.saw_prefill(self._period_tokens, now - self._period_at, self._period_pairs)
+            self._pace.saw_prefill(self._period_tokens, now - self._period_at, self._period_pairs)
+            self._follow()
         self._open_period(now)
 
     def _open_period(self, now: float) -> None:

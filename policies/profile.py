@@ -51,6 +51,10 @@ class Profile:
         token_pairs = extend_tokens * (context_tokens + extend_tokens / 2)  # `pairs`, without the call
         return self.base_s + self.per_token_s * extend_tokens + self.per_pair_s * token_pairs
 
+    def prefill_of(self, extend_tokens: int, token_pairs: float) -> float:
+        """Time to compute so many tokens of several prompts at once, with so many `pairs` between them."""
+        return self.base_s + self.per_token_s * extend_tokens + self.per_pair_s * token_pairs
+
     def step_s(self, batch: int = 1, context_tokens: int = 0) -> float:
         """Time of one decode step, in which each sequence of the batch gets a token."""
         return self.step_base_s + self.per_sequence_s * batch + self.per_context_token_s * context_tokens
@@ -61,6 +65,19 @@ class Profile:
     def prefill_tokens(self, seconds: float) -> int:
         """Tokens of short prompts that can be computed in so many seconds, at least one."""
         return max(1, int((seconds - self.base_s) / self.per_token_s))
+
+    def scaled(self, prefill: float, decode: float) -> "Profile":
+        """That of a worker whose prefill and decode take so many times as long."""
+        return Profile(
+            self.base_s * prefill,
+            self.per_token_s * prefill,
+            self.per_pair_s * prefill,
+            self.step_base_s * decode,
+            self.per_sequence_s * decode,
+            self.per_context_token_s * decode,
+            self.prefills,
+            self.decodes,
+        )
 
     # -- lessons
 

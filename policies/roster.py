@@ -12,6 +12,7 @@ from functools import partial
 
 from policies.load import STALLED_S, Load
 from policies.model import RequestView, WorkerFacts, WorkerId, WorkerView
+from policies.pace import Pool
 
 
 class Roster:
@@ -22,7 +23,9 @@ class Roster:
     """
 
     def __init__(self, window_s: float, window_tokens: int | None, kv_margin: float = 0.0) -> None:
-        self._make = partial(Load, window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin)
+        self._make = partial(
+            Load, window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin, pool=Pool()
+        )
         self._here: dict[WorkerId, Load] = {}
         self._gone: dict[WorkerId, Load] = {}
         self._by_line: dict[str, list[Load]] = {}
@@ -58,9 +61,9 @@ class Roster:
         load = self._here.pop(worker, None)
         if load is None:
             return False
+        load.leave()
         if not load.idle:
             self._gone[worker] = load
-            load.pin(0)  # the prefix trees forget it, with its pins
         self._regroup()
         return True
 

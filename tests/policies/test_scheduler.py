@@ -1201,7 +1201,7 @@ def test_without_a_prefill_worker_the_decode_worker_serves_alone(change):
     assert dispatch.place.placement == Placement("d")
 
 
-def test_a_prefill_worker_learns_from_its_prefills_and_its_partner_does_not():
+def test_a_prefill_worker_learns_from_its_prefills_and_its_partner_follows_it():
     made = paired()
     for number in range(40):
         at = 10.0 * number
@@ -1212,7 +1212,10 @@ def test_a_prefill_worker_learns_from_its_prefills_and_its_partner_does_not():
         made.settled(ticket, Usage(500, 1), at + 3.0)
     profiles = {row.id: row.profile for row in made.snapshot().workers}
     assert profiles["p"].prefill_s(500) == pytest.approx(0.4, rel=0.1)
-    assert profiles["d"].prefills == 0
+    assert profiles["d"].prefill_s(500) == pytest.approx(0.4, rel=0.1), (
+        "what nobody has seen of it is its fellow's"
+    )
+    assert profiles["d"].decodes == 0
 
 
 def test_a_first_token_without_word_of_the_prefill_teaches_nothing():
