@@ -125,5 +125,7 @@ def _safe(user: str) -> str:
         digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
         text = f"{text[: USER_LENGTH - 17]}~{digest}"
     if not (text.isascii() and text.isalnum()):
-        text = "".join(character if character.isprintable() else "_" for character in text.translate(_UNSAFE))
+        text = text.translate(_UNSAFE)
+        if not text.isprintable():
+            text = "".join(character if character.isprintable() else "_" for character in text)
     return text or "_"

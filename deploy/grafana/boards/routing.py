@@ -164,11 +164,76 @@ _TREE = (
         span=6,
     ),
 )
+_REPORTED = (
+    Panel(
+        "How the caches are known",
+        "Workers by index: exact (every block as reported), partial (what was reported since), predicted (from "
+        "what was sent there). Good: all in one colour, and steady; exact where KV events are on.",
+        (
+            Query(
+                f"sum by (index) (fairlead_worker_prefix_index{{{_WORKER}}})",
+                "{{index}}",
+            ),
+        ),
+        kind=Kind.STACK,
+        span=6,
+    ),
+    Panel(
+        "Foretold to the token",
+        "Share of answers whose cached tokens were as expected. Good: 0.99 with exact indexes and token ids. "
+        "With predicted ones it is near 0, as text says nothing exact.",
+        (
+            Query(
+                "sum by (index) (rate(fairlead_cache_predictions_total"
+                f'{{{_MODEL}, result="right"}}[$__rate_interval])) / '
+                f"sum by (index) (rate(fairlead_cache_predictions_total{{{_MODEL}}}[$__rate_interval]))",
+                "{{index}}",
+            ),
+        ),
+        Unit.SHARE,
+        span=6,
+        most=1,
+    ),
+    Panel(
+        "Prompts as token ids",
+        "exact: their ids were known when they were placed. Anything else is why they went on as text. Good: "
+        "exact, where a tokenizer is set; slow and busy say that tokenizing does not keep up.",
+        (
+            Query(
+                f"sum by (result) (rate(fairlead_tokenizations_total{{{_MODEL}}}[$__rate_interval]))",
+                "{{result}}",
+            ),
+        ),
+        Unit.REQUESTS_PER_SECOND,
+        Kind.STACK,
+        span=6,
+    ),
+    Panel(
+        "Trouble with KV events",
+        "gap: messages were missed, and replayed. lost: they could not be, and the worker's index began anew. "
+        "garbled, unknown_event: not as this gateway reads them. Good: nothing.",
+        (
+            Query(
+                "sum by (worker, kind) "
+                f"(rate(fairlead_kv_event_trouble_total{{{_WORKER}}}[$__rate_interval])) > 0",
+                "{{kind}} {{worker}}",
+            ),
+        ),
+        Unit.PER_SECOND,
+        span=6,
+    ),
+)
 
 ROUTING = Board(
     "routing",
     "fairlead: Routing",
     "Decisions by reason, predicted against actual hits, the prefix tree, hot prefixes and spill.",
     (MODEL, WORKER),
-    (("Decisions", _DECISIONS), ("Hits", _HITS), ("Prefixes", _PREFIXES), ("Index", _TREE)),
+    (
+        ("Decisions", _DECISIONS),
+        ("Hits", _HITS),
+        ("Prefixes", _PREFIXES),
+        ("Index", _TREE),
+        ("Reported caches", _REPORTED),
+    ),
 )
