@@ -30,9 +30,15 @@ GENERATED = {
 }
 TRACE_CAPACITY = 3.3
 """The trace's capacity is a factor on its own rate."""
-MISBEHAVING = (("judge", "s1", 0.8), ("longqa", "s1", 1.3), ("longqa", "s2", 1.3), ("tot", "s1", 0.75))
-"""Workload, how one of its clients misbehaves, and the share of capacity that all would ask for if none did: so
-that all together ask for more than the fleet can do, and the others for less than their share of it."""
+MISBEHAVING = (
+    ("judge", "s1", 0.8, 135),
+    ("longqa", "s1", 1.3, 120),
+    ("longqa", "s2", 1.3, 120),
+    ("tot", "s1", 0.75, 45),
+)
+"""Workload, how one of its clients misbehaves, the share of capacity that all would ask for if none did (so that
+all together ask for more than the fleet can do, and the others for less than their share of it), and for how many
+seconds: a flood fills the engines' batches first, and only then does anybody wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +67,16 @@ def misbehaving(names: Iterable[str], seed: int) -> list[Case]:
     return [
         Case(
             f"{name} {kind}",
-            Source(f"{_wanted(name, share * GENERATED[name].capacity)},misbehaving={kind}", seed=seed),
+            Source(f"{_wanted(name, share * GENERATED[name].capacity, seconds)},misbehaving={kind}", seed=seed),
             misbehaving=f"client-{CLIENTS - 1}",
         )
-        for name, kind, share in MISBEHAVING
+        for name, kind, share, seconds in MISBEHAVING
         if name in wanted
     ]
 
 
-def _wanted(name: str, rate: float) -> str:
+def _wanted(name: str, rate: float, seconds: int | None = None) -> str:
     generated = GENERATED[name]
-    return f"{name}:clients={CLIENTS},duration_s={generated.duration_s},rate={rate:g}{generated.options}"
+    return (
+        f"{name}:clients={CLIENTS},duration_s={seconds or generated.duration_s},rate={rate:g}{generated.options}"
+    )
