@@ -44,6 +44,8 @@ from workers.worker import FleetEvent
 
 _log = logging.getLogger("fairlead")
 
+_FEW_FILES = 8192
+"""Open files: fewer than that are worth a warning."""
 _LAG_EVERY_S = 0.25
 _FORCED_WITHIN_S = 1
 """Once streams are cut off, connections get this long to close."""
@@ -60,8 +62,8 @@ async def run(
 
     `on_ready` is called once, when every known model has a routable worker. SIGHUP calls `reload`.
     """
-    _raise_file_limit()
     log_lines = log.configure(config.log, sys.stderr)
+    _raise_file_limit()
     async with _gateway(config, log_lines, on_ready) as gateway:
         servers = _servers(config, gateway)
         stopping = asyncio.Event()
@@ -296,10 +298,16 @@ def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | No
 
 
 def _raise_file_limit() -> None:
-    """Every stream is two sockets: use all that the system allows."""
+    """Every stream is two sockets: use all that the system allows, and say so if that is little."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if 0 <= hard < _FEW_FILES:  # -1: no limit
+        _log.warning(
+            "only %d files may be open, two for each stream: raise the hard limit "
+            "(`ulimit -Hn`, `LimitNOFILE=` of systemd, `ulimits` of compose)",
+            hard,
+        )
 
 
 def _spare_the_collector() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import signal
 import ssl
 
@@ -20,6 +21,7 @@ from gateway_under_test import (
     until,
 )
 
+from router import app
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
 TEXT = "/v1/completions"
@@ -210,6 +212,16 @@ async def test_a_policy_that_wants_roles_which_the_fleet_has_not_says_so(tmp_pat
             assert "there are workers for prefill only, but none for decode" in child.log()
             async with httpx.AsyncClient(base_url=url, timeout=20) as http:
                 assert (await http.post(TEXT, json=SHORT)).status_code == 200
+
+
+@pytest.mark.parametrize(("hard", "warned"), [(1024, True), (65536, False), (resource.RLIM_INFINITY, False)])
+def test_it_says_so_when_only_few_files_may_be_open(hard, warned, monkeypatch, caplog):
+    taken = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: taken.append(limits))
+    app._raise_file_limit()
+    assert taken == [(hard, hard)]
+    assert ("only 1024 files may be open" in caplog.text) is warned
 
 
 async def test_sigterm_lets_streams_finish_and_takes_nothing_new(tmp_path):

@@ -121,6 +121,16 @@ def said(answer):
     return choice["message"]["content"] if "message" in choice else choice["text"]
 
 
+async def answers_as_one_worker_would(pairs, bad, *, stream):
+    """Ask until the worker that will fail has been asked; the client notices nothing."""
+    while not pairs.asked([bad]):
+        answer = await pairs.http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert answer.status_code == 200
+    chunks = events(answer.text) if stream else []
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert (text if stream else said(answer.json())) == said(await alone(CHAT))
+
+
 def events(text):
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
 
@@ -401,12 +411,7 @@ async def test_after_a_failed_decode_the_prompt_is_prefilled_again(kind, stream)
     async with running_pairs(1, 2) as pairs:
         bad = pairs.decode[0]
         bad.set_fault(Fault(kind))
-        while not pairs.asked([bad]):
-            answer = await pairs.http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
-        assert answer.status_code == 200
-        chunks = events(answer.text) if stream else []
-        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-        assert (text if stream else said(answer.json())) == said(await alone(CHAT))
+        await answers_as_one_worker_would(pairs, bad, stream=stream)
         brought = [body["kv_transfer_params"]["remote_request_id"] for body in pairs.asked(pairs.decode)]
         assert len(set(brought)) == len(brought) == pairs.kv("handed_out") >= 2
         assert pairs.failed() == {bad.url}
@@ -421,12 +426,7 @@ async def test_a_decode_worker_that_fails_is_asked_for_the_whole_before_it_is_bl
     async with running_pairs(1, 2) as pairs:
         bad = pairs.decode[0]
         bad.set_fault(Fault(kind))
-        while not pairs.asked([bad]):
-            answer = await pairs.http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
-        assert answer.status_code == 200
-        chunks = events(answer.text) if stream else []
-        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-        assert (text if stream else said(answer.json())) == said(await alone(CHAT))
+        await answers_as_one_worker_would(pairs, bad, stream=stream)
         reasons = pairs.gateway.series("fairlead_leg_failures_total")
         counted = {(labels["worker"], labels["reason"]) for labels, value in reasons if value}
         assert (bad.url, "handover") in counted
