@@ -22,7 +22,8 @@ EXCLUSIONS = (
     "removed",
     "no_model",
 )
-"""Why a worker gets no requests, or only where nobody else is left: the bounded form of `Worker.why`."""
+"""Why a worker gets no requests, or only where nobody else is left: the bounded form of `Worker.why`. Besides, it
+may be `stalled`, which the scheduler knows: it owes a sign of life for much longer than it should take."""
 
 
 def exclusion(worker: Worker) -> str | None:
@@ -125,6 +126,8 @@ class Gauges(Collector):
             gauges["worker_prefill_room_tokens"].add_metric(worker, max(0, row.room.prefill_free))
             gauges["worker_kv_reserved_tokens"].add_metric(worker, row.kv_reserved)
             gauges["worker_prefix_held_tokens"].add_metric(worker, scheduler.prefixes.held_tokens(row.id))
+            if row.id in self._pools.members:
+                gauges["worker_excluded"].add_metric([row.id, "stalled"], float(row.stalled))
             if row.room.slots_free is not None:
                 gauges["worker_slots_free"].add_metric(worker, max(0, row.room.slots_free))
         for line, stats in scheduler.prefixes.stats().items():

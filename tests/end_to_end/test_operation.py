@@ -21,7 +21,9 @@ from gateway_under_test import (
     until,
 )
 
+from policies import load, roster
 from router import app
+from workers.simulator.faults import Fault
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
 TEXT = "/v1/completions"
@@ -212,6 +214,33 @@ async def test_a_policy_that_wants_roles_which_the_fleet_has_not_says_so(tmp_pat
             assert "there are workers for prefill only, but none for decode" in child.log()
             async with httpx.AsyncClient(base_url=url, timeout=20) as http:
                 assert (await http.post(TEXT, json=SHORT)).status_code == 200
+
+
+async def test_a_worker_whose_health_is_good_and_from_which_nothing_comes_is_shown_as_stalled(monkeypatch):
+    monkeypatch.setattr(load, "STALLED_S", 0.2)
+    monkeypatch.setattr(load, "_STALLED", 0.0)
+    monkeypatch.setattr(roster, "STALLED_S", 0.2)
+    async with running_fleet(2, policies=IN_TURN) as fleet:
+        silent = fleet.workers[0]
+        silent.set_fault(Fault("hang"))
+
+        def stalled():
+            rows = fleet.gateway.series("fairlead_worker_excluded")
+            return {labels["worker"] for labels, value in rows if labels["reason"] == "stalled" and value}
+
+        assert stalled() == set()
+        streams = [begin(fleet.http, max_tokens=20) for _ in range(2)]
+        await until(lambda: len(stalled()) == 1)
+        (name,) = stalled()
+        assert name.startswith(silent.url)
+        for _ in range(4):  # whoever comes now goes to the other one
+            assert is_whole(await begin(fleet.http, max_tokens=4))
+        silent.clear_fault()
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+        await until(lambda: not stalled())
+        await fleet.at_rest()
 
 
 @pytest.mark.parametrize(("hard", "warned"), [(1024, True), (65536, False), (resource.RLIM_INFINITY, False)])
