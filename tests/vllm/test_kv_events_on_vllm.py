@@ -47,7 +47,9 @@ def index_of(gateway):
 
 
 async def known(gateway, worker, index="exact"):
+    """Wait until that is how the worker's cache is known, and what it has published before is heard."""
     await until(lambda: index_of(gateway).get(worker) == index, lambda: index_of(gateway), within_s=60)
+    await quiet(gateway)
 
 
 async def quiet(gateway):
@@ -94,7 +96,7 @@ def ids(chance, count):
     return [chance.randrange(3, 300) for _ in range(count)]
 
 
-async def chats(gateway, chance, turns, longest, at_once):
+async def chats(gateway, chance, turns, longest, at_once, *, think=quiet):
     """Six chats grow by what they are answered and by what is asked next, until they begin anew."""
     histories = [ids(chance, 40) for _ in range(6)]
 
@@ -106,7 +108,7 @@ async def chats(gateway, chance, turns, longest, at_once):
 
     for _ in range(turns // at_once):
         await asyncio.gather(*(turn(history) for history in chance.sample(histories, at_once)))
-        await quiet(gateway)
+        await think(gateway)
 
 
 @pytest.mark.parametrize(("longest", "at_once"), [(600, 1), (200, 3)])
@@ -120,6 +122,19 @@ async def test_what_chats_of_token_ids_find_in_a_small_cache_is_foretold(reporti
         blocks = {labels["kind"]: value for labels, value in gateway.series("fairlead_kv_event_blocks_total")}
         assert blocks["removed"] > 50
         assert blocks["unknown_parent"] == blocks["unknown_removed"] == blocks["passed_over"] == 0
+
+
+async def test_what_chats_find_that_ask_again_at_once_is_mostly_foretold(reporting):
+    """The events of an answer may still be on their way when its client goes on: how well is printed."""
+
+    async def not_at_all(_):
+        pass
+
+    async with running_gateway([reporting.url], health=PATIENT) as gateway:
+        await known(gateway, reporting.url)
+        await chats(gateway, Random(1), 120, 600, 1, think=not_at_all)
+        assert share_foretold(gateway, "token ids, asking again at once") >= 0.5
+        assert index_of(gateway) == {reporting.url: "exact"}
 
 
 async def test_a_gateway_that_starts_late_knows_what_was_there_before(reporting):
