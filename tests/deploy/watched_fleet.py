@@ -123,12 +123,24 @@ def _gateway_config(port, workers):
         "listen": {"host": "127.0.0.1", "port": port},
         "workers": [{"url": url, "max_num_seqs": 2} for url in workers],
         "health": {"probe_every_s": 0.3, "probe_timeout_s": 1, "scrape_every_s": 0.5, "stale_after_s": 5},
+        "tokenization": {"tokenizer": "worker"},
     }
 
 
 @contextmanager
 def _simulators():
-    options = ("--workers", "3", "--port", "0", "--model", MODEL, "--speed", "2", "--die-with-parent")
+    options = (
+        "--workers",
+        "3",
+        "--port",
+        "0",
+        "--model",
+        MODEL,
+        "--speed",
+        "2",
+        "--kv-events",
+        "--die-with-parent",
+    )
     with _process(sys.executable, "-m", "workers.simulator", *options, stdout=subprocess.PIPE) as process:
         yield json.loads(process.stdout.readline())["ready"]
 

@@ -214,8 +214,7 @@ _REPORTED = (
         "garbled, unknown_event: not as this gateway reads them. Good: nothing.",
         (
             Query(
-                "sum by (worker, kind) "
-                f"(rate(fairlead_kv_event_trouble_total{{{_WORKER}}}[$__rate_interval])) > 0",
+                f"sum by (worker, kind) (rate(fairlead_kv_event_trouble_total{{{_WORKER}}}[$__rate_interval]))",
                 "{{kind}} {{worker}}",
             ),
         ),
