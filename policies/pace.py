@@ -17,6 +17,8 @@ _RATE = 0.02
 """Weight of one observation for a worker's factor, once it has shown many: well below its weight for the pool."""
 _NEW = 16
 """A pool that has seen so many observations knows its scale."""
+_FOLLOWED = 64
+"""So many observations of a pool that is no longer new are followed at once."""
 _STEP = 64.0
 """The largest factor between a worker's estimate and an observation that is taken at face value."""
 
@@ -27,12 +29,18 @@ class Pool:
     def __init__(self) -> None:
         self.profile = Profile()
         self.newcomers: set[Pace] = set()
+        self._lessons = 0
 
     def taught(self, profile: Profile) -> None:
-        """Take in what an observation has made of the pool's profile; whoever has shown nothing yet follows."""
+        """Take in what an observation has made of the pool's profile; whoever has shown nothing yet follows.
+
+        At once while the pool is new, later now and then: many of a large fleet may wait for their first request.
+        """
         self.profile = profile
-        for pace in self.newcomers:
-            pace.follow(profile)
+        self._lessons += 1
+        if self._lessons <= 2 * _NEW or self._lessons % _FOLLOWED == 0:
+            for pace in self.newcomers:
+                pace.follow(profile)
 
 
 class Pace:
