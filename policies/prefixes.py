@@ -167,8 +167,10 @@ class Prefixes:
 
     def cleared(self, worker: WorkerId) -> None:
         """It reports that it has emptied its cache. What runs there is not in it yet."""
-        self._unreported.pop(worker, None)
         self.reported.cleared(worker)
+        if self.reported.behind(worker):
+            return  # who knows what was sent to it since
+        self._unreported.pop(worker, None)
         for line in self._trees.values():
             line.tree.expire(worker, math.inf)
 

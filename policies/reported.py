@@ -5,9 +5,10 @@
     predicted  it reports nothing, or what it reports does not agree with itself or with what it does
 
 A worker becomes exact when its reports begin with its cache, or say that the cache was emptied; partial when some
-of them were lost; predicted, for the rest of its life, when they cannot be true: blocks of another size than its
-metrics say, or most of its answers in a row had other hits than were foretold (the events of another model, or
-tokens that are not those of the worker's own tokenizer).
+of them were lost, and as long as what they tell is past (repeated to one who listens late: it says nothing of what
+was sent to the worker since); predicted, for the rest of its life, when they cannot be true: blocks of another
+size than its metrics say, or most of its answers in a row had other hits than were foretold (the events of another
+model, or tokens that are not those of the worker's own tokenizer).
 """
 
 import math
@@ -43,6 +44,8 @@ class Reported:
         self.version = 0
         """Moved whenever `match` may answer otherwise than before."""
         self._indices: dict[WorkerId, Index] = {}
+        self._behind: dict[WorkerId, Index] = {}
+        """Whose reports are of the past, and what they will be when they no longer are."""
         self._sizes: dict[WorkerId, int] = {}
         self._capacities: dict[WorkerId, int] = {}
         self._doubts: dict[WorkerId, str] = {}
@@ -57,6 +60,10 @@ class Reported:
 
     def index(self, worker: WorkerId) -> Index:
         return self._indices.get(worker, Index.PREDICTED)
+
+    def behind(self, worker: WorkerId) -> bool:
+        """Whether its reports are of the past yet."""
+        return worker in self._behind
 
     def doubt(self, worker: WorkerId) -> str | None:
         """Why its reports are not believed; None for a worker that does not report, or rightly."""
@@ -98,14 +105,26 @@ class Reported:
     # -- events: reports
 
     def begins(self, worker: WorkerId) -> None:
-        """What it reports from now on is all that its cache holds."""
+        """What it reports from now on is all that its cache holds, once it has caught up."""
         self._doubts.pop(worker, None)
         self.blocks.follow(worker)
+        self._behind[worker] = Index.EXACT
         self._is(worker, Index.EXACT)
 
-    def lost(self, worker: WorkerId) -> None:
-        """Some reports are missing: what came before is void, what follows is learned anew."""
+    def caught_up(self, worker: WorkerId) -> None:
+        """What it reports from now on happens now."""
+        index = self._behind.pop(worker, None)
+        if index is not None:
+            self._is(worker, index)
+
+    def lost(self, worker: WorkerId, *, behind: bool = False) -> None:
+        """Some reports are missing: what came before is void, what follows is learned anew.
+
+        `behind`: and is of the past, until it has caught up.
+        """
         if worker in self._indices:
+            if behind:
+                self._behind[worker] = Index.PARTIAL
             self.blocks.clear(worker)
             self._is(worker, Index.PARTIAL)
 
@@ -161,6 +180,9 @@ class Reported:
     # -- inside
 
     def _is(self, worker: WorkerId, index: Index) -> None:
+        if worker in self._behind:
+            self._behind[worker] = index
+            index = Index.PARTIAL
         self._indices[worker] = index
         self._foretold.pop(worker, None)
         self.version += 1
@@ -176,6 +198,7 @@ class Reported:
 
     def _forget(self, worker: WorkerId) -> None:
         self._indices.pop(worker, None)
+        self._behind.pop(worker, None)
         self._foretold.pop(worker, None)
         self.blocks.drop(worker)
         self.version += 1

@@ -6,6 +6,7 @@ cannot be true is said once: traffic goes on with predictions, as for a worker t
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from policies.model import WorkerId
 from policies.prefixes import Prefixes
@@ -22,13 +23,22 @@ _SAYING = {
 }
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """What a worker said that has no pool."""
+
+    missed: bool = False
+    """Some of its reports found nobody."""
+    behind: bool = True
+
+
 class CacheReports:
     """The fleet's `KvListener`. `find`: the index of a worker's pool, None as long as it is in none."""
 
     def __init__(self, find: Callable[[WorkerId], Prefixes | None]) -> None:
         self._find = find
-        self._waiting: dict[WorkerId, bool] = {}
-        """Who reports and has no pool yet; whether nothing was missed so far."""
+        self._waiting: dict[WorkerId, _Waiting] = {}
+        """Who reports and has no pool yet."""
         self._said: dict[WorkerId, Index] = {}
         self._refused: set[WorkerId] = set()
 
@@ -36,13 +46,22 @@ class CacheReports:
 
     def on_following(self, worker_id: str) -> None:
         """It reports from now on, from the beginning of its cache unless `on_lost` follows at once."""
-        self._waiting[worker_id] = True
+        self._waiting[worker_id] = _Waiting()
         self._begin(worker_id)
+
+    def on_caught_up(self, worker_id: str) -> None:
+        """Its reports are no longer of the past."""
+        prefixes = self._begin(worker_id)
+        if prefixes is not None:
+            prefixes.reported.caught_up(worker_id)
+            self._say(worker_id, prefixes)
+        elif (waiting := self._waiting.get(worker_id)) is not None:
+            waiting.behind = False
 
     def on_batch(self, worker_id: str, events: Sequence[KvEvent]) -> None:
         prefixes = self._begin(worker_id)
         if prefixes is None:
-            self._waiting[worker_id] = False
+            self._missed(worker_id)
             return
         try:
             for event in events:
@@ -55,9 +74,9 @@ class CacheReports:
     def on_lost(self, worker_id: str, why: str) -> None:  # noqa: ARG002 - whoever calls has said why
         prefixes = self._begin(worker_id)
         if prefixes is None:
-            self._waiting[worker_id] = False
+            self._missed(worker_id, behind=True)
         else:
-            prefixes.reported.lost(worker_id)
+            prefixes.reported.lost(worker_id, behind=True)
             self._say(worker_id, prefixes)
 
     # -- the fleet
@@ -79,11 +98,19 @@ class CacheReports:
         """The index that its reports go to, which learns now that there will be some."""
         prefixes = self._find(worker)
         if prefixes is not None and worker in self._waiting:
+            waiting = self._waiting.pop(worker)
             prefixes.reported.begins(worker)
-            if not self._waiting.pop(worker):
+            if waiting.missed:
                 prefixes.reported.lost(worker)
+            if not waiting.behind:
+                prefixes.reported.caught_up(worker)
             self._say(worker, prefixes)
         return prefixes
+
+    def _missed(self, worker: WorkerId, *, behind: bool = False) -> None:
+        waiting = self._waiting.setdefault(worker, _Waiting(behind=False))
+        waiting.missed = True
+        waiting.behind |= behind
 
     def _refuse(self, worker: WorkerId, error: ValueError) -> None:
         if worker not in self._refused:
@@ -93,7 +120,7 @@ class CacheReports:
     def _say(self, worker: WorkerId, prefixes: Prefixes) -> None:
         """Say what is known of a cache, once for each time it changes."""
         index = prefixes.reported.index(worker)
-        if index is self._said.get(worker, Index.PREDICTED):
+        if prefixes.reported.behind(worker) or index is self._said.get(worker, Index.PREDICTED):
             return
         self._said[worker] = index
         doubt = prefixes.reported.doubt(worker)

@@ -98,6 +98,7 @@ def measure_apply(events: Sequence[BlocksStored], blocks: int) -> tuple[float, f
     prefixes = Prefixes()
     reports = CacheReports(lambda _: prefixes)
     reports.on_following("a")
+    reports.on_caught_up("a")
     whole = cpu_s(lambda message: reports.on_batch("a", decode(message).events), messages)
     return blocks / stored, blocks / whole, blocks / removed
 

@@ -75,6 +75,9 @@ class Nobody:
     def on_following(self, worker_id: str) -> None:
         pass
 
+    def on_caught_up(self, worker_id: str) -> None:
+        pass
+
     def on_batch(self, _worker_id: str, events: Sequence[KvEvent]) -> None:
         self.blocks += cost(events)
 

@@ -137,9 +137,25 @@ def reporting(*events, worker="a"):
     known = Prefixes()
     known.tell(WorkerFacts(worker, frozenset({"base", "sql"}), adapters=frozenset({"sql"}), block_size=4))
     known.reported.begins(worker)
+    known.reported.caught_up(worker)
     for event in events:
         known.stored(worker, event)
     return known
+
+
+def test_a_cache_that_was_emptied_long_ago_takes_nothing_from_what_was_sent_since():
+    known = Prefixes()
+    known.tell(WorkerFacts("a", frozenset({"base"}), block_size=4))
+    known.reported.begins("a")
+    known.stored("a", stored(IDS[:8]))
+    known.release(known.insert("a", asking(IDS), 1.0), 1.1)
+    known.cleared("a")
+    assert known.match(asking(IDS, arrived=1.2)) == {"a": 16}
+    known.reported.caught_up("a")
+    assert known.reported.index("a") is Index.EXACT
+    assert known.match(asking(IDS, arrived=9.0)) == {}
+    known.cleared("a")
+    assert known.match(asking(IDS)) == {}
 
 
 def test_what_is_reported_is_held_without_having_been_sent():

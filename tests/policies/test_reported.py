@@ -11,6 +11,7 @@ IDS = tuple(range(100, 120))
 def reporting(*events, worker="a"):
     reports = Reported()
     reports.begins(worker)
+    reports.caught_up(worker)
     for event in events:
         reports.stored(worker, event)
     return reports
@@ -150,6 +151,7 @@ def test_every_report_moves_the_version():
     reports, seen = Reported(), []
     for act in (
         lambda: reports.begins("a"),
+        lambda: reports.caught_up("a"),
         lambda: reports.stored("a", stored(IDS)),
         lambda: reports.removed("a", removed(IDS)),
         lambda: reports.cleared("a"),

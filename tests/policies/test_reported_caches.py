@@ -33,6 +33,7 @@ def an_index(block_size=4):
     known = Prefixes()
     known.tell(WorkerFacts("a", LINES, adapters=frozenset({"sql"}), block_size=block_size))
     known.reported.begins("a")
+    known.reported.caught_up("a")
     return known
 
 

@@ -26,6 +26,11 @@ class Workers:
         self.by_worker = {worker: Prefixes() for worker in known}
         self.reports = CacheReports(self.by_worker.get)
 
+    def follow(self, worker=A):
+        """From its birth on, with nothing that is past."""
+        self.reports.on_following(worker)
+        self.reports.on_caught_up(worker)
+
     def index(self, worker=A):
         return self.by_worker[worker].reported.index(worker)
 
@@ -41,7 +46,7 @@ def said(caplog):
 
 def test_reports_go_to_the_index_of_the_workers_pool(said):
     workers = Workers(A, "b")
-    workers.reports.on_following(A)
+    workers.follow()
     workers.reports.on_batch(A, [stored(1, 2, 3), BlocksRemoved((3,))])
     assert (workers.index(), workers.held(), workers.index("b")) == (Index.EXACT, 8, Index.PREDICTED)
     workers.reports.on_batch(A, [AllBlocksCleared(), stored(1)])
@@ -51,19 +56,41 @@ def test_reports_go_to_the_index_of_the_workers_pool(said):
 
 def test_what_was_lost_is_learned_anew_and_said_once(said):
     workers = Workers(A)
-    workers.reports.on_following(A)
+    workers.follow()
     workers.reports.on_batch(A, [stored(1, 2, 3)])
     workers.reports.on_lost(A, "a gap")
+    workers.reports.on_caught_up(A)
     workers.reports.on_lost(A, "another")
     assert (workers.index(), workers.held()) == (Index.PARTIAL, 0)
+    workers.reports.on_caught_up(A)
     workers.reports.on_batch(A, [AllBlocksCleared()])
     assert workers.index() is Index.EXACT
     assert [message.split(" known ")[1][:7] for _, message in said()] == ["exactly", "in part", "exactly"]
 
 
-def test_who_has_no_pool_yet_begins_when_it_has_one():
+def test_a_cache_is_known_exactly_once_the_past_has_been_told(said):
+    workers = Workers(A)
+    workers.reports.on_following(A)
+    workers.reports.on_batch(A, [stored(1, 2, 3), AllBlocksCleared(), stored(4)])
+    assert (workers.index(), workers.held(), said()) == (Index.PARTIAL, 4, [])
+    workers.reports.on_caught_up(A)
+    assert (workers.index(), workers.held()) == (Index.EXACT, 4)
+    assert said() == [("INFO", f"worker {A}: its cache is known exactly, from its reports")]
+
+
+def test_who_catches_up_without_a_pool_is_exact_in_its_first():
     workers = Workers()
     workers.reports.on_following(A)
+    workers.by_worker[A] = Prefixes()
+    workers.reports.follow(WorkerChanged(WORKER))
+    assert workers.index() is Index.PARTIAL
+    workers.reports.on_caught_up(A)
+    assert workers.index() is Index.EXACT
+
+
+def test_who_has_no_pool_yet_begins_when_it_has_one():
+    workers = Workers()
+    workers.follow()
     workers.by_worker[A] = Prefixes()
     workers.reports.follow(WorkerChanged(WORKER))
     assert workers.index() is Index.EXACT
@@ -72,7 +99,7 @@ def test_who_has_no_pool_yet_begins_when_it_has_one():
 @pytest.mark.parametrize("missed", ["batch", "loss"])
 def test_what_came_before_there_was_a_pool_is_lost(missed):
     workers = Workers()
-    workers.reports.on_following(A)
+    workers.follow()
     if missed == "batch":
         workers.reports.on_batch(A, [stored(1, 2)])
     else:
@@ -84,7 +111,7 @@ def test_what_came_before_there_was_a_pool_is_lost(missed):
 
 def test_an_event_that_cannot_be_true_loses_what_was_known_and_is_said_once(said):
     workers = Workers(A)
-    workers.reports.on_following(A)
+    workers.follow()
     for _ in range(3):
         workers.reports.on_batch(A, [stored(1, 2), BlocksStored((3,), None, (1, 2), 4), stored(5, 6)])
     assert (workers.index(), workers.held()) == (Index.PARTIAL, 0)
@@ -97,7 +124,7 @@ def test_an_event_that_cannot_be_true_loses_what_was_known_and_is_said_once(said
 def test_a_worker_that_is_not_believed_is_predicted_and_the_reason_is_said(said):
     workers = Workers(A)
     workers.by_worker[A].tell(WorkerFacts(A, frozenset({"m"}), block_size=16))
-    workers.reports.on_following(A)
+    workers.follow()
     for number in range(3):
         workers.reports.on_batch(A, [stored(number)])
     workers.reports.follow(WorkerChanged(WORKER))
@@ -112,7 +139,7 @@ def test_a_worker_that_is_not_believed_is_predicted_and_the_reason_is_said(said)
 
 def test_a_worker_that_left_leaves_nothing():
     workers = Workers()
-    workers.reports.on_following(A)
+    workers.follow()
     workers.reports.follow(WorkerLeft(A, "removed"))
     workers.by_worker[A] = Prefixes()
     workers.reports.on_batch(A, [stored(1)])

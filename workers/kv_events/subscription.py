@@ -2,7 +2,8 @@
 
 Its life: find somebody at the endpoint; subscribe; have everything repeated from batch 0 on, so that a router that
 starts late knows what is there; then take what is published. While something is repeated, what is published waits
-in the socket, in order, and is told apart by its number afterwards.
+in the socket, in order, and is told apart by its number afterwards. Who listens hears when all that is past has
+been repeated, for the past says nothing of what was sent to the worker meanwhile.
 
 What was handed on holds until it is said to be lost, and that happens for three reasons only: batches are missing
 that nobody repeats, a batch cannot be read, or another process publishes at the endpoint.
@@ -33,6 +34,9 @@ class KvListener(Protocol):
 
     def on_following(self, worker_id: str) -> None:
         """A worker was heard: once, before all else. From its birth on, unless `on_lost` follows at once."""
+
+    def on_caught_up(self, worker_id: str) -> None:
+        """What happens from now on is told as it happens: once after `on_following`, and after each `on_lost`."""
 
     def on_batch(self, worker_id: str, events: Sequence[KvEvent]) -> None:
         """What happened in a worker's cache, in order; never more than a slice (see `Turns`)."""
@@ -101,6 +105,8 @@ class Subscription:
         self._turns = turns
         self._numbering = Numbering()
         self._heard = False
+        self._behind = False
+        """What is handed on is past, and the listener awaits to hear when it no longer is."""
         self._void = False
         """All was lost, the listener knows, and nothing was handed on since."""
         self._told: set[str] = set()
@@ -127,8 +133,10 @@ class Subscription:
             self._tell_once("replay", f"what happened before is not known: {why}")
         else:
             self._begin()
+        self._catch_up()
         while True:
             await self._hear(await socket.receive())
+            self._catch_up()
 
     async def _hear(self, frames: Sequence[bytes]) -> None:
         """Take in a message as it was published."""
@@ -148,6 +156,8 @@ class Subscription:
             await self._close_gap(number)
         self._numbering.hear(number)
         if number == self._numbering.next:
+            self._begin()
+            self._catch_up()
             await self._take(number, batch)
         else:
             self.counts.known += 1
@@ -218,9 +228,14 @@ class Subscription:
 
     def _begin(self) -> None:
         if not self._heard:
-            self._heard = True
+            self._heard = self._behind = True
             logger.info("KV events of %s: following %s", self._id, self.source.endpoint)
             self._listener.on_following(self._id)
+
+    def _catch_up(self) -> None:
+        if self._behind:
+            self._behind = False
+            self._listener.on_caught_up(self._id)
 
     def _another_process(self) -> None:
         self._lose("another process publishes at its endpoint")
@@ -232,7 +247,7 @@ class Subscription:
         level = logging.WARNING if self._heard else logging.INFO
         self._begin()
         logger.log(level, "KV events of %s: %s; what it holds is learned anew", self._id, why)
-        self._void = True
+        self._void = self._behind = True
         self.counts.lost += 1
         self._listener.on_lost(self._id, why)
 

@@ -142,6 +142,9 @@ class Told:
     def on_following(self, worker_id):
         self.calls.append(("following", worker_id))
 
+    def on_caught_up(self, worker_id):
+        self.calls.append(("caught up", worker_id))
+
     def on_batch(self, worker_id, events):
         self.calls.append(("batch", worker_id))
         self.batches.append((worker_id, list(events)))

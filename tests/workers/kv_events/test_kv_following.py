@@ -55,8 +55,8 @@ async def ask(url, words, **more):
 
 async def test_a_worker_that_publishes_is_followed_by_itself():
     async with simulated_worker(config()) as worker, fleet_of(WorkerSpec(worker.url)) as (fleet, told, _):
-        await until(lambda: told.calls)
-        assert told.calls == [("following", worker.url)]
+        await until(lambda: len(told.calls) == 2)
+        assert told.calls == [("following", worker.url), ("caught up", worker.url)]
         await ask(worker.url, range(100))
         await until(lambda: told.hashes)
         assert {worker_id for worker_id, _ in told.batches} == {worker.url}

@@ -69,8 +69,8 @@ async def test_who_comes_late_learns_what_is_there(topic):
 
 async def test_a_fresh_engine_is_followed_before_it_has_said_anything():
     async with followed() as (_, told, _counts):
-        await until(lambda: told.calls)
-        assert told.calls == [("following", ID)]
+        await until(lambda: len(told.calls) == 2)
+        assert told.calls == [("following", ID), ("caught up", ID)]
 
 
 @pytest.mark.parametrize("topic", [True, False], ids=["with topic", "without topic"])
@@ -102,7 +102,9 @@ async def test_what_nobody_keeps_any_more_is_lost_and_the_rest_goes_on():
         await until(lambda: len(told.hashes) == 3)
         assert told.hashes == [1, 4, 5]
         assert told.losses == ["batches 1 to 2 are no longer kept"]
-        assert [kind for kind, _ in told.calls] == ["following", "batch", "lost", "batch", "batch"]
+        await until(lambda: told.calls[-1][0] == "caught up")
+        told_again = ["lost", "batch", "batch", "caught up"]
+        assert [kind for kind, _ in told.calls] == ["following", "caught up", "batch", *told_again]
         assert counts().lost == 1
 
 
@@ -127,7 +129,18 @@ async def test_an_engine_that_cannot_repeat_its_beginning_is_followed_with_a_los
         assert told.calls == []
         await engine.publish(stored(3))
         await until(lambda: told.hashes == [3])
-        assert [kind for kind, _ in told.calls] == ["following", "lost", "batch"]
+        assert [kind for kind, _ in told.calls] == ["following", "lost", "caught up", "batch"]
+
+
+async def test_what_is_past_ends_with_the_replay():
+    async with fake_engine() as engine, following(told := Told()) as subscriptions:
+        engine.make(stored(1))
+        engine.make(stored(2))
+        subscriptions.follow(ID, engine.source)
+        await until(lambda: len(told.calls) == 4)
+        await engine.publish(stored(3))
+        await until(lambda: told.hashes == [1, 2, 3])
+        assert [kind for kind, _ in told.calls] == ["following", "batch", "batch", "caught up", "batch"]
 
 
 async def test_a_buffer_that_begins_late_is_a_loss_at_the_start():
@@ -136,8 +149,8 @@ async def test_a_buffer_that_begins_late_is_a_loss_at_the_start():
             engine.make(stored(h))
         del engine.kept[0]
         subscriptions.follow(ID, engine.source)
-        await until(lambda: told.hashes == [2, 3])
-        assert [kind for kind, _ in told.calls] == ["following", "lost", "batch", "batch"]
+        await until(lambda: told.hashes == [2, 3] and len(told.calls) == 5)
+        assert [kind for kind, _ in told.calls] == ["following", "lost", "batch", "batch", "caught up"]
 
 
 async def test_answers_that_were_dropped_on_the_way_are_asked_for_again():
@@ -167,7 +180,8 @@ async def test_a_process_that_begins_anew_is_a_loss_and_is_learned_from_its_begi
         await until(lambda: len(told.hashes) == 5)
         assert told.hashes == [1, 2, 3, 11, 12]
         assert told.losses == ["another process publishes at its endpoint"]
-        assert told.calls[-3][0] == "lost"
+        await until(lambda: told.calls[-1][0] == "caught up")
+        assert [kind for kind, _ in told.calls[-4:]] == ["lost", "batch", "batch", "caught up"]
 
 
 async def test_a_process_that_begins_anew_with_its_clock_set_back_is_noticed():
@@ -237,7 +251,7 @@ async def test_a_replay_endpoint_that_says_nothing_does_not_keep_events_back(cap
         assert told.calls == []
         await engine.publish(stored(1))
         await until(lambda: told.hashes == [1])
-        assert [kind for kind, _ in told.calls] == ["following", "batch"]
+        assert [kind for kind, _ in told.calls] == ["following", "caught up", "batch"]
         assert "repeats nothing within 0.5 s" in warnings(caplog)[0]
 
 
@@ -349,7 +363,7 @@ async def test_a_large_batch_is_handed_on_in_slices_with_turns_of_the_loop_betwe
     async with fake_engine() as one, fake_engine() as other, following(told, settings) as subscriptions:
         subscriptions.follow("one", one.source)
         subscriptions.follow("other", other.source)
-        await until(lambda: one.subscribers and other.subscribers and len(told.calls) == 2)
+        await until(lambda: one.subscribers and other.subscribers and len(told.calls) == 4)
         asyncio.get_running_loop().call_soon(turn)
         for engine in (one, other):
             for first in range(0, 200, 50):
@@ -375,7 +389,7 @@ async def test_nobody_is_called_for_a_worker_that_was_left():
         await until(lambda: told.calls and engine.subscribers)
         await engine.publish(stored(*range(1000)))
         await until(lambda: engine.subscribers == 0)
-        assert [kind for kind, _ in told.calls] == ["following", "batch"]
+        assert [kind for kind, _ in told.calls if kind != "caught up"] == ["following", "batch"]
         assert dict(subscriptions.counts()) == {}
 
 
@@ -389,7 +403,7 @@ async def test_a_worker_that_publishes_elsewhere_is_learned_anew():
         subscriptions.follow(ID, new.source)
         await until(lambda: told.hashes == [1, 2])
         assert told.losses == ["its events are published elsewhere now"]
-        assert [told.calls[at][0] for at in (0, 1, 2)] == ["following", "batch", "lost"]
+        assert [kind for kind, _ in told.calls if kind != "caught up"][:3] == ["following", "batch", "lost"]
 
 
 async def test_a_listener_that_fails_is_told_of_a_loss_and_served_on(caplog):
