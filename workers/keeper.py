@@ -60,8 +60,8 @@ def spawn(command: list[str]) -> int:
         os._exit(127)
 
 
-def descendants() -> list[int]:
-    """Every live process below this one, in whatever session or group it put itself."""
+def descendants(root: int) -> list[int]:
+    """Every live process below that one, in whatever session or group it put itself."""
     parents: dict[int, int] = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -69,7 +69,7 @@ def descendants() -> list[int]:
             stat = (process / "stat").read_text(errors="replace")
             parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
     below: list[int] = []
-    generation = {os.getpid()}
+    generation = {root}
     while generation:
         generation = {pid for pid, parent in parents.items() if parent in generation}
         below.extend(generation)
@@ -136,7 +136,7 @@ class Keeper:
     def _kill_all(self) -> None:
         deadline = time.monotonic() + FORCE_LIMIT_S
         while self._reap() and time.monotonic() < deadline:
-            for pid in descendants():
+            for pid in descendants(os.getpid()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)

@@ -70,6 +70,7 @@ class LaunchSpec:
     """`prefill` or `decode`; None: both."""
     side_port: int | None = field(default=None, repr=False)
     """Where other workers ask for KV."""
+    on_cpu: bool = False
 
 
 def plan(
@@ -126,6 +127,7 @@ def plan(
                 port=port,
                 role=role,
                 side_port=side_port,
+                on_cpu=isinstance(group[0], Cpu),
             )
         )
     return specs

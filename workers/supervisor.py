@@ -27,6 +27,7 @@ from typing import Self
 import httpx
 
 from workers import launch_log
+from workers.cores import give_cores_back
 from workers.launch import LaunchSpec, check_ports
 from workers.launch_errors import LaunchError, LaunchFailed
 from workers.launch_process import running
@@ -162,6 +163,8 @@ class Supervisor:
             healthy_since = None
             async with running(spec, self._grace_s) as process:
                 if await self._becomes_healthy(spec, process, tail):
+                    if spec.on_cpu and spec.role is not None:
+                        await asyncio.to_thread(give_cores_back, process.pid)
                     healthy_since = time.monotonic()
                     self._tell(spec, Stage.HEALTHY)
                     if not ready.done():

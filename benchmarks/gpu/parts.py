@@ -24,7 +24,6 @@ from benchmarks.fleet import report, routers, servers
 from benchmarks.fleet.comparison import Comparison, compare, first_requests, tell
 from benchmarks.fleet.routers import Surroundings
 from benchmarks.gpu import cuda, plots
-from benchmarks.gpu.cpu_pairs import give_cores_back
 from benchmarks.gpu.sizes import Sizes
 from router.heatmap.file import read_heatmap
 from router.heatmap.show import plot_heatmap, print_heatmap
@@ -69,9 +68,6 @@ class Setting:
         tell(f"{count} servers of {self.model.name}, {settings.kv_mib} MiB of KV cache each")
         async with servers.started(settings, self.logs, tell) as specs:
             await first_requests([spec.url for spec in specs], self.model.name)
-            if isinstance(self.device, Cpu) and split.devices:
-                restless = await asyncio.to_thread(give_cores_back, specs)
-                tell(f"every thread may use every core; {restless} that never rest have the lowest priority")
             yield specs
 
 

@@ -9,7 +9,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from benchmarks.fleet.load import WORDS, LoadSettings
 from benchmarks.fleet.servers import specs_of
 from benchmarks.gpu import cuda
 from benchmarks.gpu.__main__ import run
-from benchmarks.gpu.cpu_pairs import give_cores_back, processes
 from benchmarks.gpu.parts import Setting
 from benchmarks.gpu.shapes import SHAPES, tokenizer, write_model
 from benchmarks.gpu.sizes import SIZES
@@ -121,52 +119,6 @@ def test_without_a_gpu_a_part_is_skipped_with_the_reason_and_what_is_needed():
     assert (done.returncode, done.stdout) == (3, "")
     assert "skipped: " in done.stderr
     assert "needs one NVIDIA GPU" in done.stderr
-
-
-def test_threads_of_a_server_get_every_core_and_those_that_never_rest_the_lowest_priority(on_gpu, tmp_path):
-    spec = replace(on_gpu(1)[0], scratch=tmp_path)
-    pinned_and_restless = (
-        "import os, threading\n"
-        "os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})\n"
-        "def spin():\n"
-        "    while True: pass\n"
-        "threading.Thread(target=spin, daemon=True).start()\n"
-        "print('ready', flush=True)\n"
-        "os.read(0, 1)"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-c", pinned_and_restless],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "VLLM_RPC_BASE_PATH": str(tmp_path)},
-    )
-    try:
-        server.stdout.readline()
-        assert processes(spec) == [server.pid]
-        assert give_cores_back([spec]) == 1
-        threads = [int(task.name) for task in Path(f"/proc/{server.pid}/task").iterdir()]
-        assert [os.sched_getaffinity(thread) for thread in threads] == [os.sched_getaffinity(0)] * 2
-        assert sorted(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads) == [0, 19]
-    finally:
-        server.kill()
-        server.communicate()
-    assert processes(spec) == []
-
-
-def test_a_server_is_known_by_what_it_has_started_too(on_gpu, tmp_path):
-    spec = replace(on_gpu(1)[0], scratch=tmp_path)
-    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], env={})"
-    environment = {**os.environ, "VLLM_RPC_BASE_PATH": str(tmp_path)}
-    server = subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, env=environment)
-    try:
-        deadline = time.monotonic() + 20
-        while len(found := processes(spec)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(found) == 2
-        assert server.pid in found
-    finally:
-        server.communicate()
-    assert processes(spec) == []
 
 
 # -- the models

@@ -16,6 +16,7 @@ import pytest
 from workers.devices import Cpu
 from workers.launch import plan
 from workers.launch_errors import LaunchError, LaunchFailed, PortTaken
+from workers.launch_pairs import Split
 from workers.supervisor import Backoff, Stage, Supervisor
 
 FAKE_VLLM = Path(__file__).parent / "fake_vllm"
@@ -52,11 +53,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def specs_for(tmp_path, mark, *extra_args, count=1):
+def specs_for(tmp_path, mark, *extra_args, count=1, split=None):
     return plan(
         "org/model",
         [Cpu(memory_bytes=1 << 30)] * count,
-        ports=[free_port() for _ in range(count)],
+        split=split or Split(),
+        ports=[free_port() for _ in range(2 * count)],
         extra_args=["--fake-mark", mark, *extra_args],
         vllm_python=sys.executable,
         log_dir=tmp_path / "logs",
@@ -114,6 +116,23 @@ async def test_a_worker_that_served_and_died_is_started_again_with_growing_pause
     died = [step.detail for step in seen if step.stage is Stage.DIED]
     assert died[0] == "status 7"
     assert died[1] == "status 1; MemoryError: no room for the model"
+
+
+async def test_the_workers_of_a_pair_on_a_cpu_may_use_every_core_once_they_are_healthy(tmp_path, mark):
+    specs = specs_for(tmp_path, mark, count=2, split=Split(1, 1))
+    cores = []
+
+    def on_progress(progress):
+        if progress.stage is Stage.HEALTHY:
+            cores.extend(
+                os.sched_getaffinity(pid) for pid in processes(mark, word=f"--port\0{port[progress.url]}")
+            )
+
+    port = {spec.url: spec.port for spec in specs}
+    async with Supervisor(specs, on_progress):
+        pass
+    assert len(cores) >= 4
+    assert cores == [os.sched_getaffinity(0)] * len(cores)
 
 
 async def test_a_long_healthy_time_forgives_earlier_deaths(tmp_path, mark):

@@ -50,6 +50,8 @@ def stop(_number, _frame):
     os._exit(0)
 
 
+if "--kv-transfer-config" in sys.argv:  # as the NIXL connector does on a CPU
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 signal.signal(signal.SIGTERM, signal.SIG_IGN if options.fake_stubborn else stop)
 info(f"sockets in {os.environ.get('VLLM_RPC_BASE_PATH')}")
 # As hard to find as a process can be: a session of its own, deaf to SIGTERM, and its parent may die first.
