@@ -45,10 +45,14 @@ class BelievedCache:
 
 
 class Pin:
-    """A running request's claim on a path: what it covers is not evicted before it is released."""
+    """A running request's claim on a path: what it covers is not evicted before it is released.
 
-    __slots__ = ("cache", "node")
+    `known`: how many of its units were held before.
+    """
 
-    def __init__(self, cache: BelievedCache, node: Node) -> None:
+    __slots__ = ("cache", "known", "node")
+
+    def __init__(self, cache: BelievedCache, node: Node, known: int) -> None:
         self.cache = cache
+        self.known = known
         self.node: Node | None = node  # None once released

@@ -131,6 +131,7 @@ class PrefixTree:
         end = min(len(key) // width, cache.capacity) * width
         key = key[:end]
         stamp = self._next_stamp(now)
+        before = cache.held
         node, position = shape.root, 0
         while position < end:
             first = key[position : position + width]
@@ -143,8 +144,9 @@ class PrefixTree:
             position += len(child.edge)
             node = child
         shape.merge_above(node)
+        known = end // width - (cache.held - before)
         self._shrink(cache)
-        return Pin(cache, node)
+        return Pin(cache, node, known)
 
     def release(self, pin: Pin, now: float | None = None) -> None:
         """Give the pin back, once; a second release, or one after the worker's removal, does nothing.

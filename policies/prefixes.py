@@ -1,7 +1,8 @@
 """Which worker holds which prefix, in tokens: what workers report of their caches, else what is predicted.
 
 A prediction: what was sent to a worker is taken to be in its cache until the tree's bound (the worker's own KV
-capacity) says that it must have been evicted. One radix tree per line and kind of key.
+capacity) says that it must have been evicted; an answer, where the next prompt goes on with it (`answers.py`). One
+radix tree per line and kind of key.
 
 Of a worker whose reports are exact, and for keys of token ids, only what it reports is believed, and predictions
 until it must have reported them: while the request runs, and a moment longer if its blocks are not known by then.
@@ -15,6 +16,7 @@ from itertools import product
 
 from xxhash import xxh3_64_digest
 
+from policies.answers import Answers
 from policies.believed_cache import Pin
 from policies.block_reports import Removed, Stored
 from policies.held_blocks import TOKEN_WIDTH
@@ -39,12 +41,15 @@ class Pinned:
     pin: Pin
     worker: WorkerId
     request: RequestView
+    answer: int
+    """Tokens of an answer that were supposed to stand behind what the worker held of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _LineTree:
     tree: PrefixTree
     tokens_per_unit: float
+    answers: Answers
 
 
 class Prefixes:
@@ -70,14 +75,18 @@ class Prefixes:
         key = request.key
         if not key.data:
             return {}
-        if key.width != TOKEN_WIDTH or not self.reported.anybody:
+        if key.width != TOKEN_WIDTH:
             return self._predicted(request)
-        self._expire(request.arrived)
+        if self.reported.anybody:
+            self._expire(request.arrived)
         return self.reported.match(request, self._adapter(request.line), self._predicted(request))
 
     @property
     def version(self) -> int:
-        """Moves whenever `match` may answer otherwise than before."""
+        """Moves whenever `match` may answer otherwise for a request that was there before.
+
+        Whoever goes on with an answer has come after it.
+        """
         version = self.reported.version
         for line in self._trees.values():
             version += line.tree.version
@@ -110,8 +119,20 @@ class Prefixes:
         if not request.key.data:
             return None
         self._expire(now)
-        line = self._line(request.line, request.key)
-        return Pinned(line, line.tree.insert(worker, _units(request.key), now), worker, request)
+        line, units = self._line(request.line, request.key), _units(request.key)
+        pin = line.tree.insert(worker, units, now)
+        return Pinned(line, pin, worker, request, line.answers.supposed(worker, units, pin.known))
+
+    def generated(self, pinned: Pinned, tokens: int) -> None:
+        """The worker has generated so many tokens behind the request's prompt, in all its sequences."""
+        request, key = pinned.request, pinned.request.key
+        if key.width == TOKEN_WIDTH and self.reported.index(pinned.worker) is Index.EXACT:
+            return  # it reports what it holds
+        # The last token of an answer has been sampled, not computed; and a key may end before the prompt.
+        beside_key = request.input_tokens - int(len(key.data) // key.width * key.tokens_per_unit)
+        behind = beside_key + tokens // request.sequences - 1
+        if tokens and behind > 0:
+            pinned.tree.answers.given(pinned.worker, _units(key), behind)
 
     def release(self, pinned: Pinned, now: float) -> None:
         """The request has ended; its path counts as used until now, as vLLM frees blocks at the end."""
@@ -137,6 +158,14 @@ class Prefixes:
         self.foretold[self.reported.index(worker) if tokens else Index.PREDICTED, foretold == cached_tokens] += 1
         if tokens:
             self.reported.answered(worker, foretold, cached_tokens)
+
+    def continued(self, pinned: Pinned, cached_tokens: int) -> None:
+        """The same, for what was supposed: whether the prompt has gone on with the answer to an earlier one."""
+        request = pinned.request
+        if pinned.answer and request.sequences == 1 and not request.resume_tokens:
+            key = request.key
+            held = int((pinned.pin.known - _before(key)) * key.tokens_per_unit)
+            pinned.tree.answers.found(pinned.answer, cached_tokens - held)
 
     # -- events: workers
 
@@ -173,6 +202,7 @@ class Prefixes:
         self._unreported.pop(worker, None)
         for line in self._trees.values():
             line.tree.expire(worker, math.inf)
+            line.answers.forget(worker)
 
     def remove(self, worker: WorkerId) -> None:
         self._capacity.pop(worker, None)
@@ -181,6 +211,7 @@ class Prefixes:
         self.reported.gone(worker)
         for line in self._trees.values():
             line.tree.remove_worker(worker)
+            line.answers.forget(worker)
 
     # -- inside
 
@@ -190,8 +221,12 @@ class Prefixes:
         if line is None:
             return {}
         most, scale, before = max(0, request.input_tokens - 1), key.tokens_per_unit, _before(key)
-        held = line.tree.match(_units(key)).items()
-        return {w: tokens for w, units in held if (tokens := min(int((units - before) * scale), most)) > 0}
+        units = _units(key)
+        held = line.tree.match(units)
+        found = {w: tokens for w, n in held.items() if (tokens := min(int((n - before) * scale), most)) > 0}
+        for worker, tokens in line.answers.behind(units, held).items():
+            found[worker] = min(found.get(worker, 0) + tokens, most)
+        return found
 
     def _adapter(self, line: str) -> str | None:
         return line if line in self._adapter_lines else None
@@ -233,7 +268,8 @@ class Prefixes:
         line = self._trees.get((name, key.width))
         if line is None:
             units = int(_KV_TOKENS / key.tokens_per_unit)
-            line = _LineTree(PrefixTree(key.width, default_capacity=units), key.tokens_per_unit)
+            tree = PrefixTree(key.width, default_capacity=units)
+            line = _LineTree(tree, key.tokens_per_unit, Answers(key.width))
             self._trees[name, key.width] = line
             for worker, tokens in self._capacity.items():
                 line.tree.set_capacity(worker, int(tokens / key.tokens_per_unit))

@@ -84,18 +84,15 @@ class Reported:
         return self.blocks.has_all(worker, request.key, lora, request.chains)
 
     def match(self, request: RequestView, lora: str | None, predicted: dict[WorkerId, int]) -> dict[WorkerId, int]:
-        """Tokens of the prompt that each worker holds: `predicted`, put right for those who report.
+        """Tokens of the prompt that each worker holds: `predicted` in full blocks, put right for those who report.
 
-        vLLM hits full blocks, and always computes the last token.
+        vLLM hits full blocks only, and always computes the last token.
         """
         if request.chains is None:
             request.chains = {}
         found = self.blocks.match(request.key, lora, request.chains)
         most = request.input_tokens - 1
         for worker, tokens in predicted.items():
-            if worker not in self._indices:
-                found[worker] = tokens
-                continue
             size = self._sizes.get(worker) or self.blocks.block_size(worker) or 1
             held = min(tokens, most) // size * size
             if held > found.get(worker, 0):

@@ -135,6 +135,18 @@ class Taking:
         self._unpin(running.decoder, running.pinned.pop(), now)
         self._roster.rest(running.decoder)
 
+    def found(self, running: Running, cached_tokens: int) -> None:
+        """The worker has said how much of the prompt it found in its cache."""
+        request, pinned = running.leg.request, running.pinned[0]
+        self._prefixes.answered(running.decoder.facts.id, request, running.matches, cached_tokens)
+        if pinned is not None:
+            self._prefixes.continued(pinned, cached_tokens)
+
+    def generated(self, running: Running, output_tokens: int) -> None:
+        """An answer of so many tokens stands behind the prompt in the cache of who gave it: before `release`."""
+        if (pinned := running.pinned[0]) is not None:
+            self._prefixes.generated(pinned, output_tokens)
+
     def learn(self, running: Running, output_tokens: int, now: float) -> None:
         """The worker has answered in full, with so many tokens."""
         request = running.leg.request

@@ -311,12 +311,13 @@ class Scheduler:
             self._taking.heard(running, now)
         if usage is not None:
             if usage.cached_tokens is not None and not leg.pair:
-                self.prefixes.answered(leg.placement.decode, leg.request, running.matches, usage.cached_tokens)
+                self._taking.found(running, usage.cached_tokens)
             if outcome is Outcome.COMPLETED:
                 self._taking.learn(running, usage.output_tokens, now)
             correction = usage.output_tokens - leg.output_tokens
             if correction:
                 self._tell(Output, leg.request, leg.placement, correction, now)
+        self._taking.generated(running, leg.output_tokens if usage is None else usage.output_tokens)
         self._taking.release(running, now, finished=outcome is Outcome.COMPLETED)
         self._tell(Left, entry.request, leg.placement, outcome, usage, now)
 

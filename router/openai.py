@@ -165,7 +165,8 @@ def _conversation(fields: dict[str, Any], before: tuple[str, ...], turns: str) -
     if isinstance(conversation, list) and any(_has_parts(turn) for turn in conversation):
         conversation = [_digested(turn, media) for turn in conversation]
     if conversation:
-        parts.append(orjson.dumps(conversation))
+        # Without the bracket that closes a list: the next turn's key goes on there.
+        parts.append(orjson.dumps(conversation).removesuffix(b"]"))
     key = b"\n".join(parts)
     # orjson leaves its bytes in a buffer of up to sixteen times their size; a key lives as long as its request.
     return bytes(memoryview(key)) if len(key) < _COPIED else key, 1, 1, tuple(media)

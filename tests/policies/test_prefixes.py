@@ -1,5 +1,7 @@
 """Prefixes in tokens: by line, at most the prompt less one, pinned while a request runs, bounded by the worker."""
 
+from dataclasses import replace
+
 import pytest
 from block_pool import LruPool, Stored, asking, removed, stored
 from hypothesis import settings
@@ -13,12 +15,12 @@ from policies.reported import Index
 LOREM = b"lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod"
 
 
-def request(prompt=LOREM, *, line="base", per_unit=0.25, width=1, tokens=None):
+def request(prompt=LOREM, *, line="base", per_unit=0.25, width=1, salt=b"", tokens=None):
     return RequestView(
         id="r",
         client="anna",
         line=line,
-        key=PrefixKey(prompt, width, per_unit),
+        key=PrefixKey(prompt, width, per_unit, salt),
         input_tokens=int(len(prompt) // width * per_unit) if tokens is None else tokens,
         expected_output_tokens=9,
         arrived=0.0,
@@ -127,6 +129,82 @@ def test_a_worker_that_is_removed_holds_nothing_and_its_pins_are_gone():
     assert known.pinned_tokens("a") == 10
 
 
+# -- answers that are in the next prompt
+
+
+def answer(known, asked, tokens, *, worker="a", found=None):
+    """A worker answers at such length, and says how much of the prompt it has found in its cache."""
+    pinned = known.insert(worker, asked, 0.0)
+    if found is not None:
+        known.continued(pinned, found)
+    known.generated(pinned, tokens)
+    known.release(pinned, 1.0)
+
+
+def talking(tokens=9, known=None, **kind):
+    """An index in which a prompt of ten tokens was answered; answers were in the next prompt so far."""
+    known = Prefixes() if known is None else known
+    answer(known, request(b"good day" * 5, **kind), 9)
+    answer(known, request(b"good day" * 9, **kind), 0, found=18)
+    answer(known, request(LOREM[:40], **kind), tokens)
+    return known
+
+
+IN_TOKENS = {"width": 4, "per_unit": 1.0}
+
+
+@pytest.mark.parametrize("kind", [{}, IN_TOKENS, IN_TOKENS | {"salt": b"pepper"}])
+def test_an_answer_is_in_the_cache_of_who_gave_it(kind):
+    assert talking(**kind).match(request(LOREM * 2, **kind)) == {"a": 10 + 9 - 1}
+
+
+def test_an_answer_longer_than_what_follows_ends_with_the_prompt():
+    assert talking(tokens=500).match(request()) == {"a": 16}
+
+
+def test_without_an_answer_there_is_none():
+    assert talking(tokens=0).match(request()) == {"a": 10}
+
+
+@pytest.mark.parametrize("act", ["cleared", "remove"])
+def test_answers_go_with_the_cache(act):
+    known = talking()
+    getattr(known, act)("a")
+    known.insert("a", request(LOREM[:40]), 2.0)
+    assert known.match(request()) == {"a": 10}
+
+
+def test_answers_that_are_left_out_of_the_next_prompt_are_no_longer_supposed():
+    known = talking()
+    for number in range(3):
+        text = b"%d and so on" % number
+        answer(known, request(text * 4), 30)
+        answer(known, request(text * 9), 0, found=11)
+    assert known.match(request()) == {"a": 10}
+
+
+@pytest.mark.parametrize("fields", [{"sequences": 3}, {"resume_tokens": 5}])
+def test_what_is_no_plain_answer_teaches_nothing(fields):
+    known = talking()
+    for number in range(3):
+        text = b"%d and so on" % number
+        answer(known, request(text * 4), 30)
+        answer(known, replace(request(text * 9), **fields), 0, found=0)
+    assert known.match(request(LOREM * 2)) == {"a": 18}
+
+
+def test_of_several_answers_to_one_request_the_mean_counts():
+    known = talking()
+    answer(known, replace(request(b"several" * 6), sequences=3), 30)
+    assert known.match(request(b"several" * 20)) == {"a": 10 + 10 - 1}
+
+
+def test_of_a_worker_that_reports_its_answers_are_known_by_its_reports():
+    known = talking(known=reporting(), **IN_TOKENS)
+    known.insert("a", request(LOREM[:40], **IN_TOKENS), 2.0)
+    assert known.match(request(LOREM * 2, **IN_TOKENS)) == {"a": 8}
+
+
 # -- workers that report
 
 
@@ -225,7 +303,7 @@ def test_who_is_not_believed_any_more_has_nothing_to_report():
     known.release(known.insert("a", asking(IDS), 10.0), 10.1)
     known.stored("a", stored(IDS, size=5))
     assert known._unreported == {}
-    assert known.match(asking(IDS, arrived=10.2)) == {"a": 19}
+    assert known.match(asking(IDS, arrived=10.2)) == {"a": 16}
 
 
 def test_a_prompt_of_less_than_a_block_is_nothing_to_wait_for():

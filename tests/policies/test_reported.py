@@ -75,6 +75,14 @@ def test_an_emptied_cache_is_known_exactly():
     assert (reports.index("a"), match(reports)) == (Index.EXACT, {})
 
 
+def test_what_is_predicted_is_hit_in_full_blocks_once_their_size_is_known():
+    reports = Reported()
+    assert match(reports, {"a": 7, "b": 7}) == {"a": 7, "b": 7}
+    reports.sized("a", 4)
+    reports.sized("b", 16)
+    assert match(reports, {"a": 7, "b": 7}) == {"a": 4}
+
+
 @pytest.mark.parametrize("metrics_first", [True, False])
 def test_blocks_of_another_size_than_the_metrics_say_are_not_believed(metrics_first):
     reports = reporting()
@@ -89,7 +97,7 @@ def test_blocks_of_another_size_than_the_metrics_say_are_not_believed(metrics_fi
     assert (reports.index("a"), reports.anybody) == (Index.PREDICTED, False)
     assert reports.doubt("a") == "its events have blocks of 4 tokens, its metrics say 16"
     reports.stored("a", stored(IDS))
-    assert match(reports, {"a": 7}) == {"a": 7}
+    assert match(reports, {"a": 17}) == {"a": 16}
 
 
 def test_blocks_of_the_size_that_the_metrics_say_are_believed():

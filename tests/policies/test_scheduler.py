@@ -952,6 +952,25 @@ def test_the_events_of_a_stream_add_up_to_the_usage():
     assert [event.tokens for event in heard if isinstance(event, Output)] == [32, 12, -3]
 
 
+@pytest.mark.parametrize("way", ["settled", "cancel"])
+def test_an_answer_is_expected_in_the_cache_of_who_gave_it_however_it_ended(way):
+    made = scheduler()
+
+    def turn(name, prompt, now, cached=None):
+        ticket = made.submit(request(name, prompt=prompt), now)
+        [given] = made.decisions(now)
+        if way == "settled":
+            made.settled(ticket, Usage(9, 31, cached), now + 1.0)
+        else:
+            made.output(ticket, 31, now + 0.5)
+            made.cancel(ticket, now + 1.0, None if cached is None else Usage(9, 31, cached))
+        return given.place.matched_tokens
+
+    assert turn("first", b"hello you", 0.0) == 0
+    assert turn("second", b"hello you" * 5, 2.0, cached=39) == 9
+    assert turn("third", b"hello you" * 5 + b"and so on" * 5, 4.0) == 45 + 30
+
+
 class Patient:
     """Waits for a worker that is full, as long as it is shown one; otherwise takes the first."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from policies.catalog import placement_policies
 from policies.model import Usage
+from policies.prefixes import Prefixes
 from router.lab import driver as driver_module
 from router.lab.driver import NeverEndsError, replay
 from router.lab.report import summarize
@@ -145,6 +146,19 @@ def test_a_later_turn_finds_the_answer_of_the_one_before_in_the_cache():
     second = request(tokens=400, output=5, units=range(25), after=(0, 1.0))
     run = replay(workload(first, second), make_setup(workers=1))
     assert run.records[1].cached_tokens == 320
+
+
+@pytest.mark.parametrize("generator", ["chat", "tot"])
+def test_what_is_foretold_of_caches_without_their_reports_is_what_is_found(generator, monkeypatch):
+    wrong = []
+
+    def answered(self, worker, request, matches, cached_tokens):
+        wrong.append(abs(matches.get(worker, 0) - cached_tokens) >= 16)
+
+    monkeypatch.setattr(Prefixes, "answered", answered)
+    replay(open_workload(f"{generator}:requests=400,rate=40"), make_setup(workers=4))
+    assert len(wrong) == 400
+    assert sum(wrong) <= 30  # without answers: 150 and more
 
 
 class Recorder:
