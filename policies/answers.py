@@ -11,6 +11,7 @@ report of their hits tells: it is supposed silently until most of the last suppo
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -24,12 +25,22 @@ _Name = tuple[int, int]
 """A prompt's size in bytes and its digest."""
 
 
+class Answer(NamedTuple):
+    """An answer to a prompt, as it stands in a cache."""
+
+    worker: WorkerId
+    tokens: int
+    """Behind what the prompt's key says."""
+    context: int
+    """With the prompt before it, as the worker has counted it."""
+
+
 class Answers:
     """Who has answered which of one line's prompts. Their keys have units of `width` bytes."""
 
     def __init__(self, width: int) -> None:
         self._width = width
-        self._marks: OrderedDict[_Name, tuple[WorkerId, int] | None] = OrderedDict()
+        self._marks: OrderedDict[_Name, Answer | None] = OrderedDict()
         """None: several workers have."""
         self._sizes: Counter[int] = Counter()
         """How many marked prompts have this size: few matches end where a prompt could have."""
@@ -48,30 +59,30 @@ class Answers:
             return {}
         found: dict[WorkerId, int] = {}
         for units in set(held.values()):
-            mark = self._at(key, units)
-            if mark is not None and held.get(mark[0]) == units:
-                found[mark[0]] = mark[1]
+            answer = self._at(key, units)
+            if answer is not None and held.get(answer.worker) == units:
+                found[answer.worker] = answer.tokens
         return found
 
-    def supposed(self, worker: WorkerId, key: bytes, units: int) -> int:
+    def supposed(self, worker: WorkerId, key: bytes, units: int) -> Answer | None:
         """The same for one worker, whether most of the last suppositions were right or not."""
-        mark = self._at(key, units)
-        return mark[1] if mark is not None and mark[0] == worker else 0
+        answer = self._at(key, units)
+        return answer if answer is not None and answer.worker == worker else None
 
     # Events.
 
-    def given(self, worker: WorkerId, key: bytes, tokens: int) -> None:
-        """The worker has answered this prompt, and holds so many tokens behind it."""
+    def given(self, key: bytes, answer: Answer) -> None:
+        """The prompt of this key has been answered."""
         name = (len(key), xxh3_64_intdigest(key))
         marks = self._marks
         if name not in marks:
-            marks[name] = worker, tokens
+            marks[name] = answer
             self._sizes[len(key)] += 1
             if len(marks) > MOST:
                 self._remove(next(iter(marks)))
         else:
             before = marks[name]
-            marks[name] = (worker, tokens) if before is not None and before[0] == worker else None
+            marks[name] = answer if before is not None and before.worker == answer.worker else None
             marks.move_to_end(name)
 
     def found(self, supposed: int, tokens: int) -> None:
@@ -81,14 +92,14 @@ class Answers:
 
     def forget(self, worker: WorkerId) -> None:
         """It holds nothing any more. The cost is linear in the number of marks."""
-        for name, mark in list(self._marks.items()):
-            if mark is not None and mark[0] == worker:
+        for name, answer in list(self._marks.items()):
+            if answer is not None and answer.worker == worker:
                 self._remove(name)
 
     # Inside.
 
-    def _at(self, key: bytes, units: int) -> tuple[WorkerId, int] | None:
-        """Who alone has answered the prompt that the key's first `units` are, and that it goes on from."""
+    def _at(self, key: bytes, units: int) -> Answer | None:
+        """The only answer to the prompt that the key's first `units` are, if the key goes on from there."""
         size = units * self._width
         if size not in self._sizes or size >= len(key):
             return None

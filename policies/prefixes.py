@@ -16,7 +16,7 @@ from itertools import product
 
 from xxhash import xxh3_64_digest
 
-from policies.answers import Answers
+from policies.answers import Answer, Answers
 from policies.believed_cache import Pin
 from policies.block_reports import Removed, Stored
 from policies.held_blocks import TOKEN_WIDTH
@@ -41,8 +41,8 @@ class Pinned:
     pin: Pin
     worker: WorkerId
     request: RequestView
-    answer: int
-    """Tokens of an answer that were supposed to stand behind what the worker held of it."""
+    answer: Answer | None
+    """What was supposed to stand behind what the worker held of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +123,15 @@ class Prefixes:
         pin = line.tree.insert(worker, units, now)
         return Pinned(line, pin, worker, request, line.answers.supposed(worker, units, pin.known))
 
-    def generated(self, pinned: Pinned, tokens: int) -> None:
-        """The worker has generated so many tokens behind the request's prompt, in all its sequences."""
-        request, key = pinned.request, pinned.request.key
-        if key.width == TOKEN_WIDTH and self.reported.index(pinned.worker) is Index.EXACT:
-            return  # it reports what it holds
-        # The last token of an answer has been sampled, not computed; and a key may end before the prompt.
-        beside_key = request.input_tokens - int(len(key.data) // key.width * key.tokens_per_unit)
-        behind = beside_key + tokens // request.sequences - 1
-        if tokens and behind > 0:
-            pinned.tree.answers.given(pinned.worker, _units(key), behind)
+    def generated(self, pinned: Pinned, input_tokens: int, output_tokens: int) -> None:
+        """The worker has read and generated so many tokens, these in all its sequences."""
+        worker, request, key = pinned.worker, pinned.request, pinned.request.key
+        computed = output_tokens // request.sequences - 1  # the last token has been sampled, no more
+        reports = key.width == TOKEN_WIDTH and self.reported.index(worker) is Index.EXACT
+        if computed > 0 and not reports:
+            beside_key = request.input_tokens - int(len(key.data) // key.width * key.tokens_per_unit)
+            answer = Answer(worker, beside_key + computed, input_tokens + computed)
+            pinned.tree.answers.given(_units(key), answer)
 
     def release(self, pinned: Pinned, now: float) -> None:
         """The request has ended; its path counts as used until now, as vLLM frees blocks at the end."""
@@ -161,11 +160,13 @@ class Prefixes:
 
     def continued(self, pinned: Pinned, cached_tokens: int) -> None:
         """The same, for what was supposed: whether the prompt has gone on with the answer to an earlier one."""
-        request = pinned.request
-        if pinned.answer and request.sequences == 1 and not request.resume_tokens:
-            key = request.key
-            held = int((pinned.pin.known - _before(key)) * key.tokens_per_unit)
-            pinned.tree.answers.found(pinned.answer, cached_tokens - held)
+        worker, request, answer = pinned.worker, pinned.request, pinned.answer
+        if answer is None or request.sequences > 1 or request.resume_tokens:
+            return
+        prompt = self.reported.in_blocks(worker, answer.context - answer.tokens)
+        supposed = self.reported.in_blocks(worker, answer.context) - prompt
+        if supposed > 0:
+            pinned.tree.answers.found(supposed, cached_tokens - prompt)
 
     # -- events: workers
 

@@ -65,6 +65,11 @@ class Reported:
         """Whether its reports are of the past yet."""
         return worker in self._behind
 
+    def in_blocks(self, worker: WorkerId, tokens: int) -> int:
+        """How much of so many tokens in its cache a worker can hit: full blocks, where their size is known."""
+        size = self._sizes.get(worker) or self.blocks.block_size(worker) or 1
+        return tokens // size * size
+
     def doubt(self, worker: WorkerId) -> str | None:
         """Why its reports are not believed; None for a worker that does not report, or rightly."""
         return self._doubts.get(worker)
@@ -93,8 +98,7 @@ class Reported:
         found = self.blocks.match(request.key, lora, request.chains)
         most = request.input_tokens - 1
         for worker, tokens in predicted.items():
-            size = self._sizes.get(worker) or self.blocks.block_size(worker) or 1
-            held = min(tokens, most) // size * size
+            held = self.in_blocks(worker, min(tokens, most))
             if held > found.get(worker, 0):
                 found[worker] = held
         return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from policies.leg import Leg
 from policies.lengths import Lengths
 from policies.load import Load
-from policies.model import LegFailure, Matches, Placement, RequestView, WorkerId, reserve
+from policies.model import LegFailure, Matches, Placement, RequestView, Usage, WorkerId, reserve
 from policies.prefixes import Pinned, Prefixes
 from policies.roster import Roster
 
@@ -142,10 +142,15 @@ class Taking:
         if pinned is not None:
             self._prefixes.continued(pinned, cached_tokens)
 
-    def generated(self, running: Running, output_tokens: int) -> None:
-        """An answer of so many tokens stands behind the prompt in the cache of who gave it: before `release`."""
-        if (pinned := running.pinned[0]) is not None:
-            self._prefixes.generated(pinned, output_tokens)
+    def generated(self, running: Running, usage: Usage | None) -> None:
+        """The answer stands behind the prompt in the cache of who gave it: before `release`."""
+        leg, pinned = running.leg, running.pinned[0]
+        if pinned is None:
+            return
+        if usage is None:
+            self._prefixes.generated(pinned, leg.request.input_tokens, leg.output_tokens)
+        else:
+            self._prefixes.generated(pinned, usage.input_tokens, usage.output_tokens)
 
     def learn(self, running: Running, output_tokens: int, now: float) -> None:
         """The worker has answered in full, with so many tokens."""

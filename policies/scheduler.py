@@ -317,7 +317,7 @@ class Scheduler:
             correction = usage.output_tokens - leg.output_tokens
             if correction:
                 self._tell(Output, leg.request, leg.placement, correction, now)
-        self._taking.generated(running, leg.output_tokens if usage is None else usage.output_tokens)
+        self._taking.generated(running, usage)
         self._taking.release(running, now, finished=outcome is Outcome.COMPLETED)
         self._tell(Left, entry.request, leg.placement, outcome, usage, now)
 

@@ -4,7 +4,7 @@ from hypothesis import given as any_of
 from hypothesis import strategies as st
 
 from policies import answers
-from policies.answers import Answers
+from policies.answers import Answer, Answers
 
 QUESTION, MORE = b"What is it? ", b"It is so. And that?"
 
@@ -13,9 +13,13 @@ def answered(*by, width=1, tokens=30, right=True):
     """The question, answered by each of these workers; suppositions have been right so far, or wrong."""
     made = Answers(width)
     for worker in by:
-        made.given(worker, QUESTION, tokens)
+        made.given(QUESTION, answer(worker, tokens))
     made.found(8, 8 if right else 0)
     return made
+
+
+def answer(worker, tokens):
+    return Answer(worker, tokens, len(QUESTION) + tokens)
 
 
 def behind(made, key, **held):
@@ -25,8 +29,8 @@ def behind(made, key, **held):
 def test_who_has_answered_holds_the_answer_behind_the_prompt():
     made = answered("a")
     assert behind(made, QUESTION + MORE, a=len(QUESTION), b=len(QUESTION)) == {"a": 30}
-    assert made.supposed("a", QUESTION + MORE, len(QUESTION)) == 30
-    assert made.supposed("b", QUESTION + MORE, len(QUESTION)) == 0
+    assert made.supposed("a", QUESTION + MORE, len(QUESTION)) == answer("a", 30)
+    assert made.supposed("b", QUESTION + MORE, len(QUESTION)) is None
 
 
 def test_units_may_be_wider_than_a_byte():
@@ -47,21 +51,21 @@ def test_the_same_prompt_again_has_no_answer_in_it():
 
 def test_of_several_answers_by_one_worker_the_last_counts():
     made = answered("a")
-    made.given("a", QUESTION, 50)
+    made.given(QUESTION, answer("a", 50))
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 50}
 
 
 def test_nobody_knows_which_answer_a_prompt_goes_on_with_that_several_workers_have_given():
     made = answered("a", "b", "b")
     assert behind(made, QUESTION + MORE, a=len(QUESTION), b=len(QUESTION)) == {}
-    assert made.supposed("b", QUESTION + MORE, len(QUESTION)) == 0
+    assert made.supposed("b", QUESTION + MORE, len(QUESTION)) is None
 
 
 def test_nothing_is_supposed_aloud_before_a_supposition_was_right():
     made = Answers(1)
-    made.given("a", QUESTION, 30)
+    made.given(QUESTION, answer("a", 30))
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {}
-    assert made.supposed("a", QUESTION + MORE, len(QUESTION)) == 30
+    assert made.supposed("a", QUESTION + MORE, len(QUESTION)) == answer("a", 30)
     made.found(30, 16)
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 30}
 
@@ -78,7 +82,7 @@ def test_where_most_answers_are_left_out_of_the_next_prompt_none_is_supposed_unt
 
 def test_a_worker_that_holds_nothing_any_more_has_answered_nothing():
     made = answered("a")
-    made.given("b", QUESTION + MORE, 5)
+    made.given(QUESTION + MORE, answer("b", 5))
     made.forget("a")
     assert len(made) == 1
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {}
@@ -89,9 +93,9 @@ def test_the_prompts_that_were_answered_last_are_remembered(monkeypatch):
     monkeypatch.setattr(answers, "MOST", 3)
     made = answered("a")
     for number in (1, 2, 3):
-        made.given("a", b"%d" % number, 1)
+        made.given(b"%d" % number, answer("a", 1))
         if number == 1:
-            made.given("a", QUESTION, 30)
+            made.given(QUESTION, answer("a", 30))
     assert len(made) == 3
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 30}
     assert behind(made, b"1 more", a=1) == {}
@@ -105,7 +109,7 @@ def test_whatever_was_answered_each_prompt_is_marked_once_and_found_as_it_was(gi
     made, oracle = Answers(1), {}
     made.found(1, 1)
     for worker, key, tokens in given:
-        made.given(worker, key, tokens)
+        made.given(key, answer(worker, tokens))
         alone = key not in oracle or (oracle[key] is not None and oracle[key][0] == worker)
         oracle[key] = (worker, tokens) if alone else None
     assert len(made) == len(oracle)

@@ -137,7 +137,7 @@ def answer(known, asked, tokens, *, worker="a", found=None):
     pinned = known.insert(worker, asked, 0.0)
     if found is not None:
         known.continued(pinned, found)
-    known.generated(pinned, tokens)
+    known.generated(pinned, asked.input_tokens, tokens)
     known.release(pinned, 1.0)
 
 
@@ -181,6 +181,16 @@ def test_answers_that_are_left_out_of_the_next_prompt_are_no_longer_supposed():
         answer(known, request(text * 4), 30)
         answer(known, request(text * 9), 0, found=11)
     assert known.match(request()) == {"a": 10}
+
+
+def test_an_answer_that_fills_no_block_says_nothing():
+    known = talking(**IN_TOKENS)
+    known.tell(WorkerFacts("a", frozenset({"base"}), block_size=8))
+    for number in range(3):
+        text = b"%d and so on" % number
+        answer(known, request(text * 4, **IN_TOKENS), 4)
+        answer(known, request(text * 9, **IN_TOKENS), 0, found=8)
+    assert known.match(request(LOREM * 2, **IN_TOKENS)) == {"a": 16}
 
 
 @pytest.mark.parametrize("fields", [{"sequences": 3}, {"resume_tokens": 5}])

@@ -137,6 +137,16 @@ async def test_what_chats_find_that_ask_again_at_once_is_mostly_foretold(reporti
         assert index_of(gateway) == {reporting.url: "exact"}
 
 
+async def test_what_chats_find_is_mostly_foretold_without_reports_too(reporting):
+    """Prompts and answers are known to be there; what is evicted, a little earlier or later than it is."""
+    async with running_gateway([reporting.url], health=PATIENT | {"kv_events": "off"}) as gateway:
+        reset = await gateway.http.post(f"{reporting.url}/reset_prefix_cache", timeout=60)
+        assert reset.status_code == 200
+        await chats(gateway, Random(4), 120, 200, 1)
+        assert set(index_of(gateway).values()) == {"predicted"}
+        assert share_foretold(gateway, "nothing reported") >= 0.8
+
+
 async def test_a_gateway_that_starts_late_knows_what_was_there_before(reporting):
     prompt = ids(Random(7), 300)
     async with httpx.AsyncClient(base_url=reporting.url) as direct:
