@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from router.progress import progress_bar
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -169,7 +171,6 @@ async def _measure(
     from router.heatmap.measure import opened, run
     from router.heatmap.resuming import conditions_of, resumed
     from router.heatmap.sweep import Findings
-    from router.lab.commands import progress_bar
 
     async with opened(alone, pairs, model, api_key) as bench:
         sweep = replace(sweep, most_tokens=bench.most_tokens)

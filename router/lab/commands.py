@@ -5,7 +5,6 @@ With `--json` standard output holds the result and nothing else; notes and progr
 
 # ruff: noqa: PLC0415, FBT002, PLR0917  # as in `router/cli.py`: late imports, and what typer makes of parameters
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from router.lab.profiling.command import EXAMPLES as PROFILE_EXAMPLES
 from router.lab.profiling.command import profile
+from router.progress import progress_bar
 
 if TYPE_CHECKING:
     from router.lab.compare import Entry
@@ -290,21 +290,6 @@ def _refusals() -> Iterator[None]:
     except NeverEndsError as error:
         typer.echo(f"fairlead: {error}", err=True)
         raise typer.Exit(1) from None
-
-
-@contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from router.progress import progress_bar
+
 if TYPE_CHECKING:
     from router.lab.profiling.fit import Fit
     from router.lab.profiling.points import Point
@@ -71,7 +73,6 @@ def profile(
     """
     import orjson
 
-    from router.lab.commands import progress_bar
     from router.lab.profiling.file import document
     from router.lab.profiling.fit import Limits, UndeterminedError, fit
     from router.lab.profiling.stream import MeasurementError
