@@ -32,7 +32,7 @@ from policies.placement.random_choice import draw
 class Settings:
     harm: float = 0.1
     """Weight of what the request does to others against its own latency."""
-    decode: float = 0.03
+    decode: float = 0.01
     """Weight of the pace of decoding, its own and that of the sequences it joins, against time to first token."""
     hold: bool = True
     """May wait for a worker without room (the scheduler bounds it by `hold_ms`)."""
