@@ -8,7 +8,7 @@ measured profile:
     wait       until the prefill in flight there is done, and a slot free
   + prefill    of what is not cached, attention over what is (quadratic in length)
   + decode     its expected answer, at the pace of the batch it joins
-  + harm       its tokens hold up every sequence that decodes there, and it slows their steps
+  + harm       its prefill holds up every sequence that decodes there, and it slows their steps
 
 A holder of the prefix wins as long as the prefill it saves outweighs its queue, so a prefix that is too hot spills
 by itself: its holders' batches grow until another worker is cheaper, computes it, and becomes a holder too.
@@ -108,8 +108,7 @@ class Fairlead:
         pace = answer * after
         if batch:
             pace += harm * batch * answer * (after - profile.step_s(batch, context))
-        # The base of a prefill is the step that it joins: the others take that anyway.
-        return prefill + harm * batch * (prefill - profile.base_s) + self._settings.decode * pace
+        return prefill * (1 + harm * batch) + self._settings.decode * pace
 
     def _place(
         self,
