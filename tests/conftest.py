@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -13,3 +14,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("any machine")
+
+# Who starts tests in the background of a shell has them ignore Ctrl-C, and so do the commands that they start and
+# interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
