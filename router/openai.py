@@ -25,8 +25,6 @@ from router.errors import BadRequest
 _MEDIA_TOKENS = 576
 """Tokens assumed for an image, sound or file: one 336-pixel tile of a vision encoder with 14-pixel patches."""
 _ID_BYTES = 4
-_COPIED = 65536
-"""Keys smaller than that are copied where that saves memory; of a larger buffer the rest is never touched."""
 _SMALL = 512
 """Strings in a media part up to this size stand in the key as they are."""
 
@@ -165,11 +163,12 @@ def _conversation(fields: dict[str, Any], before: tuple[str, ...], turns: str) -
     if isinstance(conversation, list) and any(_has_parts(turn) for turn in conversation):
         conversation = [_digested(turn, media) for turn in conversation]
     if conversation:
-        # Without the bracket that closes a list: the next turn's key goes on there.
-        parts.append(orjson.dumps(conversation).removesuffix(b"]"))
-    key = b"\n".join(parts)
+        parts.append(orjson.dumps(conversation))
+    key = memoryview(b"\n".join(parts))
+    if conversation and isinstance(conversation, list):
+        key = key[:-1]  # without the bracket that closes the list: the next turn's key goes on there
     # orjson leaves its bytes in a buffer of up to sixteen times their size; a key lives as long as its request.
-    return bytes(memoryview(key)) if len(key) < _COPIED else key, 1, 1, tuple(media)
+    return bytes(key), 1, 1, tuple(media)
 
 
 def _chat(fields: dict[str, Any]) -> _Prompt:
