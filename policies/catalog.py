@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from policies.knowledge import Knowledge
-from policies.placement import (
+from policies.orders import amax, amin, dlpm, fcfs, lpm, mc_sf, priority, shortest_first, sorted_f, svf, vtc
+from policies.placements import (
     cache_aware,
     consistent_hash,
     d2lpm,
@@ -24,7 +25,6 @@ from policies.placement import (
     weighted_scores,
 )
 from policies.protocol import PlacementPolicy, QueuePolicy
-from policies.queue import amax, amin, dlpm, fcfs, lpm, mc_sf, priority, shortest_first, sorted_f, svf, vtc
 
 Policy = TypeVar("Policy", PlacementPolicy, QueuePolicy)
 

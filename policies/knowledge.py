@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from policies.heatmap_learning import LearnedHeatmap
-from policies.lengths import Lengths
-from policies.prefixes import Prefixes
+from policies.estimates.answer_length import Lengths
+from policies.estimates.heatmap_learning import LearnedHeatmap
+from policies.prefixes.index import Prefixes
 
 
 @dataclass(frozen=True, slots=True)

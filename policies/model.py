@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from policies.lengths import Length
-from policies.profile import Profile
-from policies.room import Room
+from policies.estimates.answer_length import Length
+from policies.fleet.capacity import Room
+from policies.fleet.profile import Profile
 from policies.value import value
 
 WorkerId = str

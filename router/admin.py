@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from policies.reported import Index
+from policies.prefixes.trust import Index
 from router.errors import BadRequest, NoSuchRoute, RequestError, Unauthorized, to_http
 from router.pools import Member
 from router.state import Gateway

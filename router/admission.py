@@ -19,7 +19,7 @@ from policies.model import (
     WorkerFacts,
     WorkerId,
 )
-from policies.scheduler import Scheduler
+from policies.scheduler.scheduler import Scheduler
 
 _log = logging.getLogger("fairlead.policies")
 _SOONEST_S = 0.005

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from random import Random
 
 from policies import catalog
-from policies.early import EarlyLines
 from policies.knowledge import Knowledge
 from policies.model import WorkerFacts
-from policies.pairs import Pairs, shortfall
 from policies.protocol import QueuePolicy
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.scheduler.disaggregation import Pairs, shortfall
+from policies.scheduler.early import EarlyLines
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 from router.config import Config
 from router.heatmap.file import read_heatmap, shipped_heatmap
 

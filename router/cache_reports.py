@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from policies.model import WorkerId
-from policies.prefixes import Prefixes
-from policies.reported import Index
+from policies.prefixes.index import Prefixes
+from policies.prefixes.trust import Index
 from workers.kv_events.wire import AllBlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 from workers.worker import FleetEvent, WorkerLeft
 

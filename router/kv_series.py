@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from policies.reported import Index
+from policies.prefixes.trust import Index
 from router.pools import Pools
 from workers.fleet import Fleet
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from policies.model import Reading, Stage, WorkerFacts, WorkerId
-from policies.prefixes import Prefixes
-from policies.scheduler import Scheduler
+from policies.prefixes.index import Prefixes
+from policies.scheduler.scheduler import Scheduler
 from router.admission import Pool
 from router.errors import BadRequest, NoSuchModel, Unavailable
 from workers.upstream import Upstream

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from policies.pairs import Disaggregate
+from policies.scheduler.disaggregation import Disaggregate
 from router import keys
 from router.heatmap.file import read_heatmap
 from router.policy_choice import PlacementChoice, QueueChoice, choose

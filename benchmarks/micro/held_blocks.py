@@ -22,9 +22,9 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from policies.held_blocks import HeldBlocks
 from policies.model import PrefixKey
-from policies.prefixes import Prefixes
+from policies.prefixes.index import Prefixes
+from policies.prefixes.kv_blocks import HeldBlocks
 from router.cache_reports import CacheReports
 from workers.kv_events.wire import BlockHash, BlocksRemoved, BlocksStored, decode
 

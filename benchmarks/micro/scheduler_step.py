@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from policies import catalog
 from policies.knowledge import Knowledge
 from policies.model import Dispatch, PrefixKey, RequestView, Ticket, Usage, WorkerFacts
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Clock = Callable[[], float]

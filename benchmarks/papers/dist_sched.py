@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.papers.runner import Replay, Row, Runner, measure
-from policies.heatmap import Heatmap
+from policies.estimates.heatmap import Heatmap
 from router.heatmap.file import shipped_heatmap
 from router.lab.compare import Source, load
 from router.lab.driver import replay

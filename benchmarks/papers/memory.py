@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.papers.bound import Job, Load, by_count, lower_bound
 from benchmarks.papers.one_worker import serve
 from benchmarks.papers.runner import Row, Runner
-from policies.lengths import Length
+from policies.estimates.answer_length import Length
 from router.lab.driver import replay
 from router.lab.report import summarize
 from router.lab.setup import make_setup

@@ -15,9 +15,9 @@ from itertools import count
 from typing import Any
 
 from benchmarks.papers.bound import Job
-from policies.lengths import Length
+from policies.estimates.answer_length import Length
 from policies.model import Dispatch, PrefixKey, RequestView, Stage, Ticket, Usage, WorkerFacts
-from policies.scheduler import Scheduler
+from policies.scheduler.scheduler import Scheduler
 from router.brain import scheduler_for
 from router.lab.setup import make_setup
 from router.lab.workload import UNIT_BYTES

@@ -45,7 +45,7 @@ def show(
 
     Rows are prompt lengths, columns the ratio of answer to prompt. What is green is faster on a pair.
     """
-    from policies.heatmap_text import HeatmapError
+    from policies.estimates.heatmap_file import HeatmapError
     from router.heatmap.file import read_heatmap, shipped_heatmap
     from router.heatmap.show import plot_heatmap, print_heatmap
 
@@ -130,7 +130,7 @@ def _run(
     resume: bool,
     hardware: str,
 ) -> None:
-    from policies.heatmap_text import HeatmapError
+    from policies.estimates.heatmap_file import HeatmapError
     from router.heatmap.resuming import DifferentSweepError
     from router.heatmap.show import print_heatmap
     from router.lab.profiling.stream import MeasurementError

@@ -17,7 +17,7 @@ from random import Random
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from policies.heatmap import Heatmap, Layer
+from policies.estimates.heatmap import Heatmap, Layer
 
 _BEHIND = 0.5
 """The faster side has not kept up if its batch ends later than it should by this share of the arrivals' span."""

@@ -13,7 +13,7 @@ from benchmarks.papers.bound import Job, Load, by_count, by_mean_busy_time, lowe
 from benchmarks.papers.one_worker import serve
 from benchmarks.papers.runner import Runner
 from benchmarks.papers.tables import markdown
-from policies.lengths import Length
+from policies.estimates.answer_length import Length
 from router.lab.compare import Source
 from router.lab.setup import make_setup
 

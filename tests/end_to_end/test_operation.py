@@ -21,7 +21,8 @@ from gateway_under_test import (
     until,
 )
 
-from policies import load, roster
+from policies.fleet import fleet as roster
+from policies.fleet import worker as load
 from router import app
 from workers.simulator.faults import Fault
 from workers.simulator.server import SimulatorConfig, simulated_worker

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import combinations, count
 
 from policies import catalog
-from policies.early import EarlyLines
 from policies.events import EVENTS, Left, Output, Placed, Queued
 from policies.knowledge import Knowledge
 from policies.model import Dispatch, PrefixKey, RequestView, Usage, WorkerFacts
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.scheduler.early import EarlyLines
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 WE, WQ = 1.0, 2.0
 

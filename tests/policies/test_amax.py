@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from unit_steps import Job, naive, ordered
 
 from policies.knowledge import Knowledge
-from policies.queue.amax import AMax, Settings
+from policies.orders.amax import AMax, Settings
 
 
 def bounded(prompt, lower, more, most, at):

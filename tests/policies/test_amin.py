@@ -9,8 +9,8 @@ from policies import catalog
 from policies.events import Output, Placed
 from policies.knowledge import Knowledge
 from policies.model import Placement, WorkerFacts
-from policies.queue.amin import AMin, Settings
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders.amin import AMin, Settings
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 PLACEMENT = Placement("w0")
 JOBS = st.lists(

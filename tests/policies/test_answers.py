@@ -3,8 +3,8 @@
 from hypothesis import given as any_of
 from hypothesis import strategies as st
 
-from policies import answers
-from policies.answers import Answer, Answers
+from policies.prefixes import answers
+from policies.prefixes.answers import Answer, Answers
 
 QUESTION, MORE = b"What is it? ", b"It is so. And that?"
 

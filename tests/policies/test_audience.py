@@ -3,11 +3,11 @@
 import pytest
 
 from policies import catalog
-from policies.audience import Audience, heard
 from policies.events import EVENTS, FirstToken, Left, Placed, WorkerGone
-from policies.faults import Faults
 from policies.knowledge import Knowledge
-from policies.pairs import Pairs
+from policies.scheduler.disaggregation import Pairs
+from policies.scheduler.event_dispatch import Audience, heard
+from policies.scheduler.faults import Faults
 
 
 class Listener:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from policies import catalog
 from policies.events import FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
-from policies.load import Leg, Load
+from policies.fleet.profile import Profile
+from policies.fleet.worker import Leg, Load
 from policies.model import Hold, Outcome, Place, Placement, PrefixKey, RequestView, Usage, WorkerFacts, reserve
-from policies.profile import Profile
 
 PLACEMENTS = catalog.placement_policies()
 QUEUES = catalog.queue_policies()

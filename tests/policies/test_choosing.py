@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
 from policies.model import Dispatch, Hold, Place, Placement, Reason, Stage, Ticket, Usage, WorkerFacts
-from policies.queue.fcfs import Fcfs
-from policies.queue.fcfs import Settings as FcfsSettings
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders.fcfs import Fcfs
+from policies.orders.fcfs import Settings as FcfsSettings
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 
 def facts(name, **fields):

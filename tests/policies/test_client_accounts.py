@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.placement.client_accounts import ClientAccounts
+from policies.placements.kit.client_accounts import ClientAccounts
 
 
 @settings(max_examples=60)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from views import chosen, full, request, worker
 
 from policies.model import Reason
-from policies.placement.consistent_hash import ConsistentHash, Settings
+from policies.placements.consistent_hash import ConsistentHash, Settings
 
 NAMES = [f"w{number}" for number in range(8)]
 

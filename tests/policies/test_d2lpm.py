@@ -11,9 +11,9 @@ from views import chosen, full, request, worker
 from policies.events import Bound, Left, Output, Placed, Queued, WorkerGone
 from policies.knowledge import Knowledge
 from policies.model import Outcome, Placement, Reason, Usage
-from policies.placement.d2lpm import D2lpm, Settings
-from policies.queue.dlpm import Dlpm
-from policies.queue.dlpm import Settings as DlpmSettings
+from policies.orders.dlpm import Dlpm
+from policies.orders.dlpm import Settings as DlpmSettings
+from policies.placements.d2lpm import D2lpm, Settings
 
 QUANTUM = 100
 CLIENTS = ["anna", "ben", "cora"]

@@ -1,14 +1,14 @@
 """dist_sched: the longest prefix under an even load, the least load otherwise, and pairs by the heatmap."""
 
 from policies.catalog import placement_policies
-from policies.heatmap import Heatmap, Layer
-from policies.heatmap_learning import LearnedHeatmap
+from policies.estimates.heatmap import Heatmap, Layer
+from policies.estimates.heatmap_learning import LearnedHeatmap
+from policies.fleet.capacity import Room
+from policies.fleet.profile import Profile
 from policies.knowledge import Knowledge
 from policies.model import Placement, PrefixKey, Reason, RequestView, Stage, WorkerFacts, WorkerView
-from policies.pairs import Pairs
-from policies.placement.dist_sched import DistSched, Settings
-from policies.profile import Profile
-from policies.room import Room
+from policies.placements.dist_sched import DistSched, Settings
+from policies.scheduler.disaggregation import Pairs
 
 OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None, expected_at=0.0)
 FULL = Room(idle=False, prefill_idle=False, prefill_free=0, slots_free=0, kv_free=0, expected_at=9.0)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, head_starts, largest, unfairness, view
 
 from policies.events import Left, Output, Placed, Queued
+from policies.fleet.worker import Load
 from policies.knowledge import Knowledge
-from policies.load import Load
 from policies.model import LegFailure, Outcome, Placement, Usage, WorkerFacts
-from policies.queue import dlpm as module
-from policies.queue.dlpm import Dlpm, Settings
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders import dlpm as module
+from policies.orders.dlpm import Dlpm, Settings
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 QUANTUM = 100
 CLIENTS = ["anna", "ben", "cora"]

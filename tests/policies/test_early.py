@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
 from policies import catalog
-from policies.audience import Audience
-from policies.choosing import Faults
-from policies.early import EarlyLines
 from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
+from policies.fleet.worker import Load
 from policies.knowledge import Knowledge
-from policies.load import Load
 from policies.model import (
     Dispatch,
     LegFailure,
@@ -28,11 +25,14 @@ from policies.model import (
     Usage,
     WorkerFacts,
 )
-from policies.placement.round_robin import RoundRobin
-from policies.placement.round_robin import Settings as RoundRobinSettings
-from policies.queue.fcfs import Fcfs
-from policies.queue.fcfs import Settings as FcfsSettings
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders.fcfs import Fcfs
+from policies.orders.fcfs import Settings as FcfsSettings
+from policies.placements.round_robin import RoundRobin
+from policies.placements.round_robin import Settings as RoundRobinSettings
+from policies.scheduler.early import EarlyLines
+from policies.scheduler.event_dispatch import Audience
+from policies.scheduler.matching import Faults
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 QUEUES = sorted(catalog.queue_policies())
 PLACEMENTS = sorted(catalog.placement_policies())

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views import OPEN, chosen, full, request, worker
 
+from policies.fleet.profile import Profile
 from policies.knowledge import Knowledge
 from policies.model import Hold, Reason
-from policies.placement.fairlead import Fairlead, Settings
-from policies.profile import Profile
+from policies.placements.fairlead import Fairlead, Settings
 
 SPEED = Profile(base_s=0.0, per_token_s=0.001, per_pair_s=0.0, step_base_s=0.01, per_sequence_s=0.001)
 """A second per thousand tokens."""

@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.load import Load
+from policies.fleet.worker import Load
 from policies.model import PrefixKey, RequestView, WorkerFacts
-from policies.queue.fcfs import Fcfs, Settings
+from policies.orders.fcfs import Fcfs, Settings
 
 LINES = frozenset({"base", "lora"})
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.fits import Batch, Member, fits
+from policies.fleet.kv_fit import Batch, Member, fits
 
 MEMBERS = st.builds(
     Member,

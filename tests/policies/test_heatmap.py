@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.heatmap import NOTHING_KNOWN, Heatmap, Layer
-from policies.heatmap_learning import EXPLORED, LearnedHeatmap
-from policies.heatmap_text import HeatmapError, parse, render
-from policies.profile import Profile
+from policies.estimates.heatmap import NOTHING_KNOWN, Heatmap, Layer
+from policies.estimates.heatmap_file import HeatmapError, parse, render
+from policies.estimates.heatmap_learning import EXPLORED, LearnedHeatmap
+from policies.fleet.profile import Profile
 
 LENGTHS, RATIOS = (100, 1000, 10_000), (0.01, 0.1, 1.0)
 GAINS = ((0.1, -0.2, -0.3), (0.5, 0.2, -0.1), (0.9, 0.4, 0.0))

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from policies.held_blocks import HeldBlocks
+from policies.prefixes.kv_blocks import HeldBlocks
 
 IDS = tuple(range(100, 120))
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies import lengths
-from policies.lengths import Length, Lengths
+from policies.estimates import answer_length as lengths
+from policies.estimates.answer_length import Length, Lengths
 
 
 def taught(*tokens, client="anna", line="base", prompt=100):

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.fits import Member
-from policies.leg import Leg
-from policies.load import STALLED_S, Load
+from policies.fleet.kv_fit import Member
+from policies.fleet.leg import Leg
+from policies.fleet.profile import Profile
+from policies.fleet.worker import STALLED_S, Load
 from policies.model import Placement, PrefixKey, Reading, RequestView, WorkerFacts, reserve
-from policies.profile import Profile
 
 LINES = frozenset({"base"})
 

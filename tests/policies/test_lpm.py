@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
+from policies.fleet.worker import Load
 from policies.knowledge import Knowledge
-from policies.load import Load
 from policies.model import WorkerFacts
-from policies.queue.lpm import Lpm, Settings
+from policies.orders.lpm import Lpm, Settings
 
 
 def worker(name):

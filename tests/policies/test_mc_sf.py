@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from unit_steps import Job, naive, ordered
 
 from policies.knowledge import Knowledge
-from policies.queue.mc_sf import McSf, Settings
+from policies.orders.mc_sf import McSf, Settings
 
 JOBS = st.lists(
     st.builds(Job, prompt=st.integers(1, 30), output=st.integers(1, 12), at=st.sampled_from([0, 0, 0, 3, 7])),

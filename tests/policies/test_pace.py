@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from policies.load import Load
+from policies.fleet.fleet import Roster
+from policies.fleet.profile import Profile, pairs
+from policies.fleet.speed import Pace, Pool
+from policies.fleet.worker import Load
 from policies.model import WorkerFacts
-from policies.pace import Pace, Pool
-from policies.profile import Profile, pairs
-from policies.roster import Roster
 
 TRUE = Profile(0.02, 100e-6, 2e-9, 0.03, 1e-4, 1e-7)
 """What the workers here are really like; all that is unknown starts from something else."""

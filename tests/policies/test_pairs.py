@@ -5,9 +5,11 @@ from random import Random
 
 import pytest
 
+from policies.estimates.heatmap import Heatmap, Layer
+from policies.estimates.heatmap_learning import LearnedHeatmap
 from policies.events import FirstToken, Left, Output, Placed, WorkerGone
-from policies.heatmap import Heatmap, Layer
-from policies.heatmap_learning import LearnedHeatmap
+from policies.fleet.capacity import Room
+from policies.fleet.profile import Profile
 from policies.knowledge import Knowledge
 from policies.model import (
     Hold,
@@ -22,11 +24,9 @@ from policies.model import (
     WorkerFacts,
     WorkerView,
 )
-from policies.pairs import Pairs, shortfall
-from policies.placement.least_loaded import LeastLoaded
-from policies.placement.least_loaded import Settings as LeastLoadedSettings
-from policies.profile import Profile
-from policies.room import Room
+from policies.placements.least_loaded import LeastLoaded
+from policies.placements.least_loaded import Settings as LeastLoadedSettings
+from policies.scheduler.disaggregation import Pairs, shortfall
 
 STAGES = {"c": frozenset(Stage), "p": frozenset((Stage.PREFILL,)), "d": frozenset((Stage.DECODE,))}
 LONG_PROMPTS = ((-0.5, -0.5), (0.5, -0.5))

@@ -1,10 +1,10 @@
 """Each placement's own rule, one fact at a time; what all of them share is in test_catalog.py."""
 
 from policies.events import Bound
+from policies.fleet.capacity import Room
+from policies.fleet.profile import Profile
 from policies.model import Placement, PrefixKey, Reason, RequestView, WorkerFacts, WorkerView
-from policies.placement import cache_aware, least_loaded, round_robin
-from policies.profile import Profile
-from policies.room import Room
+from policies.placements import cache_aware, least_loaded, round_robin
 
 OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None, expected_at=0.0)
 FULL = Room(idle=False, prefill_idle=False, prefill_free=0, slots_free=0, kv_free=0, expected_at=9.0)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from views import chosen, full, request, worker
 
 from policies.events import Bound, Left, Placed, Queued, WorkerArrived, WorkerGone
+from policies.fleet.profile import Profile
 from policies.model import Outcome, Placement, Reason, Usage, WorkerFacts
-from policies.placement import preble_window
-from policies.placement.preble import Preble, Settings, _Costs
-from policies.placement.preble_window import CHUNK, Window
-from policies.profile import Profile
+from policies.placements.kit import preble_window
+from policies.placements.kit.preble_window import CHUNK, Window
+from policies.placements.preble import Preble, Settings, _Costs
 
 WINDOW_S = 60.0
 SPEED = Profile(base_s=0.01, per_token_s=1e-3, per_pair_s=1e-7, step_base_s=0.02, per_sequence_s=1e-3)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from policies.model import PrefixKey, RequestView, WorkerFacts
-from policies.prefixes import Prefixes
-from policies.reported import Index
+from policies.prefixes.index import Prefixes
+from policies.prefixes.trust import Index
 
 LOREM = b"lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod"
 

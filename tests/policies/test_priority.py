@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
+from policies.fleet.worker import Load
 from policies.knowledge import Knowledge
-from policies.load import Load
 from policies.model import WorkerFacts
-from policies.queue.priority import Priority, Settings
+from policies.orders.priority import Priority, Settings
 
 LINES = frozenset({"base", "lora"})
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.profile import Profile
+from policies.fleet.profile import Profile
 
 
 def scaled(factor):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policies.choosing import _has_room
+from policies.fleet.fleet import Roster
 from policies.knowledge import Knowledge
 from policies.model import (
     Candidate,
@@ -17,11 +17,11 @@ from policies.model import (
     Usage,
     WorkerFacts,
 )
-from policies.prefixes import Prefixes
-from policies.queue.fcfs import Fcfs, Settings
-from policies.refusals import Refusals
-from policies.roster import Roster
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders.fcfs import Fcfs, Settings
+from policies.prefixes.index import Prefixes
+from policies.scheduler.matching import _has_room
+from policies.scheduler.refusals import Refusals
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 WINDOW = 100
 

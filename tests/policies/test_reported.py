@@ -3,7 +3,7 @@
 import pytest
 from block_pool import Stored, asking, removed, stored
 
-from policies.reported import Index, Reported
+from policies.prefixes.trust import Index, Reported
 
 IDS = tuple(range(100, 120))
 

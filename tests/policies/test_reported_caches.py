@@ -7,7 +7,7 @@ import pytest
 from block_pool import asking
 
 from policies.model import WorkerFacts
-from policies.prefixes import Prefixes
+from policies.prefixes.index import Prefixes
 from workers.kv_events.wire import AllBlocksCleared, BlocksStored, decode
 from workers.simulator.engine import Engine
 from workers.simulator.kv_publisher import event_fields

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.fits import Batch, Member
-from policies.room import Room
+from policies.fleet.capacity import Room
+from policies.fleet.kv_fit import Batch, Member
 
 BOUND = st.one_of(st.none(), st.integers(-50, 200))
 FIELDS = {

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from policies import catalog
-from policies.audience import Audience
 from policies.events import EVENTS, Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
-from policies.fits import Member, fits
+from policies.fleet.kv_fit import Member, fits
 from policies.knowledge import Knowledge
 from policies.model import (
     Dispatch,
@@ -31,12 +30,13 @@ from policies.model import (
     Usage,
     WorkerFacts,
 )
-from policies.pairs import Pairs
-from policies.placement.least_loaded import LeastLoaded
-from policies.placement.least_loaded import Settings as LeastLoadedSettings
-from policies.queue.fcfs import Fcfs
-from policies.queue.fcfs import Settings as FcfsSettings
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders.fcfs import Fcfs
+from policies.orders.fcfs import Settings as FcfsSettings
+from policies.placements.least_loaded import LeastLoaded
+from policies.placements.least_loaded import Settings as LeastLoadedSettings
+from policies.scheduler.disaggregation import Pairs
+from policies.scheduler.event_dispatch import Audience
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 WORKERS = ["a", "b", "c"]
 LINES = ["base", "lora"]

@@ -8,7 +8,7 @@ from views import chosen, full, request, worker
 
 from policies.events import Bound, WorkerGone
 from policies.model import Hold, Placement, Reason
-from policies.placement.session_affinity import SessionAffinity, Settings
+from policies.placements.session_affinity import SessionAffinity, Settings
 
 
 def policy(**fields):

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit_steps import Job, request, view
 
-from policies.queue.shortest_first import Settings, ShortestFirst
-from policies.queue.sized import SizedBacklog
+from policies.orders.kit.sized import SizedBacklog
+from policies.orders.shortest_first import Settings, ShortestFirst
 
 WAITING = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=1, max_size=20)
 WORKERS = [view([], None, name="a"), view([], None, name="b")]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from unit_steps import Job, naive, ordered, request, total_completion, view
 
 from policies.knowledge import Knowledge
-from policies.queue import least_f as module
-from policies.queue.least_f import Item, batches, f, least_f, together
-from policies.queue.sorted_f import Settings, SortedF
+from policies.orders.kit import least_f as module
+from policies.orders.kit.least_f import Item, batches, f, least_f, together
+from policies.orders.sorted_f import Settings, SortedF
 
 ITEMS = st.lists(
     st.builds(Item, st.integers(1, 30), st.integers(1, 12), st.sampled_from([1, 1, 1, 2])), min_size=1, max_size=10
@@ -130,7 +130,7 @@ def test_it_runs_its_list_up_to_the_first_that_does_not_fit(jobs, capacity):
 
 def test_the_list_is_made_anew_when_enough_have_come(monkeypatch):
     made = []
-    monkeypatch.setattr("policies.queue.sorted_f._Lists", lambda pool: made.append(len(pool)) or _Kept(pool))
+    monkeypatch.setattr("policies.orders.sorted_f._Lists", lambda pool: made.append(len(pool)) or _Kept(pool))
     queue = SortedF(Settings(replan_share=0.5, window=8), Knowledge())
     for number in range(40):
         queue.push(request(number, Job(10, 10)))

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from unit_steps import Job, naive, ordered, request, total_completion
 
 from policies.knowledge import Knowledge
-from policies.queue.mc_sf import McSf
-from policies.queue.mc_sf import Settings as McSfSettings
-from policies.queue.svf import Settings, Svf
-from policies.queue.within_memory import occupancy
+from policies.orders.kit.within_memory import occupancy
+from policies.orders.mc_sf import McSf
+from policies.orders.mc_sf import Settings as McSfSettings
+from policies.orders.svf import Settings, Svf
 
 JOBS = st.lists(
     st.builds(Job, prompt=st.integers(1, 30), output=st.integers(1, 12), at=st.sampled_from([0, 0, 0, 3, 7])),

@@ -3,9 +3,9 @@
 import pytest
 from views import chosen, full, request, worker
 
+from policies.fleet.profile import Profile
 from policies.model import Hold, Reason
-from policies.placement.ttft_feasible import Settings, TtftFeasible, predicted_ttft
-from policies.profile import Profile
+from policies.placements.ttft_feasible import Settings, TtftFeasible, predicted_ttft
 
 LINEAR = Profile(base_s=0.0, per_token_s=0.001, per_pair_s=0.0)
 """A second per thousand tokens."""

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.queue.turns import Turns
+from policies.orders.kit.turns import Turns
 
 CLIENTS = ["anna", "ben", "cora", "dora", "emil"]
 PLACES = st.tuples(st.sampled_from([0.0, 0.5, 2.0]), st.sampled_from([0.0, 1.0]), st.sampled_from(["r1", "r2"]))

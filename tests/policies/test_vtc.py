@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from stepped_fleet import WE, WQ, SteppedFleet, Wish, largest, unfairness, view
 
 from policies.events import Left, Output, Placed, Queued
+from policies.fleet.worker import Load
 from policies.knowledge import Knowledge
-from policies.load import Load
 from policies.model import LegFailure, Outcome, Placement, Usage, WorkerFacts
-from policies.queue import vtc as module
-from policies.queue.vtc import Settings, Vtc
-from policies.scheduler import Scheduler
+from policies.orders import vtc as module
+from policies.orders.vtc import Settings, Vtc
+from policies.scheduler.scheduler import Scheduler
 
 CLIENTS = ["anna", "ben", "cora"]
 WEIGHTS = st.fixed_dictionaries({name: st.sampled_from([0.5, 1.0, 4.0]) for name in CLIENTS})

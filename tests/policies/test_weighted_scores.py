@@ -3,7 +3,7 @@
 import pytest
 from views import chosen, full, request, worker
 
-from policies.placement.weighted_scores import Settings, WeightedScores
+from policies.placements.weighted_scores import Settings, WeightedScores
 
 
 def policy(**fields):

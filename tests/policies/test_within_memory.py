@@ -6,13 +6,13 @@ from unit_steps import Job, naive, request, view
 
 from policies import catalog
 from policies.events import Left, Output, Placed
-from policies.fits import Member
+from policies.fleet.kv_fit import Member
 from policies.knowledge import Knowledge
 from policies.model import Dispatch, Outcome, Placement, PrefixKey, RequestView, Usage, WorkerFacts
-from policies.placement.least_loaded import LeastLoaded
-from policies.placement.least_loaded import Settings as LeastLoadedSettings
-from policies.queue.residents import Residents
-from policies.scheduler import Scheduler, SchedulerSettings
+from policies.orders.kit.running_batch import Residents
+from policies.placements.least_loaded import LeastLoaded
+from policies.placements.least_loaded import Settings as LeastLoadedSettings
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 QUEUES = catalog.queue_policies()
 WITHIN = ["mc_sf", "sorted_f", "svf", "amax", "amin"]

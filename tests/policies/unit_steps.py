@@ -6,12 +6,12 @@ Both answer when each job starts. `ordered` asks the real order, and tells it wh
 
 from dataclasses import dataclass, replace
 
+from policies.estimates.answer_length import Length
 from policies.events import Left, Output, Placed, Queued
-from policies.fits import Batch, Member
-from policies.lengths import Length
-from policies.load import Load
+from policies.fleet.capacity import Room
+from policies.fleet.kv_fit import Batch, Member
+from policies.fleet.worker import Load
 from policies.model import Outcome, Placement, PrefixKey, RequestView, Usage, WorkerFacts
-from policies.room import Room
 
 WORKER = "w0"
 

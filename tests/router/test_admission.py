@@ -15,9 +15,9 @@ from policies.model import (
     Usage,
     WorkerFacts,
 )
-from policies.queue.fcfs import Fcfs
-from policies.queue.fcfs import Settings as FcfsSettings
-from policies.scheduler import Scheduler
+from policies.orders.fcfs import Fcfs
+from policies.orders.fcfs import Settings as FcfsSettings
+from policies.scheduler.scheduler import Scheduler
 from router import admission
 from router.admission import Pool
 from router.brain import scheduler_for

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from policies.model import WorkerFacts
-from policies.prefixes import Prefixes
-from policies.reported import Index
+from policies.prefixes.index import Prefixes
+from policies.prefixes.trust import Index
 from router.cache_reports import CacheReports
 from workers.kv_events.wire import AllBlocksCleared, BlocksRemoved, BlocksStored
 from workers.worker import Worker, WorkerChanged, WorkerLeft, WorkerSpec

@@ -16,8 +16,8 @@ from policies.model import (
     Usage,
     WorkerFacts,
 )
-from policies.queue.fcfs import Fcfs
-from policies.queue.fcfs import Settings as FcfsSettings
+from policies.orders.fcfs import Fcfs
+from policies.orders.fcfs import Settings as FcfsSettings
 from router.admission import Pool
 from router.brain import scheduler_for
 from router.config import Config

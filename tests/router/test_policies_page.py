@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from policies import catalog
-from policies.queue import dlpm
+from policies.orders import dlpm
 from router import policies_page
 from router.cli import cli
 from router.config import Config

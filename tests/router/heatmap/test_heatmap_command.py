@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack
 import pytest
 from typer.testing import CliRunner
 
-from policies.heatmap import Heatmap, Layer
-from policies.heatmap_text import parse
+from policies.estimates.heatmap import Heatmap, Layer
+from policies.estimates.heatmap_file import parse
 from router.cli import cli
 from router.heatmap import sweep as sweep_module
 from router.heatmap.file import read_heatmap, write_heatmap

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from policies.heatmap import Heatmap, Layer
-from policies.heatmap_text import HeatmapError
+from policies.estimates.heatmap import Heatmap, Layer
+from policies.estimates.heatmap_file import HeatmapError
 from policies.model import PrefixKey, RequestView, Stage, WorkerFacts
 from router.brain import roles_shortfall, scheduler_for
 from router.config import Config

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from policies import catalog
-from policies.placement.lmetric import LMetric
+from policies.placements.lmetric import LMetric
 from router.cli import cli
 
 SMALL = "poisson:requests=40"

@@ -8,7 +8,7 @@ import pytest
 
 from policies.catalog import placement_policies
 from policies.model import Usage
-from policies.prefixes import Prefixes
+from policies.prefixes.index import Prefixes
 from router.lab import driver as driver_module
 from router.lab.driver import NeverEndsError, replay
 from router.lab.report import summarize

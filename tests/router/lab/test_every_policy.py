@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 from policies import catalog
-from policies.choosing import Faults
+from policies.scheduler.matching import Faults
 from router.lab.driver import replay
 from router.lab.setup import make_setup
 from router.lab.workloads.generators import SHAPES

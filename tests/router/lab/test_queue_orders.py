@@ -2,7 +2,7 @@
 
 import pytest
 
-from policies.choosing import Faults
+from policies.scheduler.matching import Faults
 from router.lab.driver import replay
 from router.lab.setup import make_setup
 from router.lab.workloads.opening import open_workload

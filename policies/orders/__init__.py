@@ -1,0 +1,1 @@
+"""Which request is next: one file per order; what they share is in `kit/`."""

@@ -1,0 +1,1 @@
+"""What several orders are built from: lanes, accounts, sizes."""

@@ -1,1 +1,0 @@
-"""Where a request runs: one file per placement rule."""

@@ -1,0 +1,1 @@
+"""Which worker is best for a request: one file per rule; what they share is in `kit/`."""

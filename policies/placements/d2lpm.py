@@ -1,0 +1,195 @@
+"""Which worker still owes this client its share, and among those, which holds the prompt?
+
+Source: D²LPM, Double Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm 2).
+
+Every client has a deficit `q[w]` per worker, in units of service. A worker is eligible for a client while
+`q[w] > 0`; when none is, all of the client's deficits that are used up gain a quantum, as often as it takes. So a
+client uses a worker for about a quantum, keeping its prefixes together, and then has to use the others as well:
+with a fair order in each worker's line (DLPM, `binding: early`), clients are served alike by the whole fleet.
+
+    select:  A = eligible workers, G = those with the longest match; the fewest requests in G ∩ A, else in A
+    bound:   charge the prompt              output:  charge `output_weight` per token
+    bound on service [paper]: max W - min W <= 2 |W| (U + Q) among clients backlogged at every worker
+
+[paper] `charge: input`, `inside: least`, `only_under_backlog: false` are the printed algorithm.
+[ours] The match is known, so `charge: extend` charges what has to be computed. With one client there is nobody to
+be fair to, so eligibility acts only while two or more clients have requests waiting. The proof never uses the rule
+that picks among the eligible, so `inside` may be another one. Workers without room are left out (late binding). A
+refill is due when a request is bound to a worker that is not eligible: the choice itself changes nothing.
+
+Invariants: `q[w] <= Q`; with nothing in flight every charge is what workers reported; accounts move only in `on`.
+A client that is idle may be forgotten once there are too many: it starts afresh, which is worth at most a charge
+and a quantum per worker, and nothing to anybody else, as deficits compare a client's workers, not clients.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from policies.events import Bound, Event, Left, Output, Placed, Queued, WorkerGone
+from policies.knowledge import Knowledge
+from policies.model import Hold, Matches, Outcome, Place, Placement, Reason, RequestView, WorkerId, WorkerView
+from policies.placements import fairlead, lmetric
+from policies.placements.kit.client_accounts import ClientAccounts
+from policies.protocol import PlacementPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    quantum: int = 8192
+    """Service per refill, Q_w: larger keeps prefixes together longer, smaller is fairer over short times."""
+    charge: Literal["extend", "input"] = "extend"
+    """Of a prompt: the tokens to compute, or all of them as printed."""
+    only_under_backlog: bool = True
+    """Eligibility acts only while two or more clients have requests waiting; false: always, as printed."""
+    inside: Literal["least", "lmetric", "fairlead"] = "least"
+    """Who picks among eligible workers: the longest match and then the fewest requests, or another policy."""
+    extend_weight: float = 1.0
+    """Service per prompt token, w_e."""
+    output_weight: float = 2.0
+    """Service per output token, w_q."""
+
+
+@dataclass(slots=True, eq=False)
+class _Leg:
+    """A request as far as it has been heard of."""
+
+    waits: bool = False
+    worker: WorkerId | None = None
+    matched: int = 0
+    prompt: float = 0.0
+    """Tokens of the prompt that are charged."""
+    output: int = 0
+
+
+class D2lpm:
+    """Deficits per client and worker, and the rule that picks among the eligible."""
+
+    def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
+        self._settings = settings
+        self._prefixes = knowledge.prefixes
+        self._inside = _inside(settings, knowledge)
+        self._accounts = ClientAccounts(settings.quantum)
+        self._legs: dict[str, _Leg] = {}
+        self._waiting: Counter[str] = Counter()
+        """Requests in the queue, by client; no zeros."""
+
+    def choose(
+        self, request: RequestView, matches: Matches, workers: Sequence[WorkerView], now: float
+    ) -> Place | Hold | None:
+        able = [worker for worker in workers if worker.admits(request, matches.get(worker.id, 0))]
+        if not able:
+            return None
+        eligible = able
+        if not self._settings.only_under_backlog or len(self._waiting.keys() | {request.client}) > 1:
+            names = self._accounts.eligible(request.client, [worker.id for worker in able])
+            eligible = [worker for worker in able if worker.id in names]
+        if self._inside is not None:
+            among = eligible if len(eligible) < len(able) else workers
+            return self._inside.choose(request, matches, among, now)
+        longest = max(matches.get(worker.id, 0) for worker in able)
+        holders = [worker for worker in eligible if matches.get(worker.id, 0) == longest]
+        best = min(holders or eligible, key=lambda worker: (worker.requests, worker.load_s))
+        reason = Reason.MISS if not longest else Reason.HIT if holders else Reason.SPILL
+        return Place(Placement(best.id), reason, matches.get(best.id, 0), best.requests)
+
+    def deficit(self, client: str, worker: WorkerId) -> float:
+        """What a client is owed (positive) or owes at a worker."""
+        return self._accounts.deficit(client, worker)
+
+    def on(self, event: Event) -> None:
+        """Move the accounts: the only place that does."""
+        if isinstance(event, Queued):
+            self._wait(event.request, self._legs.setdefault(event.request.id, _Leg()))
+        elif isinstance(event, Bound):
+            self._bind(event)
+        elif isinstance(event, Placed):
+            self._start(event)
+        elif isinstance(event, Output):
+            if (leg := self._legs.get(event.request.id)) is not None:
+                leg.output += event.tokens
+                self._charge(event.request, leg, 0.0, event.tokens)
+        elif isinstance(event, Left):
+            self._leave(event)
+        elif isinstance(event, WorkerGone):
+            self._accounts.forget_worker(event.worker)
+
+    def _bind(self, event: Bound) -> None:
+        """Charge the prompt as far as it is known; one that chooses anew takes its charge along."""
+        request, worker = event.request, event.placement.decode
+        leg = self._legs.setdefault(request.id, _Leg())
+        self._give_back(request, leg)
+        if leg.worker is None:
+            self._accounts.open(request.client)
+        leg.worker = worker
+        self._accounts.refill(request.client, worker)
+        leg.prompt = request.input_tokens
+        if self._settings.charge == "extend":
+            leg.prompt = max(1, request.input_tokens - self._prefixes.match(request).get(worker, 0))
+        self._charge(request, leg, leg.prompt, 0)
+
+    def _start(self, event: Placed) -> None:
+        """Now the match is certain."""
+        request = event.request
+        leg = self._legs.setdefault(request.id, _Leg())
+        if leg.worker != event.placement.decode:
+            self._bind(Bound(request, event.placement, event.now))
+        self._no_longer_wait(request, leg)
+        leg.matched = event.matched_tokens
+        if self._settings.charge == "extend":
+            self._correct(request, leg, event.extend_tokens)
+
+    def _leave(self, event: Left) -> None:
+        """Replace what was charged by what was computed, and give it back where no worker has done anything.
+
+        As in a queue: a failed attempt or a refused request costs nothing, and one that its client cancelled stays
+        charged once it ran.
+        """
+        request, usage = event.request, event.usage
+        leg = self._legs.pop(request.id, None)
+        if leg is None:
+            return
+        self._no_longer_wait(request, leg)
+        if event.placement is None or event.outcome in (None, Outcome.REFUSED):
+            self._give_back(request, leg)
+        elif usage is not None and usage.input_tokens > 0:
+            cached = leg.matched if usage.cached_tokens is None else usage.cached_tokens
+            extend = self._settings.charge == "extend"
+            self._correct(request, leg, max(0, usage.input_tokens - cached) if extend else usage.input_tokens)
+        if leg.worker is not None:
+            self._accounts.close(request.client)
+
+    # -- one leg
+
+    def _wait(self, request: RequestView, leg: _Leg) -> None:
+        if not leg.waits:
+            leg.waits = True
+            self._waiting[request.client] += 1
+
+    def _no_longer_wait(self, request: RequestView, leg: _Leg) -> None:
+        if leg.waits:
+            leg.waits = False
+            self._waiting[request.client] -= 1
+            if not self._waiting[request.client]:
+                del self._waiting[request.client]
+
+    def _correct(self, request: RequestView, leg: _Leg, prompt: float) -> None:
+        self._charge(request, leg, prompt - leg.prompt, 0)
+        leg.prompt = prompt
+
+    def _charge(self, request: RequestView, leg: _Leg, prompt: float, output: int) -> None:
+        if leg.worker is not None:
+            settings = self._settings
+            service = settings.extend_weight * prompt + settings.output_weight * output
+            self._accounts.charge(request.client, leg.worker, service)
+
+    def _give_back(self, request: RequestView, leg: _Leg) -> None:
+        self._charge(request, leg, -leg.prompt, -leg.output)
+        leg.prompt, leg.output = 0.0, 0
+
+
+def _inside(settings: Settings, knowledge: Knowledge) -> PlacementPolicy | None:
+    if settings.inside == "lmetric":
+        return lmetric.LMetric(lmetric.Settings())
+    return fairlead.Fairlead(fairlead.Settings(), knowledge) if settings.inside == "fairlead" else None

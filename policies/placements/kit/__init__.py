@@ -1,0 +1,1 @@
+"""What several placement rules are built from."""

@@ -1,1 +1,0 @@
-"""Whose request is next: one file per queue order."""

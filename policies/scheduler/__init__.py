@@ -1,0 +1,1 @@
+"""One pool's state machine: requests and workers in, decisions out."""
