@@ -56,10 +56,10 @@ from router.lab.report import summarize
 from router.lab.setup import make_setup
 from router.lab.workload import Request, Workload
 from router.lab.workloads.opening import open_workload
-from workers.probe import fetch_metrics, open_client
+from workers.fleet.probe import fetch_metrics, open_client
+from workers.fleet.worker import WorkerSpec
 from workers.simulator.profiles import PROFILES, Profile
 from workers.simulator.server import SimulatorConfig, simulated_worker
-from workers.worker import WorkerSpec
 
 CHATS = "poisson:requests=100,rate=2,input_tokens=300,output_tokens=40,spread=0.5,prefixes=8,prefix_tokens=128"
 _SERVED = re.compile(r"^vllm:request_success_total\{[^\n]*\} (\S+)$", re.MULTILINE)

@@ -14,7 +14,7 @@ from router.errors import BadRequest, NoSuchRoute, RequestError, Unauthorized, t
 from router.pools import Member
 from router.state import Gateway
 from router.worker_config import WorkerConfig
-from workers.fleet import DuplicateServerError, UnknownServerError
+from workers.fleet.fleet import DuplicateServerError, UnknownServerError
 
 
 def admin_pages(gateway: Gateway, key_digest: str) -> FastAPI:  # noqa: C901 - a list of small pages

@@ -37,10 +37,10 @@ from router.state import Gateway
 from router.tokenization.series import TokenizationSeries
 from router.tokenization.tokenization import Tokenization
 from router.tokens import TokenScale
-from workers.fleet import Fleet, FleetSettings
-from workers.upstream import Timeouts, Upstream
-from workers.watch import WatchSettings
-from workers.worker import FleetEvent
+from workers.fleet.fleet import Fleet, FleetSettings
+from workers.fleet.poller import PollerSettings
+from workers.fleet.worker import FleetEvent
+from workers.http.upstream import Timeouts, Upstream
 
 _log = logging.getLogger("fairlead")
 
@@ -153,7 +153,7 @@ async def _gateway(
 def _fleet_settings(config: Config) -> FleetSettings:
     health = config.health
     return FleetSettings(
-        watch=WatchSettings(
+        poller=PollerSettings(
             probe_every_s=health.probe_every_s,
             probe_timeout_s=health.probe_timeout_s,
             scrape_every_s=health.scrape_every_s,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from policies.model import WorkerId
 from policies.prefixes.index import Prefixes
 from policies.prefixes.trust import Index
-from workers.kv_events.wire import AllBlocksCleared, BlocksRemoved, BlocksStored, KvEvent
-from workers.worker import FleetEvent, WorkerLeft
+from workers.fleet.worker import FleetEvent, WorkerLeft
+from workers.kv_events.decode import AllBlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 
 _log = logging.getLogger("fairlead.kv_events")
 

@@ -185,7 +185,7 @@ def up(
         _refuse(_HALF_A_PAIR)
 
     from router.up import UpOptions
-    from workers.launch_pairs import Split
+    from workers.launch.disaggregation import Split
 
     options = UpOptions(
         model=model,
@@ -320,7 +320,7 @@ def _run(program: Coroutine[Any, Any, None]) -> None:
 
     from router.settings_file import ConfigError
     from router.startup import StartError
-    from workers.launch_errors import LaunchError
+    from workers.launch.errors import LaunchError
 
     try:
         uvloop.run(program)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from workers.launch import flags_in
+from workers.launch.plan import flags_in
 
 Role = Literal["both", "prefill", "decode"]
 Document = dict[str, Any]

@@ -144,8 +144,8 @@ def _deploy_folder(given: Path | None) -> Path:
 
 def _gpus(wanted: int | None, *, elsewhere: bool) -> tuple[str, ...]:
     """What the driver calls the first `wanted` GPUs, or all of them."""
-    from workers.devices import find_gpus
-    from workers.launch_errors import NoGpu
+    from workers.launch.devices import find_gpus
+    from workers.launch.errors import NoGpu
 
     if elsewhere:
         if wanted is None:

@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from router.admission import Pool
 from router.pools import Member, Pools
-from workers.worker import State, Worker
+from workers.fleet.worker import State, Worker
 
 _HOTTEST = 5
 EXCLUSIONS = (

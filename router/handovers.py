@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from policies.model import WorkerId
-from workers.worker import Worker
+from workers.fleet.worker import Worker
 
 _log = logging.getLogger("fairlead.gateway")
 

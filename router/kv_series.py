@@ -7,7 +7,7 @@ from prometheus_client.registry import Collector
 
 from policies.prefixes.trust import Index
 from router.pools import Pools
-from workers.fleet import Fleet
+from workers.fleet.fleet import Fleet
 
 _BATCHES = {
     "applied": "batches",

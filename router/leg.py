@@ -18,7 +18,7 @@ from router.holders import Holders
 from router.openai import Ask, Surface
 from router.pools import Member
 from router.tail import Tail, find_id, whole_aborted, whole_usage
-from workers.upstream import Exchange, NotConnected, TimedOut, UpstreamError
+from workers.http.upstream import NotConnected, Response, TimedOut, UpstreamError
 
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.25
@@ -63,7 +63,7 @@ class Leg:
     loop: asyncio.AbstractEventLoop
     body: bytes = b""
     """What to send, until it is sent."""
-    exchange: Exchange | None = None
+    exchange: Response | None = None
     first_byte_at: float | None = None
     outcome: Outcome | None = None
     usage: Usage | None = None
@@ -101,7 +101,7 @@ class Leg:
             if self.exchange is not None:
                 self.exchange.abort()
 
-    async def _refused(self, exchange: Exchange) -> None:
+    async def _refused(self, exchange: Response) -> None:
         """A client's own mistake passes through untouched; the rest is the worker's."""
         body = await exchange.read_all(WHOLE_BYTES)
         status = exchange.status
@@ -115,7 +115,7 @@ class Leg:
         self._settle(Outcome.REFUSED, Usage(0, 0), exact=False)
         await self.answer.whole(status, exchange.headers, body)
 
-    async def _whole(self, exchange: Exchange) -> None:
+    async def _whole(self, exchange: Response) -> None:
         """An answer in one piece."""
         body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
@@ -128,7 +128,7 @@ class Leg:
         self._settle(Outcome.COMPLETED, usage or guess, exact=usage is not None)
         await self.answer.whole(exchange.status, exchange.headers, body)
 
-    async def _stream(self, exchange: Exchange) -> None:
+    async def _stream(self, exchange: Response) -> None:
         """An answer in events: once it has begun, each is passed on in the very moment in which it arrives."""
         ask, answer = self.ask, self.answer
         tail = Tail(ask.surface, strip_usage=not ask.wants_usage, choices=ask.sequences)
@@ -161,7 +161,7 @@ class Leg:
 
         return pass_on
 
-    async def _begin(self, exchange: Exchange, tail: Tail) -> None:
+    async def _begin(self, exchange: Response, tail: Tail) -> None:
         """The first event is there, and none of the errors that vLLM hides inside a 200."""
         self.first_byte_at = now = self.loop.time()
         self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S

@@ -22,7 +22,7 @@ from router.counts import Spreads, Total, Totals
 from router.gauges import Gauges, Observed, Transitions
 from router.loop_delay import LoopDelay
 from router.pools import Pools
-from workers.worker import FleetEvent, WorkerLeft
+from workers.fleet.worker import FleetEvent, WorkerLeft
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)

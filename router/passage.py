@@ -17,7 +17,7 @@ from router.headers import content_type, to_worker
 from router.life import Life
 from router.pools import Member, Route
 from router.state import Gateway
-from workers.upstream import NotConnected, TimedOut, UpstreamError
+from workers.http.upstream import NotConnected, TimedOut, UpstreamError
 
 _FORM_MODEL = re.compile(rb'\bname="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
 """The `model` part of a multipart form (audio)."""

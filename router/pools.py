@@ -13,8 +13,8 @@ from policies.prefixes.index import Prefixes
 from policies.scheduler.scheduler import Scheduler
 from router.admission import Pool
 from router.errors import BadRequest, NoSuchModel, Unavailable
-from workers.upstream import Upstream
-from workers.worker import FleetEvent, State, Worker, WorkerLeft
+from workers.fleet.worker import FleetEvent, State, Worker, WorkerLeft
+from workers.http.upstream import Upstream
 
 
 @dataclass(slots=True, eq=False)

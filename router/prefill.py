@@ -19,7 +19,7 @@ from router.chunks import as_events
 from router.leg import GIVEN_UP, WHOLE_BYTES, Leg, LegFailed
 from router.openai import Ask, Surface
 from router.tail import read_usage, whole_aborted
-from workers.upstream import Exchange
+from workers.http.upstream import Response
 
 _DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)
 _WHOLE_ONLY = ("use_beam_search", "echo", "prompt_embeds", "kv_transfer_params")
@@ -59,7 +59,7 @@ class PrefillLeg(Leg):
     params: dict[str, Any] | None = None
     """What the decode leg has to bring, once."""
 
-    async def _whole(self, exchange: Exchange) -> None:
+    async def _whole(self, exchange: Response) -> None:
         body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
             raise LegFailed(LegFailure.SHUTDOWN, GIVEN_UP)
@@ -73,7 +73,7 @@ class PrefillLeg(Leg):
         if self._is_over(answer):
             await self._answer(exchange, answer, spent)
 
-    async def _stream(self, _: Exchange) -> None:
+    async def _stream(self, _: Response) -> None:
         raise LegFailed(LegFailure.LOST, "the worker streams what was not to be streamed")
 
     def _is_over(self, answer: dict[str, Any]) -> bool:
@@ -84,7 +84,7 @@ class PrefillLeg(Leg):
         choice = choices[0] if isinstance(choices, list) and choices else {}
         return choice.get("finish_reason") == "stop"
 
-    async def _answer(self, exchange: Exchange, answer: dict[str, Any], spent: Usage | None) -> None:
+    async def _answer(self, exchange: Response, answer: dict[str, Any], spent: Usage | None) -> None:
         """Hand the one token on, in the form that the client wants."""
         self.first_byte_at = self.loop.time()
         view = self.admitted.view

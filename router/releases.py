@@ -21,7 +21,7 @@ from policies.model import WorkerId
 from router.headers import Header
 from router.pools import Member, Pools
 from router.rewrite import for_release
-from workers.upstream import UpstreamError
+from workers.http.upstream import UpstreamError
 
 _WITHIN_S = 30.0
 """As long as the lease: a worker that is busy answers late."""

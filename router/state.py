@@ -16,7 +16,7 @@ from router.releases import Releases
 from router.sections import Limits
 from router.tokenization.tokenization import Tokenization
 from router.tokens import TokenScale
-from workers.fleet import Fleet
+from workers.fleet.fleet import Fleet
 
 _DECISIONS = 1000
 

@@ -13,12 +13,12 @@ import httpx
 from rich.console import Console
 
 from router.up_display import LaunchDisplay
-from workers import launch_pairs
-from workers.devices import Cpu, Gpu, choose_gpus, find_cpus, find_gpus
-from workers.launch import check_vllm, flags_in, plan
-from workers.launch_errors import LaunchError
-from workers.launch_pairs import Split
-from workers.supervisor import Backoff, Supervisor
+from workers.launch import disaggregation
+from workers.launch.devices import Cpu, Gpu, choose_gpus, find_cpus, find_gpus
+from workers.launch.disaggregation import Split
+from workers.launch.errors import LaunchError
+from workers.launch.plan import check_vllm, flags_in, plan
+from workers.launch.supervisor import Backoff, Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ async def launched(options: UpOptions, *, backoff: Backoff | None = None) -> Asy
     Raises LaunchError, whose message is for the person at the terminal.
     """
     pairs = options.split.devices > 0
-    await check_vllm(options.vllm_python, nixl=pairs and launch_pairs.FLAG not in flags_in(options.extra_args))
+    await check_vllm(options.vllm_python, nixl=pairs and disaggregation.FLAG not in flags_in(options.extra_args))
     devices = find_devices(options)
     specs = plan(
         options.model,

@@ -12,7 +12,7 @@ from rich.progress import Progress as ProgressBars
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from workers.supervisor import Progress, Stage
+from workers.launch.supervisor import Progress, Stage
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from router.sections import Secret, Section, Whole
+from workers.fleet.worker import WorkerSpec
 from workers.kv_events.sources import KvSource
-from workers.worker import WorkerSpec
 
 Role = Literal["prefill", "decode"]
 

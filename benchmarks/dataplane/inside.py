@@ -29,8 +29,8 @@ from router import app, log
 from router.config import Config
 from router.gateway import Door
 from router.listener import listener
-from workers.upstream import Upstream
-from workers.wire import Connection
+from workers.http.connection import Connection
+from workers.http.upstream import Upstream
 
 QUESTIONS = {
     "plain": Question(2048, 16, 0, stream=False),

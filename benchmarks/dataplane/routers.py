@@ -23,8 +23,8 @@ from benchmarks.dataplane.client import Client, Question, Requests, Tally
 from benchmarks.dataplane.load import KEYS
 from benchmarks.fleet.ports import free_port
 from benchmarks.fleet.routers import PEERS, NotInstalledError, NotReadyError
-from workers.launch import LaunchSpec
-from workers.launch_process import running
+from workers.launch.plan import LaunchSpec
+from workers.launch.process import running
 
 FAIRLEAD = "fairlead"
 DIRECT = "direct"

@@ -23,7 +23,7 @@ from benchmarks.fleet.load import LoadSettings
 from benchmarks.fleet.report import RouterRun
 from benchmarks.fleet.routers import RouterChoice, Surroundings
 from benchmarks.fleet.servers import FleetError, ServerSettings
-from workers.launch_errors import LaunchError
+from workers.launch.errors import LaunchError
 
 
 def parser() -> argparse.ArgumentParser:

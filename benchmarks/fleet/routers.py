@@ -22,8 +22,8 @@ import yaml
 from benchmarks.fleet.chat_client import NoAnswerError, ask
 from benchmarks.fleet.load import request_body
 from benchmarks.fleet.ports import free_port
-from workers.launch import LaunchSpec
-from workers.launch_process import running
+from workers.launch.plan import LaunchSpec
+from workers.launch.process import running
 
 READY_WITHIN_S = 90.0
 FAIRLEAD = "fairlead"

@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 
 from benchmarks.fleet.ports import free_ports
-from workers.devices import Cpu, Gpu
-from workers.launch import LaunchSpec, check_vllm, plan
-from workers.launch_pairs import Split
-from workers.supervisor import Progress, Stage, Supervisor
-from workers.vllm_metrics import NotMetricsError, merge, parse_metrics
-from workers.worker import Scrape
+from workers.fleet.vllm_metrics import NotMetricsError, merge, parse_metrics
+from workers.fleet.worker import Scrape
+from workers.launch.devices import Cpu, Gpu
+from workers.launch.disaggregation import Split
+from workers.launch.plan import LaunchSpec, check_vllm, plan
+from workers.launch.supervisor import Progress, Stage, Supervisor
 
 IDLE_WITHIN_S = 120.0
 _MIB = 1 << 20

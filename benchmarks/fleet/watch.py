@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.fleet.load import Load
 from benchmarks.fleet.servers import FleetError, Servers
-from workers.worker import Scrape
+from workers.fleet.worker import Scrape
 
 EVERY_S = 0.25
 

@@ -25,7 +25,7 @@ from benchmarks.gpu.parts import PARTS, PartFailed, Setting
 from benchmarks.gpu.shapes import SHAPES, write_model
 from benchmarks.gpu.sizes import SIZES
 from router.lab.profiling.stream import MeasurementError
-from workers.launch_errors import LaunchError, NoGpu
+from workers.launch.errors import LaunchError, NoGpu
 
 MODELS = Path("~/.cache/fairlead/gpu-models")
 NO_GPU = 3

@@ -18,9 +18,9 @@ import pynvml
 
 from benchmarks.fleet.servers import ServerSettings
 from benchmarks.gpu.shapes import SHAPES, write_model
-from workers.devices import Cpu, Gpu, find_cpus, find_gpus
-from workers.launch_errors import NoGpu
-from workers.launch_pairs import Split
+from workers.launch.devices import Cpu, Gpu, find_cpus, find_gpus
+from workers.launch.disaggregation import Split
+from workers.launch.errors import NoGpu
 
 TOGETHER = Split()
 """Every server does both."""

@@ -28,9 +28,9 @@ from benchmarks.gpu.sizes import Sizes
 from router.heatmap.file import read_heatmap
 from router.heatmap.show import plot_heatmap, print_heatmap
 from router.lab.workloads.opening import open_workload
-from workers.devices import Cpu, Gpu
-from workers.launch import LaunchSpec
-from workers.launch_pairs import Split
+from workers.launch.devices import Cpu, Gpu
+from workers.launch.disaggregation import Split
+from workers.launch.plan import LaunchSpec
 
 HEATMAP_SHARE = 0.6
 """Of a part's time, for the batches of a heatmap: what is not measured by then is left out of it."""

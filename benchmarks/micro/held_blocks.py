@@ -26,7 +26,7 @@ from policies.model import PrefixKey
 from policies.prefixes.index import Prefixes
 from policies.prefixes.kv_blocks import HeldBlocks
 from router.cache_reports import CacheReports
-from workers.kv_events.wire import BlockHash, BlocksRemoved, BlocksStored, decode
+from workers.kv_events.decode import BlockHash, BlocksRemoved, BlocksStored, decode
 
 VOCABULARY = 128_000
 CHAIN = 512

@@ -29,11 +29,11 @@ import zmq.asyncio
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from workers.kv_events.following import Following
+from workers.kv_events.decode import KvEvent, cost, decode
 from workers.kv_events.sources import KvSource
 from workers.kv_events.subscription import KvEventsSettings
-from workers.kv_events.turns import Turns
-from workers.kv_events.wire import KvEvent, cost, decode
+from workers.kv_events.subscriptions import Subscriptions
+from workers.kv_events.work_slices import WorkSlices
 
 MIXES = [(8, 1), (8, 16), (1, 1), (1, 16)]
 """Blocks per event, events per batch."""
@@ -87,11 +87,11 @@ class Nobody:
 
 async def time_decode(payloads: list[bytes], seconds: float) -> tuple[int, float, float]:
     """Blocks, wall seconds and CPU seconds of reading and handing on."""
-    turns, nobody = Turns(KvEventsSettings().slice_blocks), Nobody()
+    slices, nobody = WorkSlices(KvEventsSettings().slice_blocks), Nobody()
     wall, cpu = time.perf_counter(), time.thread_time()
     while time.perf_counter() - wall < seconds:
         for payload in payloads:
-            await turns.apply(decode(payload).events, lambda events: nobody.on_batch("", events))
+            await slices.apply(decode(payload).events, lambda events: nobody.on_batch("", events))
     return nobody.blocks, time.perf_counter() - wall, time.thread_time() - cpu
 
 
@@ -136,7 +136,7 @@ async def measure(publisher: Publisher, count: Callable[[], int], seconds: float
 async def time_subscription(payloads: list[bytes], seconds: float) -> tuple[int, float, float]:
     """Followed over a socket, as the router does."""
     nobody, in_batch = Nobody(), cost(decode(payloads[0]).events)
-    following = Following(nobody, KvEventsSettings())
+    following = Subscriptions(nobody, KvEventsSettings())
     publisher = Publisher(payloads, lambda: nobody.blocks // in_batch)
     following.follow("w", KvSource(publisher.endpoint))
     try:

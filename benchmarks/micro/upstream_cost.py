@@ -18,7 +18,7 @@ from typing import Any
 
 import uvloop
 
-from workers.upstream import Upstream
+from workers.http.upstream import Upstream
 
 CHUNK = b"data: " + b"x" * 240 + b"\n\n"
 CHUNKS = 64

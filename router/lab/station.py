@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from policies.model import Reading, Ticket, WorkerFacts
 from router.lab.record import Record, WorkerTotals
 from workers.simulator.engine import Engine
-from workers.simulator.plan import StepResult
 from workers.simulator.sequences import EngineRequest, EngineSequence
+from workers.simulator.steps import StepResult
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ from xxhash import xxh3_128_digest
 from router.pools import Member
 from router.tokenization.pieces import Pieces
 from router.tokenization.prompt import Chat, Ids, Inexact, Prompt, Texts, Why
-from workers.upstream import UpstreamError
+from workers.http.upstream import UpstreamError
 
 _PATH = b"/tokenize"
 _ANSWER_BYTES = 64 << 20

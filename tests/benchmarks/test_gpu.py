@@ -22,9 +22,9 @@ from benchmarks.gpu.__main__ import run
 from benchmarks.gpu.parts import Setting
 from benchmarks.gpu.shapes import SHAPES, tokenizer, write_model
 from benchmarks.gpu.sizes import SIZES
-from workers.devices import Cpu, Gpu
-from workers.launch import flags_in
-from workers.launch_pairs import Split
+from workers.launch.devices import Cpu, Gpu
+from workers.launch.disaggregation import Split
+from workers.launch.plan import flags_in
 
 ROOT = Path(__file__).parents[2]
 H200, H100 = Gpu("0", "NVIDIA H200", 143771 << 20), Gpu("0", "NVIDIA H100 80GB HBM3", 81559 << 20)

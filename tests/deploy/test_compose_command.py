@@ -14,8 +14,8 @@ from router import compose
 from router.cli import cli
 from router.compose import ComposeOptions, ComposeRefused, document, fleet
 from router.config import Config
-from workers import devices
-from workers.launch_errors import NoGpu
+from workers.launch import devices
+from workers.launch.errors import NoGpu
 
 ELSEWHERE = ("--elsewhere", "--model", "Qwen/Qwen3-8B")
 DRIVERS = ["GPU-0", "GPU-1", "GPU-2", "MIG-3"]

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from router.cli import cli
 from router.config import Config
-from workers import launch_pairs
+from workers.launch import disaggregation
 from workers.simulator.__main__ import parser, read_config
 
 FILES = sorted(DEPLOY.glob("compose*.yaml"))
@@ -161,8 +161,8 @@ def test_vllm_is_a_supported_release_and_asked_for_what_the_router_reads():
 def test_prefill_and_decode_workers_have_the_two_ends_of_the_connector():
     for name, role in (("prefill-0", "prefill"), ("decode-0", "decode")):
         command = SERVICES[name]["command"]
-        transfer = json.loads(command[command.index(launch_pairs.FLAG) + 1])
-        assert transfer == launch_pairs._CONFIGS[role], "as `fairlead up` starts them"
+        transfer = json.loads(command[command.index(disaggregation.FLAG) + 1])
+        assert transfer == disaggregation._CONFIGS[role], "as `fairlead up` starts them"
         script = SERVICES[name]["entrypoint"][2]
         assert script.startswith("VLLM_NIXL_SIDE_CHANNEL_HOST=")
         assert script.endswith('exec vllm serve "$@"')

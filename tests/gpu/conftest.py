@@ -27,8 +27,8 @@ from gpu_servers import Home, Server, Servers  # noqa: E402
 from benchmarks.fleet import servers as fleet_servers  # noqa: E402
 from benchmarks.gpu import cuda  # noqa: E402
 from benchmarks.gpu.shapes import SHAPES, write_model  # noqa: E402
-from workers.launch_errors import NoGpu  # noqa: E402
-from workers.launch_pairs import Split  # noqa: E402
+from workers.launch.disaggregation import Split  # noqa: E402
+from workers.launch.errors import NoGpu  # noqa: E402
 
 LIMITS = cuda.Limits(max_num_seqs=16, max_model_len=8192, kv_mib=64)
 START_TIMEOUT_S = float(os.environ.get("GPU_TEST_START_TIMEOUT_S", "400"))

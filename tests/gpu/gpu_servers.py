@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from workers.devices import Cpu, Gpu
+from workers.launch.devices import Cpu, Gpu
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.fleet.ports import free_ports
 from benchmarks.gpu import cuda
-from workers.devices import Gpu, find_gpus
+from workers.launch.devices import Gpu, find_gpus
 
 pytestmark = pytest.mark.timeout(1000)
 

@@ -11,8 +11,8 @@ import yaml
 from benchmarks.fleet.servers import specs_of
 from benchmarks.gpu import cuda
 from benchmarks.gpu.shapes import SHAPES, write_model
-from workers.devices import Gpu
-from workers.launch_pairs import Split
+from workers.launch.devices import Gpu
+from workers.launch.disaggregation import Split
 
 pytestmark = pytest.mark.timeout(1000)
 

@@ -8,7 +8,7 @@ from block_pool import asking
 
 from policies.model import WorkerFacts
 from policies.prefixes.index import Prefixes
-from workers.kv_events.wire import AllBlocksCleared, BlocksStored, decode
+from workers.kv_events.decode import AllBlocksCleared, BlocksStored, decode
 from workers.simulator.engine import Engine
 from workers.simulator.kv_publisher import event_fields
 from workers.simulator.profiles import PROFILES

@@ -8,8 +8,8 @@ from policies.model import WorkerFacts
 from policies.prefixes.index import Prefixes
 from policies.prefixes.trust import Index
 from router.cache_reports import CacheReports
-from workers.kv_events.wire import AllBlocksCleared, BlocksRemoved, BlocksStored
-from workers.worker import Worker, WorkerChanged, WorkerLeft, WorkerSpec
+from workers.fleet.worker import Worker, WorkerChanged, WorkerLeft, WorkerSpec
+from workers.kv_events.decode import AllBlocksCleared, BlocksRemoved, BlocksStored
 
 WORKER = Worker(WorkerSpec("http://a:1"))
 A = WORKER.id

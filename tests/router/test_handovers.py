@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from router.handovers import Handovers
-from workers.worker import Scrape, Worker, WorkerSpec
+from workers.fleet.worker import Scrape, Worker, WorkerSpec
 
 SCRAPE = Scrape(at=0.0, running=0, waiting=0, kv_usage=0.0, block_size=16, nixl=True)
 P = Worker(WorkerSpec("http://p:8000"), scrape=SCRAPE)

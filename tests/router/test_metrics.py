@@ -24,8 +24,8 @@ from router.config import Config
 from router.gauges import EXCLUSIONS, exclusion
 from router.loop_delay import LoopDelay
 from router.metrics import Metrics
-from workers.health import Health, HealthSettings
-from workers.worker import State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.fleet.health import Health, HealthSettings
+from workers.fleet.worker import State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
 
 
 @pytest.fixture

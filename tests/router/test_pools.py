@@ -7,8 +7,8 @@ from router.brain import scheduler_for
 from router.config import Config
 from router.errors import BadRequest, NoSuchModel, Unavailable
 from router.pools import Pools, facts
-from workers.upstream import Upstream
-from workers.worker import Scrape, State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.fleet.worker import Scrape, State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.http.upstream import Upstream
 
 
 def worker(url="http://a:1", model="tiny", *, lines=(), rank=0, state=State.UP, **spec):

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from router.up import UpOptions, launched, worker_ports
 from router.up_display import LaunchDisplay
-from workers.launch_errors import LaunchError, LaunchFailed, NixlNotInstalled, PortTaken, VllmNotInstalled
-from workers.launch_pairs import Split
-from workers.supervisor import Progress, Stage
+from workers.launch.disaggregation import Split
+from workers.launch.errors import LaunchError, LaunchFailed, NixlNotInstalled, PortTaken, VllmNotInstalled
+from workers.launch.supervisor import Progress, Stage
 
-FAKE_VLLM = Path(__file__).parents[1] / "workers" / "fake_vllm"
+FAKE_VLLM = Path(__file__).parents[1] / "workers" / "launch" / "fake_vllm"
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from typing import Self
 import httpx
 import pytest
 
-from workers import keeper
-from workers.devices import Cpu
-from workers.launch import LaunchSpec, flags_in, plan
+from workers.launch import process_guard
+from workers.launch.devices import Cpu
+from workers.launch.plan import LaunchSpec, flags_in, plan
 
 START_TIMEOUT_S = 300.0
 """15 s on an idle machine with two cores; several times that when other servers start beside it."""
@@ -70,7 +70,7 @@ class VllmServer:
     model: str
     environment: dict[str, str]
     process: "subprocess.Popen[bytes]"
-    """Its keeper."""
+    """Its process_guard."""
 
     @property
     def url(self) -> str:
@@ -88,7 +88,7 @@ class VllmServer:
         return next(pid for pid, line in lines.items() if b"EngineCore" in line)
 
     def signal(self, number: int) -> None:
-        """To the API server itself, past its keeper."""
+        """To the API server itself, past its process_guard."""
         os.kill(self.pid, number)
 
     def wait(self, timeout_s: float = 20.0) -> None:
@@ -109,7 +109,7 @@ class VllmServer:
     def start_again(self) -> None:
         """Another process on the same port, which will be healthy later (`wait_until_healthy`).
 
-        To be called from the main thread: the keeper ends with the thread that has started it.
+        To be called from the main thread: the guard ends with the thread that has started it.
         """
         self.stop()
         self.process = spawn(self.spec, self.environment)
@@ -180,8 +180,8 @@ class Servers:
 def spawn(spec: LaunchSpec, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     with spec.log.open("ab") as output:
         return subprocess.Popen(
-            # Below a keeper, so that a killed test run leaves no server behind.
-            [sys.executable, "-I", "-S", keeper.__file__, "10", str(spec.scratch), *spec.argv],
+            # Below a guard, so that a killed test run leaves no server behind.
+            [sys.executable, "-I", "-S", process_guard.__file__, "10", str(spec.scratch), *spec.argv],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -238,7 +238,8 @@ def launched_on(port: int) -> dict[int, str]:
             if state != "Z":
                 sessions[int(entry.name)] = session
                 lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    ours = {sessions[pid] for pid, line in lines.items() if "keeper.py" in line and f"--port {port}" in line}
+    marks = ("process_guard.py", f"--port {port}")
+    ours = {sessions[pid] for pid, line in lines.items() if all(mark in line for mark in marks)}
     return {pid: lines[pid] for pid, session in sessions.items() if session in ours}
 
 

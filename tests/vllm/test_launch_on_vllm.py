@@ -9,7 +9,7 @@ import pytest
 from real_vllm import alive, launched_on
 
 from router.up import UpOptions, launched
-from workers.launch_errors import LaunchFailed
+from workers.launch.errors import LaunchFailed
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -33,7 +33,9 @@ class Up:
         return {pid: line for port in self.worker_ports for pid, line in launched_on(port).items()}
 
     def server_of(self, port):
-        [pid] = [pid for pid, line in launched_on(port).items() if "cli.main" in line and "keeper" not in line]
+        [pid] = [
+            pid for pid, line in launched_on(port).items() if "cli.main" in line and "process_guard" not in line
+        ]
         return pid
 
 

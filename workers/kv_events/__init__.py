@@ -1,1 +1,1 @@
-"""What a vLLM engine says of its KV cache as it changes: found, subscribed to, kept without gaps, handed on."""
+"""A vLLM engine's KV cache events: found, subscribed to, put in order without gaps, and passed on."""

@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator
 
 import zmq
 
+from workers.kv_events.decode import GarbledMessageError, read_reply, replay_request
 from workers.kv_events.sockets import LoopSocket, UnreachableError
 from workers.kv_events.sources import KvSource
-from workers.kv_events.wire import GarbledMessageError, read_reply, replay_request
 
 
 class ReplayError(Exception):

@@ -11,7 +11,7 @@ from typing import Self
 
 import zmq
 
-from workers.probe import explain
+from workers.fleet.probe import explain
 
 _GREETING = b"\xff"
 """What every ZMQ peer says first, unasked (ZMTP 3.1, RFC 37)."""

@@ -19,12 +19,12 @@ from typing import Protocol
 
 import zmq
 
-from workers.kv_events.numbering import Numbering, Place
+from workers.kv_events.batch_order import BatchOrder, Place
+from workers.kv_events.decode import Batch, GarbledMessageError, KvEvent, cost, decode, read_message
 from workers.kv_events.replay import ReplayError, replay
 from workers.kv_events.sockets import LoopSocket, UnreachableError, reach
 from workers.kv_events.sources import KvSource
-from workers.kv_events.turns import Turns
-from workers.kv_events.wire import Batch, GarbledMessageError, KvEvent, cost, decode, read_message
+from workers.kv_events.work_slices import WorkSlices
 
 logger = logging.getLogger("fairlead.kv_events")
 
@@ -39,7 +39,7 @@ class KvListener(Protocol):
         """What happens from now on is told as it happens: once after `on_following`, and after each `on_lost`."""
 
     def on_batch(self, worker_id: str, events: Sequence[KvEvent]) -> None:
-        """What happened in a worker's cache, in order; never more than a slice (see `Turns`)."""
+        """What happened in a worker's cache, in order; never more than a slice (see `WorkSlices`)."""
 
     def on_lost(self, worker_id: str, why: str) -> None:
         """All that was reported of the worker is void. What it reports from now on holds."""
@@ -94,7 +94,7 @@ class Subscription:
         settings: KvEventsSettings,
         *,
         context: "zmq.Context[zmq.Socket[bytes]]",
-        turns: Turns,
+        slices: WorkSlices,
     ) -> None:
         self.source = source
         self.counts = KvCounts()
@@ -102,8 +102,8 @@ class Subscription:
         self._listener = listener
         self._settings = settings
         self._context = context
-        self._turns = turns
-        self._numbering = Numbering()
+        self._slices = slices
+        self._order = BatchOrder()
         self._heard = False
         self._behind = False
         """What is handed on is past, and the listener awaits to hear when it no longer is."""
@@ -124,7 +124,7 @@ class Subscription:
             except Exception:  # whatever it is, the next process may be better; the worker is served meanwhile
                 logger.exception("KV events of %s: listening broke down", self._id)
                 self._lose("listening broke down")
-                self._numbering = Numbering()
+                self._order = BatchOrder()
             await asyncio.sleep(pause)
             pause = min(2 * pause, settings.retry_longest_s)
 
@@ -144,82 +144,82 @@ class Subscription:
             number, payload = read_message(frames)
         except GarbledMessageError as error:
             self._garbled(f"a message cannot be read: {error}")
-            await self._turns.pass_over()
+            await self._slices.pass_over()
             return
         batch = self._read(number, payload)
         ts = batch.ts if batch is not None else -math.inf
-        place = self._numbering.place(number, ts)
+        place = self._order.place(number, ts)
         if place is Place.ANOTHER_PROCESS:
             self._another_process()
-            place = self._numbering.place(number, ts)
+            place = self._order.place(number, ts)
         if place is Place.AFTER_GAP:
             await self._close_gap(number)
-        self._numbering.hear(number)
-        if number == self._numbering.next:
+        self._order.hear(number)
+        if number == self._order.next:
             self._begin()
             self._catch_up()
             await self._take(number, batch)
         else:
             self.counts.known += 1
-            await self._turns.pass_over()
+            await self._slices.pass_over()
 
     async def _close_gap(self, number: int) -> None:
         """Fill in what is missing before a batch that was published, or give it up."""
         self.counts.gaps += 1
         why = await self._repeat()
-        if (first := self._numbering.next) < number:
+        if (first := self._order.next) < number:
             missing = f"batch {first} is" if first == number - 1 else f"batches {first} to {number - 1} are"
             self._lose(f"{missing} missing, {why or 'and not repeated'}")
-            self._numbering.skip_to(number)
+            self._order.skip_to(number)
 
     async def _repeat(self) -> str:
         """Have everything from the wanted batch on repeated; return why it could not be, or nothing."""
         while True:
-            wanted, numbering = self._numbering.next, self._numbering
+            wanted, order = self._order.next, self._order
             try:
                 if await self._ask():
                     return ""
             except ReplayError as error:
-                if numbering is self._numbering and numbering.next == wanted:
+                if order is self._order and order.next == wanted:
                     return str(error)
 
     async def _ask(self) -> bool:
         """Ask once; False where it is worth asking again. Raises ReplayError."""
-        numbering = self._numbering
-        wanted = numbering.next
+        order = self._order
+        wanted = order.next
         # One batch more than is wanted, where it is known: if it is another one, so is the process.
-        start = wanted if numbering.before is None else wanted - 1
+        start = wanted if order.before is None else wanted - 1
         asked = replay(self._context, self.source, start, self._settings.replay_timeout_s)
         async with aclosing(asked) as replies:
             async for number, payload in replies:
                 batch = self._read(number, payload)
-                if number < numbering.next:
-                    if numbering.next == wanted and batch is not None and batch.ts != numbering.before:
+                if number < order.next:
+                    if order.next == wanted and batch is not None and batch.ts != order.before:
                         self._another_process()
                         return False
                     continue
-                if number > numbering.next:
-                    if numbering.next > wanted:
+                if number > order.next:
+                    if order.next > wanted:
                         return False  # the engine dropped answers, and has dropped more by now
-                    self._lose(f"batches {numbering.next} to {number - 1} are no longer kept")
-                    numbering.skip_to(number)
+                    self._lose(f"batches {order.next} to {number - 1} are no longer kept")
+                    order.skip_to(number)
                 self.counts.repeated += 1
                 await self._take(number, batch)
         return True
 
     async def _take(self, number: int, batch: Batch | None) -> None:
         """Hand on the wanted batch; None: it cannot be read."""
-        self._numbering.take(number, None if batch is None else batch.ts)
+        self._order.take(number, None if batch is None else batch.ts)
         if batch is None:
             self._lose(f"batch {number} cannot be read")
-            await self._turns.pass_over()
+            await self._slices.pass_over()
             return
         self._begin()
         self.counts.batches += 1
         self.counts.unknown += batch.unknown
         if batch.unknown:
             self._tell_once("unknown", "some events are of a type that is not known here; they are passed over")
-        await self._turns.apply(batch.events, self._hand_on)
+        await self._slices.apply(batch.events, self._hand_on)
 
     def _hand_on(self, events: Sequence[KvEvent]) -> None:
         self._void = False
@@ -239,7 +239,7 @@ class Subscription:
 
     def _another_process(self) -> None:
         self._lose("another process publishes at its endpoint")
-        self._numbering = Numbering()
+        self._order = BatchOrder()
 
     def _lose(self, why: str) -> None:
         if self._void:

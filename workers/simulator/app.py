@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from workers.simulator.api_errors import ApiError, internal, invalid
-from workers.simulator.asks import Served
 from workers.simulator.connector import Handover
+from workers.simulator.control_routes import SideRoutes
 from workers.simulator.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from workers.simulator.faults import Fault, Faults
 from workers.simulator.inference import Inference, read_body
 from workers.simulator.kv_publisher import KvPublisher
-from workers.simulator.live import LiveEngine
+from workers.simulator.real_time import LiveEngine
+from workers.simulator.requests import Served
 from workers.simulator.sequences import Reason
-from workers.simulator.side_routes import SideRoutes
 
 _KEPT_BODY_BYTES = 65_536
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from workers.simulator.asks import Ask
-from workers.simulator.live import Call, Generation
+from workers.simulator.real_time import Call, Generation
+from workers.simulator.requests import ApiRequest
 from workers.simulator.tokens import token_bytes
 
 DONE = b"data: [DONE]\n\n"
@@ -37,19 +37,19 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-def usage(ask: Ask, call: Call, output_tokens: int | None = None) -> dict[str, Any]:
+def usage(request: ApiRequest, call: Call, output_tokens: int | None = None) -> dict[str, Any]:
     """VLLM's usage object without its details; `output_tokens` None: those of the ended generations."""
     if output_tokens is None:
         output_tokens = sum(generation.final for generation in call.generations)
     return {
-        "prompt_tokens": ask.prompt_tokens,
-        "total_tokens": ask.prompt_tokens + output_tokens,
+        "prompt_tokens": request.prompt_tokens,
+        "total_tokens": request.prompt_tokens + output_tokens,
         "completion_tokens": output_tokens,
     }
 
 
-def _cached(ask: Ask, call: Call) -> int:
-    return sum(generation.cached for generation in call.generations[:: ask.n])
+def _cached(request: ApiRequest, call: Call) -> int:
+    return sum(generation.cached for generation in call.generations[:: request.n])
 
 
 def _logprob(token_id: int, rank: int) -> float:
@@ -69,11 +69,13 @@ class _Choices:
     created_cache_tokens: int | None = None
     """As vLLM says it with a prefix cache that counts hits only; it leaves it out of a stream where it is None."""
 
-    def __init__(self, ask: Ask, call: Call) -> None:
-        self.ask = ask
+    def __init__(self, request: ApiRequest, call: Call) -> None:
+        self.request = request
         self.call = call
         self.created = int(time.time())
-        self._plain = not (ask.continuous_usage or ask.logprobs is not None or ask.body.get("return_token_ids"))
+        self._plain = not (
+            request.continuous_usage or request.logprobs is not None or request.body.get("return_token_ids")
+        )
         head = self._chunk([])
         self._head = orjson.dumps(head).partition(b'"choices":[')[0] + b'"choices":['
 
@@ -82,44 +84,48 @@ class _Choices:
             "id": self.call.id,
             "object": self.chunk_kind,
             "created": self.created,
-            "model": self.ask.line,
+            "model": self.request.line,
             "choices": choices,
         }
 
     def _event(self, choice: dict[str, Any], generation: Generation, stop: int) -> bytes:
         chunk = self._chunk([choice])
-        if self.ask.continuous_usage:
+        if self.request.continuous_usage:
             sent = sum(other.sent for other in self.call.generations if other is not generation)
-            chunk["usage"] = usage(self.ask, self.call, sent + stop)
-        if choice["finish_reason"] is not None and not self.ask.include_usage:
+            chunk["usage"] = usage(self.request, self.call, sent + stop)
+        if choice["finish_reason"] is not None and not self.request.include_usage:
             chunk["system_fingerprint"] = FINGERPRINT
         return event(chunk)
 
     def _token_ids(self, generation: Generation, start: int, stop: int) -> list[int] | None:
-        return list(generation.reply.ids(start, stop)) if self.ask.body.get("return_token_ids") else None
+        return list(generation.reply.ids(start, stop)) if self.request.body.get("return_token_ids") else None
 
     def _prompt_ids(self, generation: Generation) -> list[int] | None:
-        return generation.prompt if self.ask.body.get("return_token_ids") else None
+        return generation.prompt if self.request.body.get("return_token_ids") else None
 
     def finish(self, generation: Generation) -> str | None:
-        if generation.finish == "stop" and self.ask.tool and self.ask.body.get("tool_choice") == "required":
+        if (
+            generation.finish == "stop"
+            and self.request.tool
+            and self.request.body.get("tool_choice") == "required"
+        ):
             return "tool_calls"
         return generation.finish
 
     def closing(self) -> bytes:
-        if not self.ask.include_usage:
+        if not self.request.include_usage:
             return DONE
-        details: dict[str, Any] = {"cached_tokens": _cached(self.ask, self.call)}
+        details: dict[str, Any] = {"cached_tokens": _cached(self.request, self.call)}
         if self.created_cache_tokens is not None:
             details["created_cache_tokens"] = self.created_cache_tokens
         chunk = self._chunk([])
-        chunk["usage"] = {**usage(self.ask, self.call), "prompt_tokens_details": details}
+        chunk["usage"] = {**usage(self.request, self.call), "prompt_tokens_details": details}
         chunk["system_fingerprint"] = FINGERPRINT
         return event(chunk) + DONE
 
     def whole(self) -> dict[str, Any]:
         details = {
-            "cached_tokens": _cached(self.ask, self.call),
+            "cached_tokens": _cached(self.request, self.call),
             "created_cache_tokens": self.created_cache_tokens,
             "multimodal_tokens": None,
         }
@@ -129,7 +135,7 @@ class _Choices:
             "object": self.kind,
             "service_tier": None,
             "system_fingerprint": FINGERPRINT,
-            "usage": {**usage(self.ask, self.call), **spent},
+            "usage": {**usage(self.request, self.call), **spent},
             **self._about_the_prompt(),
             "kv_transfer_params": self.call.hand_out,
             "ec_transfer_params": None,
@@ -152,7 +158,7 @@ class ChatShape(_Choices):
 
     def opening(self) -> bytes:
         role = {"role": "assistant", "content": ""}
-        spent = {"usage": usage(self.ask, self.call, 0)} if self.ask.continuous_usage else {}
+        spent = {"usage": usage(self.request, self.call, 0)} if self.request.continuous_usage else {}
         chunks = []
         for one in self.call.generations:
             chunk = self._chunk([{"index": one.index, "delta": role, "logprobs": None, "finish_reason": None}])
@@ -163,7 +169,7 @@ class ChatShape(_Choices):
     def delta(self, generation: Generation, start: int, stop: int) -> bytes:
         text = generation.reply.text(start, stop)
         ended = generation.finish is not None and stop == generation.final
-        if self._plain and not ended and self.ask.tool is None:
+        if self._plain and not ended and self.request.tool is None:
             if not text:
                 return b""
             index = b"%d" % generation.index
@@ -190,19 +196,19 @@ class ChatShape(_Choices):
         return self._event(choice, generation, stop)
 
     def _content(self, generation: Generation, text: str, *, first: bool) -> dict[str, Any]:
-        if self.ask.tool is None:
+        if self.request.tool is None:
             return {"content": text}
         call: dict[str, Any] = {"index": 0, "function": {"arguments": text}}
         if first:
             call |= {"id": self._tool_id(generation), "type": "function"}
-            call["function"]["name"] = self.ask.tool
+            call["function"]["name"] = self.request.tool
         return {"tool_calls": [call]}
 
     def _tool_id(self, generation: Generation) -> str:
         return f"chatcmpl-tool-{self.call.id[-24:]}{generation.index}"
 
     def _logprobs(self, generation: Generation, start: int, stop: int) -> dict[str, Any] | None:
-        count = self.ask.logprobs
+        count = self.request.logprobs
         if count is None:
             return None
         content = []
@@ -215,8 +221,8 @@ class ChatShape(_Choices):
         text = generation.reply.text(0, generation.final)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         message |= dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
-        if self.ask.tool is not None:
-            function = {"name": self.ask.tool, "arguments": text}
+        if self.request.tool is not None:
+            function = {"name": self.request.tool, "arguments": text}
             call = {"id": self._tool_id(generation), "type": "function", "function": function}
             message |= {"content": "", "tool_calls": [call]}
         message["reasoning"] = None
@@ -268,7 +274,7 @@ class CompletionShape(_Choices):
         return self._event(choice, generation, stop)
 
     def _logprobs(self, generation: Generation, start: int, stop: int) -> dict[str, Any] | None:
-        count = self.ask.logprobs
+        count = self.request.logprobs
         if count is None:
             return None
         reply = generation.reply

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from workers.simulator.engine import Engine
-from workers.simulator.live import LiveEngine
+from workers.simulator.real_time import LiveEngine
 from workers.simulator.sequences import EngineSequence, Part
 
 _CALL_WITHIN_S = 5.0

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from workers.simulator.api_errors import invalid, missing
-from workers.simulator.asks import Ask, check_messages
-from workers.simulator.live import Call, Generation
+from workers.simulator.real_time import Call, Generation
+from workers.simulator.requests import ApiRequest, check_messages
 
 
 def named_event(value: dict[str, Any]) -> bytes:
@@ -40,8 +40,8 @@ def anthropic_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
 class ResponsesShape:
     """`/v1/responses`."""
 
-    def __init__(self, ask: Ask, call: Call) -> None:
-        self.ask = ask
+    def __init__(self, request: ApiRequest, call: Call) -> None:
+        self.request = request
         self.call = call
         self.created = int(time.time())
         self._number = -1
@@ -70,7 +70,7 @@ class ResponsesShape:
 
     def body(self, status: str, output: list[dict[str, Any]], spent: dict[str, Any] | None) -> dict[str, Any]:
         """The response object in some state."""
-        body = self.ask.body
+        body = self.request.body
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         tools = body.get("tools") or []
         return {
@@ -79,7 +79,7 @@ class ResponsesShape:
             "incomplete_details": cut,
             "instructions": body.get("instructions"),
             "metadata": body.get("metadata"),
-            "model": self.ask.line,
+            "model": self.request.line,
             "object": "response",
             "output": output,
             "parallel_tool_calls": body.get("parallel_tool_calls", True),
@@ -88,7 +88,7 @@ class ResponsesShape:
             "tools": tools,
             "top_p": float(body.get("top_p", 1.0)),
             "background": bool(body.get("background")),
-            "max_output_tokens": body.get("max_output_tokens") or self.ask.max_tokens,
+            "max_output_tokens": body.get("max_output_tokens") or self.request.max_tokens,
             "max_tool_calls": None,
             "previous_response_id": body.get("previous_response_id"),
             "prompt": None,
@@ -169,11 +169,11 @@ class ResponsesShape:
         }
         tools = {"tool_output_tokens": 0, "output_tokens_per_turn": [], "tool_output_tokens_per_turn": []}
         spent = {
-            "input_tokens": self.ask.prompt_tokens,
+            "input_tokens": self.request.prompt_tokens,
             "input_tokens_details": {"cached_tokens": generation.cached, **turns},
             "output_tokens": generation.final,
             "output_tokens_details": {"reasoning_tokens": 0, **tools},
-            "total_tokens": self.ask.prompt_tokens + generation.final,
+            "total_tokens": self.request.prompt_tokens + generation.final,
         }
         part = self._part(generation.reply.text(0, generation.final))
         return self.body(status, [self._item("completed", [part])], spent)
@@ -182,8 +182,8 @@ class ResponsesShape:
 class MessagesShape:
     """`/v1/messages`."""
 
-    def __init__(self, ask: Ask, call: Call) -> None:
-        self.ask = ask
+    def __init__(self, request: ApiRequest, call: Call) -> None:
+        self.request = request
         self.call = call
 
     def _message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class MessagesShape:
             "type": "message",
             "role": "assistant",
             "content": content,
-            "model": self.ask.line,
+            "model": self.request.line,
             **self._stop(),
             "usage": usage,
         }
@@ -200,7 +200,7 @@ class MessagesShape:
     def _usage(self, output_tokens: int) -> dict[str, Any]:
         cached = self.call.generations[0].cached
         return {
-            "input_tokens": self.ask.prompt_tokens - cached,
+            "input_tokens": self.request.prompt_tokens - cached,
             "output_tokens": output_tokens,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
@@ -216,7 +216,7 @@ class MessagesShape:
         return {"stop_reason": reason, "stop_sequence": text}
 
     def opening(self) -> bytes:
-        begun = self._message([], {"input_tokens": self.ask.prompt_tokens, "output_tokens": 0})
+        begun = self._message([], {"input_tokens": self.request.prompt_tokens, "output_tokens": 0})
         begun |= {"stop_reason": None, "stop_sequence": None}
         block = {"content_block": {"type": "text", "text": ""}, "index": 0}
         start = named_event({"type": "message_start", "message": begun})

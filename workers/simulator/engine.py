@@ -10,10 +10,10 @@ starts, so who arrives during a step waits for the next, and its results become 
 """
 
 from workers.simulator.kv_journal import KvEntry
-from workers.simulator.plan import Counters, Plan, StepResult
 from workers.simulator.profiles import Profile
 from workers.simulator.scheduler import Scheduler
 from workers.simulator.sequences import EngineConfig, EngineRequest, EngineSequence
+from workers.simulator.steps import Counters, Plan, StepResult
 
 
 class Engine:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from workers.simulator.live import Histogram, LiveEngine
+from workers.simulator.real_time import Histogram, LiveEngine
 from workers.simulator.sequences import Reason
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

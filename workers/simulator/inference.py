@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.simulator import asks, bodies
+from workers.simulator import json_body, requests
 from workers.simulator.api_errors import ApiError, busy, internal, missing, response_not_found
-from workers.simulator.asks import Ask, Served
 from workers.simulator.chat import DONE, ChatShape, CompletionShape, Shape, event, usage
 from workers.simulator.connector import Fetch, Handover
 from workers.simulator.conversations import (
@@ -21,7 +20,8 @@ from workers.simulator.conversations import (
     responses_messages,
 )
 from workers.simulator.exchange import ClientLeft, Exchange
-from workers.simulator.live import Call, Generation, LiveEngine
+from workers.simulator.real_time import Call, Generation, LiveEngine
+from workers.simulator.requests import ApiRequest, Served
 from workers.simulator.sequences import EngineRequest, Part, Reason
 
 _KEPT_RESPONSES = 1000
@@ -31,7 +31,7 @@ _STREAM_FAULTS = ("hang", "die_mid_stream", "error_in_stream")
 
 def read_body(exchange: Exchange) -> dict[str, Any]:
     """The checked JSON object of a request."""
-    return bodies.read_json(exchange.body, exchange.headers.get("content-type", ""))
+    return json_body.read_json(exchange.body, exchange.headers.get("content-type", ""))
 
 
 @dataclass(slots=True)
@@ -77,7 +77,9 @@ class Inference:
         """Hang until `unblock`. Raises ClientLeft where the client does not wait for it."""
         await exchange.unless_gone(self._unblocked.wait())
 
-    def _ask(self, exchange: Exchange, read: Callable[[dict[str, Any], Served, dict[str, str]], Ask]) -> Ask:
+    def _request(
+        self, exchange: Exchange, read: Callable[[dict[str, Any], Served, dict[str, str]], ApiRequest]
+    ) -> ApiRequest:
         """What a body asks for. Raises ApiError, after the worker that holds its KV has been told."""
         body = read_body(exchange)
         try:
@@ -86,8 +88,8 @@ class Inference:
             self.handover.turned_down(body.get("kv_transfer_params"))
             raise
 
-    def _begin(self, ask: Ask, call_id: str, part: Part) -> Call:
-        """Queue the sequences of an ask. Raises the errors of a full queue or a server that shuts down."""
+    def _begin(self, request: ApiRequest, call_id: str, part: Part) -> Call:
+        """Queue the sequences of a request. Raises the errors of a full queue or a server that shuts down."""
         if self.draining:
             raise internal("cannot schedule new futures after shutdown")
         engine = self.live.engine
@@ -95,58 +97,60 @@ class Inference:
             raise busy()
         generations: list[Generation] = []
         requests: list[EngineRequest] = []
-        for prompt in ask.prompts:
-            for choice in range(ask.n):
-                reply = ask.reply(self.served.seed, prompt, choice)
+        for prompt in request.prompts:
+            for choice in range(request.n):
+                reply = request.reply(self.served.seed, prompt, choice)
                 generations.append(Generation(len(generations), reply, prompt))
                 self._serial += 1
                 requests.append(
                     EngineRequest(
                         id=f"{call_id}-{self._serial}",
                         prompt=prompt,
-                        max_tokens=ask.max_tokens,
+                        max_tokens=request.max_tokens,
                         output_tokens=reply.total,
-                        priority=ask.priority,
-                        cache_salt=ask.cache_salt,
-                        lora=ask.lora,
+                        priority=request.priority,
+                        cache_salt=request.cache_salt,
+                        lora=request.lora,
                         reply=reply.ids,
                         part=part,
                     )
                 )
-        call = Call(call_id, generations, ask.stream)
+        call = Call(call_id, generations, request.stream)
         self.live.start(call, requests)
         self.started += 1
         return call
 
-    async def _run(self, exchange: Exchange, ask: Ask, call_id: str, make: Callable[[Ask, Call], Shape]) -> None:
-        params: dict[str, Any] = ask.body.get("kv_transfer_params") or {}
+    async def _run(
+        self, exchange: Exchange, request: ApiRequest, call_id: str, make: Callable[[ApiRequest, Call], Shape]
+    ) -> None:
+        params: dict[str, Any] = request.body.get("kv_transfer_params") or {}
         part = self.handover.part(params)
         try:
             if part == "decode":
-                part = await self._claim(ask, params)
-            call = self._begin(ask, call_id, part)
+                part = await self._claim(request, params)
+            call = self._begin(request, call_id, part)
         except ApiError as error:
             self.handover.turned_down(params)
-            if error.status != 503 or not ask.stream:
+            if error.status != 503 or not request.stream:
                 raise
             await exchange.start(200, b"text/event-stream; charset=utf-8")
             await exchange.send_body(event(error.body()) + DONE, more=False)
             return
         if part == "decode":
             call.on_first = lambda: self.handover.release(params)
-        await self._serve(exchange, ask, call, make(ask, call))
+        await self._serve(exchange, request, call, make(request, call))
 
-    async def _claim(self, ask: Ask, params: Mapping[str, Any]) -> Part:
+    async def _claim(self, request: ApiRequest, params: Mapping[str, Any]) -> Part:
         """Get hold of the prompt's KV; what this worker has to do itself afterwards."""
         found = await self.handover.claim(params)
-        ask.spoiled = found is Fetch.GONE
+        request.spoiled = found is Fetch.GONE
         if found is not Fetch.UNREACHABLE:
             return "decode"
         if self.handover.config is None or self.handover.config.load_failure == "fail":
             raise internal()
         return "whole"
 
-    async def _serve(self, exchange: Exchange, ask: Ask, call: Call, shape: Shape) -> None:
+    async def _serve(self, exchange: Exchange, request: ApiRequest, call: Call, shape: Shape) -> None:
         def leave() -> None:
             call.gone = True
             if call.open:
@@ -155,7 +159,7 @@ class Inference:
 
         exchange.on_gone(leave)
         try:
-            if ask.stream:
+            if request.stream:
                 await self._stream(exchange, call, shape)
             else:
                 await self._whole(exchange, call, shape)
@@ -237,16 +241,16 @@ class Inference:
         await exchange.cut()
 
     async def chat(self, exchange: Exchange) -> None:
-        ask = self._ask(exchange, asks.chat_ask)
-        await self._run(exchange, ask, f"chatcmpl-{exchange.request_id}", ChatShape)
+        request = self._request(exchange, requests.chat_request)
+        await self._run(exchange, request, f"chatcmpl-{exchange.request_id}", ChatShape)
 
     async def completion(self, exchange: Exchange) -> None:
-        ask = self._ask(exchange, asks.completion_ask)
-        await self._run(exchange, ask, f"cmpl-{exchange.request_id}", CompletionShape)
+        request = self._request(exchange, requests.completion_request)
+        await self._run(exchange, request, f"cmpl-{exchange.request_id}", CompletionShape)
 
     async def messages(self, exchange: Exchange) -> None:
-        ask = self._ask(exchange, _messages_ask)
-        await self._run(exchange, ask, f"chatcmpl-{exchange.request_id}", MessagesShape)
+        request = self._request(exchange, _messages_request)
+        await self._run(exchange, request, f"chatcmpl-{exchange.request_id}", MessagesShape)
 
     async def responses(self, exchange: Exchange) -> None:
         body = read_body(exchange)
@@ -256,26 +260,26 @@ class Inference:
             text = "".join(one.reply.text(0, one.final) for one in stored.call.generations)
             earlier = [*stored.messages, {"role": "assistant", "content": text}]
         messages = responses_messages(body, earlier)
-        ask = asks.conversation_ask(body, messages, self.served, exchange.headers)
-        call = self._begin(ask, f"resp_{exchange.request_id}", "whole")
-        shape = ResponsesShape(ask, call)
+        request = requests.conversation_request(body, messages, self.served, exchange.headers)
+        call = self._begin(request, f"resp_{exchange.request_id}", "whole")
+        shape = ResponsesShape(request, call)
         if body.get("store", True):
             kept = [message for message in messages if message["role"] != "system"]
             self._stored[call.id] = _Stored(shape, call, kept)
             while len(self._stored) > _KEPT_RESPONSES:
                 self._stored.popitem(last=False)
-        if body.get("background") and not ask.stream:
+        if body.get("background") and not request.stream:
             await exchange.json(200, shape.body("queued", [], None))
             return
-        await self._serve(exchange, ask, call, shape)
+        await self._serve(exchange, request, call, shape)
 
     async def embeddings(self, exchange: Exchange) -> None:
-        ask = asks.embedding_ask(read_body(exchange), self.served, exchange.headers)
+        request = requests.embedding_request(read_body(exchange), self.served, exchange.headers)
 
-        def make(_: Ask, call: Call) -> Shape:
-            return _Embeddings(ask, call)
+        def make(_: ApiRequest, call: Call) -> Shape:
+            return _Embeddings(request, call)
 
-        await self._run(exchange, ask, f"embd-{exchange.request_id}", make)
+        await self._run(exchange, request, f"embd-{exchange.request_id}", make)
 
     def _find(self, response_id: str) -> _Stored:
         stored = self._stored.get(response_id)
@@ -289,7 +293,7 @@ class Inference:
     async def cancel_response(self, exchange: Exchange) -> None:
         path = exchange.path.removeprefix("/v1/responses/").removesuffix("/cancel")
         stored = self._find(path)
-        if not stored.shape.ask.body.get("background"):
+        if not stored.shape.request.body.get("background"):
             message = "Cannot cancel a synchronous response."
             raise ApiError(400, message, "invalid_request_error", "response_id")
         if stored.call.open:
@@ -298,18 +302,18 @@ class Inference:
         await exchange.json(200, stored.body())
 
 
-def _messages_ask(body: dict[str, Any], served: Served, headers: dict[str, str]) -> Ask:
+def _messages_request(body: dict[str, Any], served: Served, headers: dict[str, str]) -> ApiRequest:
     messages = anthropic_messages(body)
     if body.get("max_tokens") is None:
         raise missing("body.max_tokens")
-    return asks.conversation_ask(body, messages, served, headers)
+    return requests.conversation_request(body, messages, served, headers)
 
 
 class _Embeddings:
     """The answer of `/v1/embeddings`; never streamed."""
 
-    def __init__(self, ask: Ask, call: Call) -> None:
-        self.ask = ask
+    def __init__(self, request: ApiRequest, call: Call) -> None:
+        self.request = request
         self.call = call
 
     def opening(self) -> bytes:
@@ -323,19 +327,19 @@ class _Embeddings:
         return b""
 
     def whole(self) -> dict[str, Any]:
-        size = self.ask.body.get("dimensions") or _DIMENSIONS
+        size = self.request.body.get("dimensions") or _DIMENSIONS
         data = []
         for one in self.call.generations:
-            values: Any = asks.vector(one.prompt, size)
-            if self.ask.body.get("encoding_format") == "base64":
+            values: Any = requests.vector(one.prompt, size)
+            if self.request.body.get("encoding_format") == "base64":
                 values = base64.b64encode(struct.pack(f"<{size}f", *values)).decode()
             data.append({"index": one.index, "object": "embedding", "embedding": values})
-        spent = {**usage(self.ask, self.call, 0), "prompt_tokens_details": None}
+        spent = {**usage(self.request, self.call, 0), "prompt_tokens_details": None}
         return {
             "id": self.call.id,
             "object": "list",
             "created": int(time.time()),
-            "model": self.ask.line,
+            "model": self.request.line,
             "data": data,
             "usage": spent,
         }

@@ -20,9 +20,9 @@ from heapq import heappop, heappush
 
 from workers.simulator.kv_cache import BlockPool
 from workers.simulator.kv_journal import KvJournal
-from workers.simulator.plan import Counters, Plan, StepResult
 from workers.simulator.profiles import Profile, pairs
 from workers.simulator.sequences import EngineConfig, EngineSequence, Reason
+from workers.simulator.steps import Counters, Plan, StepResult
 from workers.simulator.transfers import Leases, Transfers
 
 

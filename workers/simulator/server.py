@@ -18,13 +18,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from workers.simulator.app import Application
-from workers.simulator.asks import Served
 from workers.simulator.connector import Handover, KvTransfer
 from workers.simulator.engine import Engine
 from workers.simulator.faults import Fault
 from workers.simulator.kv_publisher import KvEventsConfig, KvPublisher
-from workers.simulator.live import LiveEngine
 from workers.simulator.profiles import PROFILES
+from workers.simulator.real_time import LiveEngine
+from workers.simulator.requests import Served
 from workers.simulator.sequences import EngineConfig, Scheduling
 
 _KEEP_ALIVE_S = 5

@@ -21,8 +21,8 @@ import httpx
 
 from router.lab.profiling.points import Point, decode_point, prefill_point
 from router.lab.profiling.stream import Answer, MeasurementError, ask, worker_client
-from workers.probe import ProbeError, fetch_metrics, fetch_models, fetch_version, open_client
-from workers.worker import WorkerSpec
+from workers.fleet.probe import ProbeError, fetch_metrics, fetch_models, fetch_version, open_client
+from workers.fleet.worker import WorkerSpec
 
 TOKEN_IDS = (100, 300)
 """Prompts are made of these: in the vocabulary of every model, and seldom special."""

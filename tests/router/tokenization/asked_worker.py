@@ -6,8 +6,8 @@ import time
 from contextlib import asynccontextmanager, closing, suppress
 
 from router.pools import Member
-from workers.upstream import Upstream
-from workers.worker import State, Worker, WorkerSpec
+from workers.fleet.worker import State, Worker, WorkerSpec
+from workers.http.upstream import Upstream
 
 
 class FakeWorker:

@@ -9,10 +9,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from workers.kv_events.following import Following
+from workers.kv_events.decode import AllBlocksCleared, BlocksStored
 from workers.kv_events.sources import KvSource
 from workers.kv_events.subscription import KvEventsSettings
-from workers.kv_events.wire import AllBlocksCleared, BlocksStored
+from workers.kv_events.subscriptions import Subscriptions
 
 RECORDED = Path(__file__).parent / "recorded"
 QUICK = KvEventsSettings(
@@ -171,7 +171,7 @@ class Told:
 @contextlib.asynccontextmanager
 async def following(told, settings=QUICK):
     """The subscriptions of one loop."""
-    subscriptions = Following(told, settings)
+    subscriptions = Subscriptions(told, settings)
     try:
         yield subscriptions
     finally:

@@ -20,9 +20,9 @@ from tests.workers.kv_events.fake_engine import (
     stored,
     until,
 )
+from workers.kv_events.decode import cost
 from workers.kv_events.sources import KvSource
 from workers.kv_events.subscription import KvEventsSettings
-from workers.kv_events.wire import cost
 
 
 def warnings(caplog):

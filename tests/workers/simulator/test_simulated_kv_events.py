@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tests.workers.kv_events.fake_engine import QUICK, Told, following, recorded, until
+from workers.kv_events.decode import AllBlocksCleared, BlocksRemoved, BlocksStored
 from workers.kv_events.sources import read_sources
-from workers.kv_events.wire import AllBlocksCleared, BlocksRemoved, BlocksStored
 from workers.simulator.__main__ import parser, read_config
 from workers.simulator.engine import Engine
 from workers.simulator.kv_journal import Cleared, Removed, Stored

@@ -1,0 +1,324 @@
+"""The fleet: which servers there are, what is known of each, and who is told.
+
+Everything here happens on one event loop. The operator, the data path and the watching loops call in; the
+subscriber receives the events one after the other in the order in which they happened, also when it calls back
+from within one.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from workers.fleet.health import HealthSettings
+from workers.fleet.poller import Poller, PollerSettings
+from workers.fleet.server import Engine, Server
+from workers.fleet.worker import FleetEvent, Worker, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.kv_events.subscription import KvCounts, KvEventsSettings, KvListener
+from workers.kv_events.subscriptions import Subscriptions
+
+logger = logging.getLogger("fairlead.fleet")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSettings:
+    """How the fleet is watched."""
+
+    poller: PollerSettings = field(default_factory=PollerSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
+    kv_events: KvEventsSettings = field(default_factory=KvEventsSettings)
+    scrape_stale_s: float = 15.0
+    """A reading of the metrics older than this is marked stale."""
+    remove_after_s: float = 60.0
+    """A removed server leaves after this even while something is still in flight there."""
+
+    def __post_init__(self) -> None:
+        if self.scrape_stale_s <= self.poller.scrape_every_s:
+            raise ValueError("scrape_stale_s must be greater than poller.scrape_every_s")
+        if self.remove_after_s < 0:
+            raise ValueError("remove_after_s must not be negative")
+
+
+class UnknownServerError(LookupError):
+    """There is no server with this URL in the fleet."""
+
+
+class DuplicateServerError(ValueError):
+    """Two servers with one URL."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    server: Server
+    configured: bool
+    """It came with `apply`, so the next `apply` may take it away."""
+    poller: Poller | None = None
+    leaving: bool = False
+    change_timer: asyncio.TimerHandle | None = None
+    leave_timer: asyncio.TimerHandle | None = None
+
+
+class Fleet:
+    """The servers by URL. `on_event` is called on the loop and must not block.
+
+    `clock` is monotonic, in seconds. `tls`: what to verify https:// workers with, the system's roots by default.
+    `kv_listener` is told what the workers hold in their caches, of those who publish it; None: nobody is asked.
+    """
+
+    def __init__(
+        self,
+        settings: FleetSettings,
+        clock: Callable[[], float],
+        on_event: Callable[[FleetEvent], None],
+        tls: ssl.SSLContext | None = None,
+        kv_listener: KvListener | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._on_event = on_event
+        self._tls = tls
+        self._following = Subscriptions(kv_listener, settings.kv_events) if kv_listener else None
+        self._entries: dict[str, _Entry] = {}
+        self._by_id: dict[str, tuple[_Entry, Engine]] = {}
+        self._workers: tuple[Worker, ...] | None = None
+        self._outbox: deque[FleetEvent] = deque()
+        self._delivering = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to watch. Servers may be added before and after."""
+        self._loop = asyncio.get_running_loop()
+        for entry in self._entries.values():
+            self._start_poller(entry)
+
+    async def aclose(self) -> None:
+        """Stop watching. The workers stay listed and nobody is told."""
+        self._loop = None
+        for entry in self._entries.values():
+            self._stop_poller(entry)
+        await asyncio.gather(*self._closing)
+        if self._following is not None:
+            await self._following.aclose()
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Return the snapshots, in the order in which their servers were added; free until something changes."""
+        if self._workers is None:
+            self._workers = tuple(e.worker for entry in self._entries.values() for e in entry.server.engines)
+        return self._workers
+
+    def kv_counts(self) -> Mapping[str, KvCounts]:
+        """What was heard of the caches of the workers that are followed, by worker id."""
+        return self._following.counts() if self._following is not None else {}
+
+    # The operator.
+
+    def add(self, spec: WorkerSpec) -> None:
+        """Add a server, or call one back that is being removed. Raises DuplicateServerError."""
+        self._add(spec, configured=False)
+
+    def drain(self, url: str) -> None:
+        """Let a server finish what it has and give it nothing new. Raises UnknownServerError."""
+        self._entry(url).server.drain("drained by the operator")
+
+    def undrain(self, url: str) -> None:
+        """Raises UnknownServerError."""
+        entry = self._entry(url)
+        self._stay(entry)
+        entry.server.undrain()
+
+    def remove(self, url: str) -> None:
+        """Drain a server; it leaves once `release` was called for its workers, or after `remove_after_s`.
+
+        A worker that never took a request needs no release. Raises UnknownServerError.
+        """
+        entry = self._entry(url)
+        if entry.leaving:
+            return
+        entry.leaving = True
+        entry.server.drain("being removed")
+        if self._loop is None or entry.server.idle:
+            self._drop(entry, "removed")
+        elif entry.leaving:
+            entry.leave_timer = self._loop.call_later(
+                self._settings.remove_after_s, self._drop, entry, "removed while requests were in flight"
+            )
+
+    def restarted(self, url: str) -> None:
+        """Note that the process behind the URL is a new one: its cache is empty. Raises UnknownServerError."""
+        entry = self._entry(url)
+        entry.server.restarted("its process was restarted")
+        if entry.poller is not None:
+            entry.poller.probe_now()
+
+    def apply(self, specs: Iterable[WorkerSpec]) -> None:
+        """Make the configured servers those of `specs`; what did not change is not touched.
+
+        Servers that came with `add` stay until `remove`. Raises DuplicateServerError before anything is done.
+        """
+        wanted: dict[str, WorkerSpec] = {}
+        for spec in specs:
+            if spec.url in wanted:
+                raise DuplicateServerError(f"{spec.url} is listed twice")
+            wanted[spec.url] = spec
+        for url, entry in list(self._entries.items()):
+            if entry.configured and url not in wanted:
+                self.remove(url)
+        for url, spec in wanted.items():
+            known = self._entries.get(url)
+            if known is None or known.leaving:
+                self._add(spec, configured=True)
+            else:
+                known.configured = True
+                self._change(known, spec)
+
+    # The data path.
+
+    def request_ok(self, worker_id: str) -> None:
+        """Report a request that was answered. Costs one look-up while the worker is in good standing."""
+        found = self._by_id.get(worker_id)
+        if found is not None:
+            entry, engine = found
+            now = self._clock()
+            if engine.health.request_ok(now):
+                entry.server.refresh_engine(engine, now)
+
+    def request_failed(self, worker_id: str, why: str, *, refused: bool = False, connect: bool = False) -> None:
+        """Report a failure that is the worker's: a 5xx, a timeout, a broken stream; never a 4xx.
+
+        `refused`: it says that it is shutting down. `connect`: no connection came about, which is probed at once.
+        Reports about workers that have left are ignored.
+        """
+        found = self._by_id.get(worker_id)
+        if found is None:
+            return
+        entry, engine = found
+        now = self._clock()
+        if refused:
+            engine.health.refused(why, now)
+        else:
+            engine.health.request_failed(why, now, connect=connect)
+        entry.server.refresh_engine(engine, now)
+        if connect and entry.poller is not None:
+            entry.poller.probe_now()
+
+    def release(self, worker_id: str) -> None:
+        """Report that nothing is in flight on a worker that drains; ignored for any other."""
+        found = self._by_id.get(worker_id)
+        if found is not None:
+            entry, engine = found
+            entry.server.release(engine)
+            if entry.leaving and entry.server.idle:
+                self._drop(entry, "removed")
+
+    # Inside.
+
+    def _add(self, spec: WorkerSpec, *, configured: bool) -> None:
+        known = self._entries.get(spec.url)
+        if known is not None:
+            if not known.leaving:
+                raise DuplicateServerError(f"{spec.url} is in the fleet already")
+            self._stay(known)
+            known.configured = configured
+            known.server.undrain()
+            self._change(known, spec)
+            return
+
+        def emit(event: FleetEvent) -> None:
+            self._emit(entry, event)
+
+        settings = self._settings
+        entry = _Entry(Server(spec, settings.health, settings.scrape_stale_s, self._clock, emit), configured)
+        self._entries[spec.url] = entry
+        entry.server.join()
+        if self._loop is not None:
+            self._start_poller(entry)
+
+    def _change(self, entry: _Entry, spec: WorkerSpec) -> None:
+        if entry.server.spec == spec:
+            return
+        logger.info("server %s: its configuration changed", spec.url)
+        entry.server.change(spec)
+        if entry.poller is not None:
+            entry.poller.probe_now()
+            entry.poller.learn_now()
+
+    def _stay(self, entry: _Entry) -> None:
+        entry.leaving = False
+        if entry.leave_timer is not None:
+            entry.leave_timer.cancel()
+            entry.leave_timer = None
+
+    def _drop(self, entry: _Entry, why: str) -> None:
+        if self._entries.pop(entry.server.spec.url, None) is None:
+            return
+        self._stay(entry)
+        self._stop_poller(entry)
+        entry.server.close(why)
+
+    def _start_poller(self, entry: _Entry) -> None:
+        url = entry.server.spec.url
+        if url.startswith("https:") and self._tls is None:
+            self._tls = ssl.create_default_context()
+        entry.poller = Poller(entry.server, self._settings.poller, self._clock, self._tls, self._following)
+        entry.poller.start()
+        self._arm(entry)
+
+    def _stop_poller(self, entry: _Entry) -> None:
+        for timer in (entry.change_timer, entry.leave_timer):
+            if timer is not None:
+                timer.cancel()
+        if entry.poller is not None:
+            task = asyncio.ensure_future(entry.poller.aclose())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+            entry.poller = None
+
+    def _entry(self, url: str) -> _Entry:
+        try:
+            return self._entries[url]
+        except KeyError:
+            raise UnknownServerError(f"no server {url} in the fleet") from None
+
+    def _arm(self, entry: _Entry) -> None:
+        """Set the alarm for the next change that time alone will bring."""
+        if entry.change_timer is not None:
+            entry.change_timer.cancel()
+            entry.change_timer = None
+        now = self._clock()
+        if self._loop is not None and (at := entry.server.next_change(now)) is not None:
+            entry.change_timer = self._loop.call_later(max(0.0, at - now), self._expire, entry)
+
+    def _expire(self, entry: _Entry) -> None:
+        entry.server.refresh()
+        self._arm(entry)
+
+    def _emit(self, entry: _Entry, event: FleetEvent) -> None:
+        """Keep the index, then deliver: behind the events that are being delivered, never between them."""
+        self._workers = None
+        if isinstance(event, WorkerJoined):
+            worker = event.worker
+            self._by_id[worker.id] = (entry, entry.server.engines[worker.rank])
+        elif isinstance(event, WorkerLeft):
+            self._by_id.pop(event.id, None)
+            if self._following is not None:
+                self._following.leave(event.id)
+        if entry.poller is not None:
+            self._arm(entry)
+        self._outbox.append(event)
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self._outbox:
+                self._deliver(self._outbox.popleft())
+        finally:
+            self._delivering = False
+
+    def _deliver(self, event: FleetEvent) -> None:
+        try:
+            self._on_event(event)
+        except Exception:  # the subscriber's mistake must not stop the loops that watch
+            logger.exception("%s was not taken up", type(event).__name__)

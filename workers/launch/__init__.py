@@ -1,0 +1,1 @@
+"""vLLM processes on this machine: planned, started, restarted when they die, and never orphaned."""
