@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from policies.estimates.answer_length import Lengths
-from policies.estimates.heatmap_learning import LearnedHeatmap
+from policies.estimates.answer_length import AnswerLengths
+from policies.estimates.heatmap import LearnedHeatmap
 from policies.prefixes.index import Prefixes
 
 
@@ -13,7 +13,7 @@ class Knowledge:
     """One pool's knowledge. The scheduler moves it; a policy that changes anything here breaks the rules."""
 
     prefixes: Prefixes = field(default_factory=Prefixes)
-    lengths: Lengths = field(default_factory=Lengths)
+    lengths: AnswerLengths = field(default_factory=AnswerLengths)
     heatmap: LearnedHeatmap = field(default_factory=LearnedHeatmap)
     """Moved by `Pairs`, which stands in front of the placement policy."""
     rng: Random = field(default_factory=lambda: Random(0))

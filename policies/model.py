@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from policies.estimates.answer_length import Length
 from policies.fleet.capacity import Room
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.value import value
 
 WorkerId = str

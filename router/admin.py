@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from policies.prefixes.trust import Index
+from policies.prefixes.trust import Trust
 from router.errors import BadRequest, NoSuchRoute, RequestError, Unauthorized, to_http
 from router.pools import Member
 from router.state import Gateway
@@ -107,10 +107,10 @@ def _row(member: Member) -> dict[str, Any]:
 def _cache(member: Member) -> dict[str, Any]:
     """How the worker's cache is known, and how much it holds."""
     if member.pool is None:
-        return {"prefix_index": Index.PREDICTED.value, "prefix_index_why": None, "prefix_held_tokens": 0}
+        return {"prefix_index": Trust.PREDICTED.value, "prefix_index_why": None, "prefix_held_tokens": 0}
     worker, prefixes = member.worker.id, member.pool.scheduler.prefixes
     return {
-        "prefix_index": prefixes.reported.index(worker).value,
-        "prefix_index_why": prefixes.reported.doubt(worker),
+        "prefix_index": prefixes.reports.trust(worker).value,
+        "prefix_index_why": prefixes.reports.distrust_reason(worker),
         "prefix_held_tokens": prefixes.held_tokens(worker),
     }

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 from policies.model import WorkerId
 from policies.prefixes.index import Prefixes
-from policies.prefixes.trust import Index
+from policies.prefixes.trust import Trust
 from workers.fleet.worker import FleetEvent, WorkerLeft
 from workers.kv_events.decode import AllBlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 
 _log = logging.getLogger("fairlead.kv_events")
 
 _SAYING = {
-    Index.EXACT: "its cache is known exactly, from its reports",
-    Index.PARTIAL: "its cache is known in part: reports and predictions together, until it has been emptied",
-    Index.PREDICTED: "its cache is predicted",
+    Trust.EXACT: "its cache is known exactly, from its reports",
+    Trust.PARTIAL: "its cache is known in part: reports and predictions together, until it has been emptied",
+    Trust.PREDICTED: "its cache is predicted",
 }
 
 
@@ -39,7 +39,7 @@ class CacheReports:
         self._find = find
         self._waiting: dict[WorkerId, _Waiting] = {}
         """Who reports and has no pool yet."""
-        self._said: dict[WorkerId, Index] = {}
+        self._said: dict[WorkerId, Trust] = {}
         self._refused: set[WorkerId] = set()
 
     # -- the fleet's listener
@@ -53,7 +53,7 @@ class CacheReports:
         """Its reports are no longer of the past."""
         prefixes = self._begin(worker_id)
         if prefixes is not None:
-            prefixes.reported.caught_up(worker_id)
+            prefixes.reports.caught_up(worker_id)
             self._say(worker_id, prefixes)
         elif (waiting := self._waiting.get(worker_id)) is not None:
             waiting.behind = False
@@ -68,7 +68,7 @@ class CacheReports:
                 _apply(prefixes, worker_id, event)
         except ValueError as error:
             self._refuse(worker_id, error)
-            prefixes.reported.lost(worker_id)
+            prefixes.reports.lost(worker_id)
         self._say(worker_id, prefixes)
 
     def on_lost(self, worker_id: str, why: str) -> None:  # noqa: ARG002 - whoever calls has said why
@@ -76,7 +76,7 @@ class CacheReports:
         if prefixes is None:
             self._missed(worker_id, behind=True)
         else:
-            prefixes.reported.lost(worker_id, behind=True)
+            prefixes.reports.lost(worker_id, replaying=True)
             self._say(worker_id, prefixes)
 
     # -- the fleet
@@ -99,11 +99,11 @@ class CacheReports:
         prefixes = self._find(worker)
         if prefixes is not None and worker in self._waiting:
             waiting = self._waiting.pop(worker)
-            prefixes.reported.begins(worker)
+            prefixes.reports.start(worker)
             if waiting.missed:
-                prefixes.reported.lost(worker)
+                prefixes.reports.lost(worker)
             if not waiting.behind:
-                prefixes.reported.caught_up(worker)
+                prefixes.reports.caught_up(worker)
             self._say(worker, prefixes)
         return prefixes
 
@@ -119,11 +119,11 @@ class CacheReports:
 
     def _say(self, worker: WorkerId, prefixes: Prefixes) -> None:
         """Say what is known of a cache, once for each time it changes."""
-        index = prefixes.reported.index(worker)
-        if prefixes.reported.behind(worker) or index is self._said.get(worker, Index.PREDICTED):
+        index = prefixes.reports.trust(worker)
+        if prefixes.reports.replaying(worker) or index is self._said.get(worker, Trust.PREDICTED):
             return
         self._said[worker] = index
-        doubt = prefixes.reported.doubt(worker)
+        doubt = prefixes.reports.distrust_reason(worker)
         if doubt is None:
             _log.info("worker %s: %s", worker, _SAYING[index])
         else:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from policies.prefixes.trust import Index
+from policies.prefixes.trust import Trust
 from router.pools import Pools
 from workers.fleet.fleet import Fleet
 
@@ -18,8 +18,8 @@ _TROUBLE = {"gap": "gaps", "lost": "lost", "garbled": "garbled", "unknown_event"
 _BLOCKS = {
     "stored": "stored",
     "removed": "removed",
-    "unknown_parent": "orphans",
-    "unknown_removed": "strangers",
+    "unknown_parent": "unknown_parent",
+    "unknown_removed": "unknown_removed",
     "passed_over": "passed_over",
 }
 
@@ -37,17 +37,17 @@ class KvSeries(Collector):
     def collect(self) -> Iterator[Metric]:
         families = _families()
         for model, pool in self._pools.by_model.items():
-            for (index, right), count in pool.scheduler.prefixes.foretold.items():
-                labels = [model, index.value, "right" if right else "wrong"]
+            for (trust, right), count in pool.scheduler.prefixes.predictions.items():
+                labels = [model, trust.value, "right" if right else "wrong"]
                 families["cache_predictions"].add_metric(labels, count)
         for worker in self._pools.members:
             prefixes = self._pools.prefixes(worker)
-            reported = None if prefixes is None else prefixes.reported
-            index = Index.PREDICTED if reported is None else reported.index(worker)
-            for each in Index:
-                families["worker_prefix_index"].add_metric([worker, each.value], float(each is index))
-            if reported is not None and (tally := reported.tally(worker)) is not None:
-                families["worker_kv_blocks"].add_metric([worker], reported.blocks.held_blocks(worker))
+            reports = None if prefixes is None else prefixes.reports
+            trust = Trust.PREDICTED if reports is None else reports.trust(worker)
+            for each in Trust:
+                families["worker_prefix_index"].add_metric([worker, each.value], float(each is trust))
+            if reports is not None and (tally := reports.tally(worker)) is not None:
+                families["worker_kv_blocks"].add_metric([worker], reports.blocks.held_blocks(worker))
                 _count(families["kv_event_blocks"], worker, tally, _BLOCKS)
         for worker, counts in self._fleet.kv_counts().items():
             _count(families["kv_event_batches"], worker, counts, _BATCHES)

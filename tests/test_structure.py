@@ -123,7 +123,7 @@ def modules_of(path):
         ("workers/fleet/fleet.py", "from policies.model import Stage"),
         ("workers/fleet/fleet.py", "import router"),
         ("workers/fleet/fleet.py", "import uvicorn"),
-        ("workers/simulator/engine.py", "from policies.prefix_tree import PrefixTree"),
+        ("workers/simulator/engine.py", "from policies.prefixes.radix_tree import PrefixTree"),
         ("workers/simulator/engine.py", "from fastapi import FastAPI"),
         ("router/gateway.py", "from tests.router import fakes"),
         ("router/gateway.py", "import benchmarks.micro"),

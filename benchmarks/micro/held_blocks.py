@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from policies.model import PrefixKey
 from policies.prefixes.index import Prefixes
-from policies.prefixes.kv_blocks import HeldBlocks
+from policies.prefixes.kv_blocks import KvBlocks
 from router.cache_reports import CacheReports
 from workers.kv_events.decode import BlockHash, BlocksRemoved, BlocksStored, decode
 
@@ -89,7 +89,7 @@ def cpu_s(act: Callable[..., object], *arguments: Iterable[object]) -> float:
 
 def measure_apply(events: Sequence[BlocksStored], blocks: int) -> tuple[float, float, float]:
     """Blocks per second: stored, stored from bytes, removed one by one."""
-    index = HeldBlocks()
+    index = KvBlocks()
     index.follow("a")
     stored = cpu_s(index.stored, repeat("a"), events)
     gone = [BlocksRemoved((name,), "GPU", 0) for event in events for name in event.hashes]
@@ -105,7 +105,7 @@ def measure_apply(events: Sequence[BlocksStored], blocks: int) -> tuple[float, f
 
 def measure_memory(events: Sequence[BlocksStored], blocks: int) -> tuple[float, float]:
     """Bytes per block of the first worker that holds it, and of each other one, its reported hash included."""
-    index, messages = HeldBlocks(), [as_message(event) for event in events]
+    index, messages = KvBlocks(), [as_message(event) for event in events]
     used = []
     tracemalloc.start()
     for worker in ("a", "b"):
@@ -121,7 +121,7 @@ def measure_memory(events: Sequence[BlocksStored], blocks: int) -> tuple[float, 
 def measure_match(chance: random.Random, tokens: int, size: int, workers: int) -> tuple[float, float, float]:
     """Seconds to look up a prompt that all workers hold: the first time, again, and one that nobody holds."""
     ids = [chance.randrange(VOCABULARY) for _ in range(tokens)]
-    index = HeldBlocks()
+    index = KvBlocks()
     for number in range(workers):
         index.follow(f"w{number}")
         names = tuple(chance.getrandbits(64) for _ in range(tokens // size))

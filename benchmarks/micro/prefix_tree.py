@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from policies.prefixes.prefix_tree import Pin, PrefixTree
+from policies.prefixes.radix_tree import Pin, PrefixTree
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KIB = 1024

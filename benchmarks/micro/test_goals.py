@@ -29,7 +29,7 @@ from benchmarks.micro.prefix_tree import (
 from benchmarks.micro.scheduler_step import Backlog, Workload, scheduler
 from policies import catalog
 from policies.knowledge import Knowledge
-from policies.prefixes.prefix_tree import PrefixTree
+from policies.prefixes.radix_tree import PrefixTree
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -1,13 +1,13 @@
-"""How long will the answer be? An interval and a mean, from the answers that came before.
+"""Estimates the length of an answer: an interval and a mean, in output tokens, from earlier answers.
 
-Decayed histograms of output tokens per sequence, keyed from the particular to the general: (client, line, length
-of the prompt), (client, line), (line), everything. The first that has seen enough speaks; before any, a prior.
-The interval is the 10% to 95% quantile, so the truth should lie inside for 85% of requests: `calibration` says for
-how many it did.
+Decayed histograms of output tokens per sequence, keyed from the particular to the general: (client, served name,
+length of the prompt), (client, served name), (served name), everything. The first histogram that has seen enough
+answers is used; before that, a prior. The interval runs from the 10% to the 95% quantile, so the truth should lie
+inside for 85% of requests; `calibration` counts how often it did.
 
-Bins are a quarter of an octave wide (19%), so quantiles are as exact as that. Decay is a growing weight of the new
-instead of a shrinking of the old, which would touch every bin each time. Bounded: the keys used least recently are
-forgotten.
+Bins are a quarter of an octave wide (19%), so quantiles are as exact as that. Decay is a growing weight of new
+answers instead of a shrinking of old ones, which would touch every bin each time. At most `_MAX_KEYS` histograms:
+the least recently used ones are dropped.
 """
 
 import math
@@ -21,12 +21,12 @@ _PRIOR_RANGE = (16, 2048)
 _LOWER, _UPPER = 0.10, 0.95
 _BINS_PER_OCTAVE = 4
 _BINS = 17 * _BINS_PER_OCTAVE + 1
-"""Up to 131,072 tokens; longer answers count as that long."""
+"""Up to 131,072 tokens; longer answers count as 131,072."""
 _LONGEST = 2 ** ((_BINS - 1) // _BINS_PER_OCTAVE)
 _GROWTH = 1.02
-"""Each answer weighs so much more than the one before: the memory is about fifty answers."""
+"""Each answer weighs this much more than the one before: the memory is about fifty answers."""
 _ENOUGH = 8.0
-"""Effective answers from which on a histogram is believed."""
+"""Effective answers that a histogram needs to be used."""
 _RESCALE = 1e12
 _REFRESH = 4
 """Answers between two computations of a histogram's summary."""
@@ -46,7 +46,7 @@ class Length(NamedTuple):
 
 @dataclass(slots=True)
 class Calibration:
-    """How often the truth lay inside the interval; it should be 85%."""
+    """How often the true length lay inside the interval; it should be 85%."""
 
     answers: int = 0
     inside: int = 0
@@ -56,31 +56,31 @@ class Calibration:
         return self.inside / self.answers if self.answers else None
 
 
-class Lengths:
-    """The estimates of one pool."""
+class AnswerLengths:
+    """The estimates of one pool; `len` is the number of histograms kept."""
 
     def __init__(self) -> None:
         self.calibration = Calibration()
         self._histograms: OrderedDict[_Key, _Histogram] = OrderedDict()
 
     def estimate(self, client: str, line: str, input_tokens: int, max_output_tokens: int | None) -> Length:
-        """What to expect of a request before it runs."""
+        """The length to expect of a request before it runs."""
         found = self._find(client, line, input_tokens)
         return _bounded(found.summary() if found else _prior(), max_output_tokens)
 
-    def given(
+    def estimate_longer(
         self, client: str, line: str, input_tokens: int, max_output_tokens: int | None, already: int
     ) -> Length:
-        """What to expect of an answer that is `already` so long."""
+        """The length to expect of an answer that already has `already` tokens."""
         found = self._find(client, line, input_tokens)
         length = found.summary(already) if found else _prior()
         longer = Length(*(max(tokens, already + 1) for tokens in length))
         return _bounded(longer, max_output_tokens)
 
-    def saw(
+    def record(
         self, client: str, line: str, input_tokens: int, output_tokens: float, estimate: Length | None = None
     ) -> None:
-        """Learn from one finished answer, and from how far off its estimate was."""
+        """Learn from a complete answer: tokens per sequence, and the estimate that was made for it."""
         at = _bin(output_tokens)
         if estimate is not None:
             self.calibration.answers += 1
@@ -122,11 +122,11 @@ class _Histogram:
 
     @property
     def effective(self) -> float:
-        """How many answers of full weight the memory amounts to."""
+        """Number of answers of full weight that the memory amounts to."""
         return self._total * _GROWTH / self._weight
 
     def add(self, tokens: float, at: int) -> None:
-        """One more answer so long; `at` is the bin of that length."""
+        """Add an answer of `tokens` tokens; `at` is its bin."""
         weight = self._weight
         self._bins[at] += weight
         self._total += weight
@@ -149,7 +149,7 @@ class _Histogram:
     def _summarise(self, first: int) -> Length:
         weights = self._bins[first:]
         total = sum(weights)
-        if total <= 0:  # nothing was ever so long: it ends soon, or it is the first of its kind
+        if total <= 0:  # no answer was that long before: it ends soon, or it is the first of its kind
             edge = _tokens(first)
             return Length(edge, edge, 2 * edge)
         lower = upper = first
@@ -174,7 +174,7 @@ class _Histogram:
 
 
 def _keys(client: str, line: str, input_tokens: int) -> tuple[_Key, ...]:
-    """From the particular to the general."""
+    """Keys from the particular to the general."""
     return (client, line, input_tokens.bit_length() or 1), (client, line), (line,), ()
 
 

@@ -1,11 +1,11 @@
-"""The heatmap as text: JSON that carries the conditions it was measured under, and is checked when it is read.
+"""A heatmap as text: JSON that carries the conditions it was measured under, checked when it is read.
 
     {"format": "fairlead heatmap", "version": 1, "conditions": {"model": ..., "profile": ..., "hardware": ...},
      "prefill_tokens": [128, 512], "ratios": [0.1, 1],
      "layers": [{"rate_per_s": 1.0, "gains": [[0.2, -0.1], [0.4, null]]}],
      "learned": [{"row": 0, "column": 1, "gain": 0.1, "colocated": [1.3, 8.5], "disaggregated": [1.2, 9.0]}]}
 
-`learned` is what a gateway has found out since (`heatmap_learning.py`); a measured map has none.
+`learned` is what a gateway has learned since (`LearnedHeatmap`); a measured map has none.
 """
 
 import json
@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from policies.estimates.heatmap import Gains, Heatmap, Layer
-from policies.estimates.heatmap_learning import Evidence, LearnedHeatmap, Mean
+from policies.estimates.heatmap import Evidence, Gains, Heatmap, Layer, LearnedHeatmap, Mean
 
 FORMAT = "fairlead heatmap"
 VERSION = 1
@@ -24,7 +23,7 @@ _KEYS = {"format", "version", "conditions", "prefill_tokens", "ratios", "layers"
 
 
 class HeatmapError(ValueError):
-    """A text that is no heatmap: where, what, and what it should be instead."""
+    """A text that is not a heatmap: the message says where, what, and what it should be instead."""
 
 
 def render(heatmap: Heatmap | LearnedHeatmap) -> str:
@@ -47,7 +46,7 @@ def render(heatmap: Heatmap | LearnedHeatmap) -> str:
 
 
 def parse(text: str) -> LearnedHeatmap:
-    """Read a map and what was learned since. Raises HeatmapError."""
+    """Read a map and what was learned since. Raises `HeatmapError`."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -80,7 +79,7 @@ def parse(text: str) -> LearnedHeatmap:
     measured = Heatmap(tuple(int(length) for length in lengths), ratios, layers, conditions)
     learned = LearnedHeatmap(measured)
     for number, entry in enumerate(_list(document, "learned") if "learned" in document else ()):
-        _take_learned(learned, entry, f"learned[{number}]")
+        _restore_learned(learned, entry, f"learned[{number}]")
     return learned
 
 
@@ -141,7 +140,7 @@ def _gains(rows: Sequence[Any], where: str, columns: int) -> Gains:
     return tuple(found)
 
 
-def _take_learned(heatmap: LearnedHeatmap, entry: Any, where: str) -> None:
+def _restore_learned(heatmap: LearnedHeatmap, entry: Any, where: str) -> None:
     if not isinstance(entry, dict):
         raise HeatmapError(f"{where}: {_shown(entry)}; expected an object")
     cell = tuple(_place(entry, name, where, len(axis)) for name, axis in (
@@ -159,7 +158,7 @@ def _take_learned(heatmap: LearnedHeatmap, entry: Any, where: str) -> None:
     gain = _number(entry.get("gain"), f"{where}.gain")
     if gain <= -1:
         raise HeatmapError(f"{where}.gain: {gain:g}; a ratio of times less 1 is above -1")
-    heatmap.take((cell[0], cell[1]), Evidence(*means), gain)
+    heatmap.restore((cell[0], cell[1]), Evidence(*means), gain)
 
 
 def _place(entry: Mapping[str, Any], name: str, where: str, size: int) -> int:

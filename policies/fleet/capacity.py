@@ -1,17 +1,18 @@
-"""Does this request fit on that worker now?
+"""Whether a request fits on a worker now, and when it will.
 
-A worker has room when the prefill it owes is at most about one engine step, the request's KV fits, and a
-sequence slot is free. Prefill is the point: vLLM runs first come first served, so whatever the router sends
-beyond the step in hand waits inside the engine, where no policy can reorder it any more.
+Under late binding a worker is sent only what it can run at once. It has room for a request when three things are
+there: the prefill it owes is at most about one engine step, a sequence slot is free, and the request's KV fits.
+Prefill is the point: vLLM runs first come, first served, so whatever is sent beyond the next step waits inside the
+engine, where no policy can reorder it.
 
-KV fits if there is enough of it even with all answers in flight at their full expected length; and also if there
-is not, as long as enough of them end in time (`fits.py`).
+KV fits if there is enough for all answers in flight at their full expected length; or, where there is not, if
+enough of them end in time (`kv_fit.py`).
 
-Of a prefill/decode pair one worker needs room for the prefill and the prompt, the other a slot and KV for prompt
-and answer; the window is no matter of the latter, which has no prefill to do.
+Of a prefill/decode pair one worker needs room for the prefill and the prompt's KV, the other a slot and KV for
+prompt and answer; the prefill window does not concern the latter, which has no prefill to do.
 
-One request always fits a worker that has nothing in flight, however long its prompt: the worker itself knows
-best what it cannot serve, and says so with a 4xx.
+One request always fits a worker that has nothing in flight, however long its prompt: the worker itself knows best
+what it cannot serve, and says so with a 4xx.
 """
 
 from dataclasses import field
@@ -25,25 +26,27 @@ class Room:
     """What a worker can still take. None means that no bound is known."""
 
     idle: bool
-    """Nothing in flight at all."""
+    """Nothing is in flight."""
     prefill_idle: bool
-    """No prefill in flight: one prompt of any length may start."""
+    """No prefill is in flight: one prompt of any length may start."""
     prefill_free: int
-    """Extend tokens that may be dispatched before the window is full."""
+    """Uncached prompt tokens that may be dispatched before the prefill window is full."""
     slots_free: int | None
+    """Sequences that may be dispatched."""
     kv_free: int | None
-    """KV tokens left when everything in flight has its full expected length at once."""
+    """KV tokens left if everything in flight had its full expected length at once."""
     expected_at: float
-    """When room is next expected: the past if there is some now."""
+    """When room is next expected (the driver's clock, seconds): the past if there is some now."""
     kv_now: int | None = None
-    """KV tokens that nothing holds at this moment."""
+    """KV tokens that nothing in flight occupies at this moment."""
     batch: Batch | None = field(default=None, compare=False)
-    """What is in flight, to ask when `kv_free` is too little; None: then it is too little."""
+    """What is in flight, to ask when `kv_free` is too little; None: then it does not fit."""
     prefills: bool = True
-    """The worker is there for prompts; so with answers."""
+    """The worker computes prompts."""
     decodes: bool = True
+    """The worker generates answers."""
     open: bool = field(init=False)
-    """Whether any request, or any part of one that the worker is there for, could start now."""
+    """Whether any request, or the part of one that the worker is there for, could start now."""
 
     def __post_init__(self) -> None:
         window = self.prefill_idle or self.prefill_free > 0 or not self.prefills
@@ -53,15 +56,19 @@ class Room:
         object.__setattr__(self, "open", is_open)
 
     def admits(self, prompt: int, extend: int, output: int, sequences: int) -> bool:
-        """Whether a whole request fits: tokens of its prompt, of these to compute, of each expected answer."""
+        """Whether a whole request fits.
+
+        `prompt`: tokens of its prompt; `extend`: those of them that have to be computed; `output`: expected tokens
+        of each answer; `sequences`: number of answers.
+        """
         return self.idle or (self._window(extend) and self._slots_and_kv(prompt, extend, output, sequences))
 
     def admits_prefill(self, prompt: int, extend: int) -> bool:
-        """Whether the prompt fits that another worker will answer."""
+        """Whether the prompt of a request fits that another worker will answer."""
         return self.idle or (self._window(extend) and self._kv(prompt, extend, 0, 1))
 
     def admits_decode(self, prompt: int, fresh: int, output: int, sequences: int) -> bool:
-        """Whether a request fits whose prompt another worker computes; `fresh`: of it, not in the cache here."""
+        """Whether a request fits whose prompt another worker computes; `fresh`: prompt tokens not cached here."""
         return self.idle or self._slots_and_kv(prompt, fresh, output, sequences)
 
     def _window(self, extend: int) -> bool:
@@ -78,10 +85,40 @@ class Room:
         batch = self.batch
         if batch is None:
             return fresh + output * sequences <= self.kv_free
-        # A prefix that is cached but that nobody is using becomes occupied by being used.
+        # A cached prefix that nothing in flight uses becomes occupied by being used.
         fresh = max(fresh, prompt - batch.pinned)
         if fresh + output * sequences <= self.kv_free:
             return True
         if self.kv_now is not None and fresh > self.kv_now:
             return False
         return batch.fits(Member(prompt, 0, output, sequences), fresh)
+
+
+class LearnedSlots:
+    """How many sequences an engine runs at once, where neither the operator nor the launch has said so.
+
+    No bound until two readings in a row show requests waiting inside the engine: then the number that was running
+    is the bound (one reading may catch requests on their way in). Whenever the bound was reached and nothing
+    waited, it is raised by a quarter.
+    """
+
+    __slots__ = ("_waited", "bound", "peak")
+
+    def __init__(self) -> None:
+        self.bound: int | None = None
+        self.peak = 0
+        """Most sequences in flight at once since the last reading."""
+        self._waited = 0
+        """Sequences that ran at the last reading, if requests waited then; else 0."""
+
+    def read(self, running: int, waiting: int, sequences: int) -> None:
+        """Take in a reading of the worker's metrics; `sequences`: in flight there now, by our own count."""
+        if waiting > 0:
+            if self._waited:
+                self.bound = max(running, self._waited)
+            self._waited = max(1, running)
+        else:
+            if self.bound is not None and self.peak >= self.bound:
+                self.bound += max(1, self.bound // 4)
+            self._waited = 0
+        self.peak = sequences

@@ -1,179 +1,338 @@
-"""Who is in the pool: every worker with its load, and which of them could serve a request.
+"""The workers of one pool, which of them could serve a request, and what each attempt takes from them.
 
-That question is asked for each request, so its answer is remembered by line; what is in flight changes a worker's
-view, not the answer. Suspect and stalled workers are in it only where there is nobody else.
+Which workers could serve a request is asked for each request, so the answer is remembered by served name; what is
+in flight changes a worker's view, not the answer. Suspect and stalled workers are in it only where there is no
+other.
 
-Invariants: a name stands for one load, here or gone and never both, so that legs still running on a worker that
-left and came back are counted where they are; one that is gone is kept only while something runs there.
+An attempt takes in `start`: room for its prefill, its sequences and their KV, and a pin on its prompt's path in
+the prefix tree. The prefill is given back at the first token, the rest in `release`; an attempt without a first
+token gives back both there. Of a pair, the prefill worker gives room for the prefill and the prompt, with a pin of
+its own, all of it until `prefill_done`; the decode worker gives the rest.
+
+Invariants: a worker id stands for one ledger, present or departed and never both, so that attempts still running
+on a worker that left and came back are counted where they are; a departed one is kept only while something runs
+there.
 """
 
 import math
 from functools import partial
 
-from policies.fleet.speed import Pool
-from policies.fleet.worker import STALLED_S, Load
-from policies.model import RequestView, WorkerFacts, WorkerId, WorkerView
+from policies.estimates.answer_length import AnswerLengths
+from policies.fleet.speed import PoolSpeed
+from policies.fleet.worker import STALLED_S, Attempt, Worker
+from policies.model import LegFailure, Matches, Placement, RequestView, Usage, WorkerFacts, WorkerId, WorkerView
+from policies.prefixes.index import Pinned, Prefixes
 
 
-class Roster:
+class Fleet:
     """The workers of one pool.
 
-    `window_s` and `window_tokens` bound the prefill in flight on each; `kv_margin` is the share of its KV cache
-    that is left free.
+    `window_s` and `window_tokens` bound the prefill in flight on each worker; `kv_margin` is the share of its KV
+    cache that is left free. `prefixes` and `lengths` are told what attempts show.
     """
 
-    def __init__(self, window_s: float, window_tokens: int | None, kv_margin: float = 0.0) -> None:
+    def __init__(
+        self,
+        window_s: float,
+        window_tokens: int | None,
+        kv_margin: float = 0.0,
+        *,
+        prefixes: Prefixes | None = None,
+        lengths: AnswerLengths | None = None,
+    ) -> None:
         self._make = partial(
-            Load, window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin, pool=Pool()
+            Worker, window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin, pool=PoolSpeed()
         )
-        self._here: dict[WorkerId, Load] = {}
-        self._gone: dict[WorkerId, Load] = {}
-        self._by_line: dict[str, list[Load]] = {}
-        self._watch_at = -math.inf
-        self.given = 0
+        self._prefixes = prefixes or Prefixes()
+        self._lengths = lengths or AnswerLengths()
+        self._workers: dict[WorkerId, Worker] = {}
+        self._departed: dict[WorkerId, Worker] = {}
+        self._by_served_name: dict[str, list[Worker]] = {}
+        self._check_at = -math.inf
+        """When to look for stalled workers again."""
+        self.room_returned = 0
         """How often room has been given back, or a worker has changed."""
-        self.eased = 0
+        self.more_room = 0
         """The same, and how often answers have grown: their end is nearer, so KV may suffice that did not."""
 
     def __contains__(self, worker: WorkerId) -> bool:
-        return worker in self._here
+        return worker in self._workers
 
-    def __getitem__(self, worker: WorkerId) -> Load:
-        return self._here[worker]
+    def __getitem__(self, worker: WorkerId) -> Worker:
+        return self._workers[worker]
 
-    # -- comings and goings
+    # -- workers come, change and leave
 
-    def tell(self, facts: WorkerFacts) -> bool:
-        """Take in a worker or replace what is known of it; whether it now serves less than before."""
-        load = self._here.get(facts.id)
-        if load is None:
+    def update_facts(self, facts: WorkerFacts) -> bool:
+        """Take in a worker, or replace what is known of it; returns whether it now serves less than before."""
+        worker = self._workers.get(facts.id)
+        if worker is None:
             self._join(facts)
             return False
-        before = load.facts
-        load.tell(facts)
-        self.gave(load)
-        if _standing(before) != _standing(facts):
+        before = worker.facts
+        worker.update_facts(facts)
+        self._return_room(worker)
+        if _service(before) != _service(facts):
             self._regroup()
         return (before.usable and not facts.usable) or not before.lines <= facts.lines
 
-    def leave(self, worker: WorkerId) -> bool:
-        """Let a worker go; whether it was here."""
-        load = self._here.pop(worker, None)
-        if load is None:
+    def remove(self, worker_id: WorkerId) -> bool:
+        """Let a worker leave; returns whether it was here."""
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
             return False
-        load.leave()
-        if not load.idle:
-            self._gone[worker] = load
+        worker.leave()
+        if not worker.idle:
+            self._departed[worker_id] = worker
         self._regroup()
         return True
 
-    def rest(self, load: Load) -> None:
-        """Something has ended on this worker: forget it if it is gone and that was the last."""
-        self.gave(load)
-        if load.idle:
-            self._gone.pop(load.facts.id, None)
-
     def _join(self, facts: WorkerFacts) -> None:
-        load = self._gone.pop(facts.id, None)
-        if load is None:
-            load = self._make(facts)
+        worker = self._departed.pop(facts.id, None)
+        if worker is None:
+            worker = self._make(facts)
         else:
-            load.tell(facts)
-        self._here[facts.id] = load
+            worker.update_facts(facts)
+        self._workers[facts.id] = worker
         self._regroup()
 
-    # -- what takes room and gives it
-
-    def taken(self, worker: WorkerId) -> int:
-        """How often somebody has been placed on a worker; 0 if it is not here."""
-        load = self._here.get(worker)
-        return 0 if load is None else load.taken
-
-    def gave(self, load: Load) -> None:
-        """Something has ended on this worker, or it is not as it was."""
-        self.given += 1
-        self.eases(load)
-
-    def eases(self, load: Load) -> None:
-        """The worker may admit now what it did not before."""
-        self.eased += 1
-        load.eased_at = self.eased
-
-    def eased_since(self, eased: int) -> list[WorkerView]:
-        """The workers that may admit now what they did not when `eased` was this."""
-        return [load.view() for load in self._here.values() if load.eased_at > eased and load.facts.usable]
-
     def _regroup(self) -> None:
-        """Who may serve what is no longer as it was."""
-        self._by_line.clear()
-        for load in self._here.values():
-            self.gave(load)
+        """Forget which workers could serve what, after a change to that."""
+        self._by_served_name.clear()
+        for worker in self._workers.values():
+            self._return_room(worker)
 
-    # -- silence
+    # -- attempts: what they take, and what they give back exactly once
 
-    def heard(self, load: Load, now: float) -> None:
-        """A worker has given something back: it is not stalled."""
-        load.heard(now)
-        if load.stalled:
-            self._judge(load, now)
+    def start(self, request: RequestView, placement: Placement, matches: Matches, now: float) -> Attempt:
+        """Dispatch a request: take what the attempt needs from its workers and the prefix trees."""
+        computes = placement.prefill or placement.decode
+        extend = max(1, request.input_tokens - matches.get(computes, 0))
+        prefiller, decoder = self._workers[computes], self._workers[placement.decode]
+        attempt = Attempt(request, placement, extend, now, prefiller=prefiller, decoder=decoder, matches=matches)
+        prefiller.start_prefill(attempt, now)
+        decoder.start_sequences(attempt)
+        attempt.pinned.append(self._pin(decoder, request, now))
+        if attempt.pair:
+            prefiller.start_prompt(attempt)
+            attempt.pinned.append(self._pin(prefiller, request, now))
+        return attempt
 
-    def watch(self, now: float) -> None:
-        """Look who is stalled by now; rarely more than a comparison."""
-        if now < self._watch_at:
+    def prefill_done(self, attempt: Attempt, now: float) -> None:
+        """The prefill worker of a pair is done; does nothing the second time, or for a single worker."""
+        if not attempt.pair or not attempt.prefilling:
             return
-        for load in self._here.values():
-            self._judge(load, now)
-        # Whoever is silent from now on cannot be stalled before `STALLED_S` have passed.
-        due = (load.stalls_at() for load in self._here.values() if not load.stalled)
-        self._watch_at = min(min(due, default=math.inf), now + STALLED_S)
+        self._record_response(attempt.prefiller, now)
+        self._end_prefill(attempt, now, finished=True)
+        attempt.prefilled_at = now
+        if attempt.request.streams:
+            attempt.decoder.expect_response(now)
 
-    def next_watch(self) -> float | None:
-        """When to look again; None: nothing is due from anybody."""
-        return self._watch_at if any(load.awaited for load in self._here.values()) else None
+    def first_token(self, attempt: Attempt, now: float) -> None:
+        """The first token has arrived, or is predicted to have."""
+        # Of a pair it comes from the other worker, and says nothing of when the prefill was done.
+        self._end_prefill(attempt, now, finished=not attempt.pair)
+        self._first_token_not_due(attempt)
+        if attempt.request.streams:
+            self._record_response(attempt.decoder, now)
+        attempt.first_token_at = now
+        attempt.decoder.start_decode(attempt)
 
-    def _judge(self, load: Load, now: float) -> None:
-        if load.judge(now):
+    def record_output(self, attempt: Attempt, tokens: int, now: float) -> None:
+        """The answers have grown by `tokens`; once they are as long as expected, expect them to be longer."""
+        request, decoder = attempt.request, attempt.decoder
+        if request.streams:
+            self._record_response(decoder, now)
+        decoder.record_output(attempt, tokens)
+        self._more_room(decoder)
+        if attempt.output_tokens >= attempt.reserved:
+            already = attempt.output_tokens // request.sequences
+            length = self._lengths.estimate_longer(
+                request.client, request.line, request.input_tokens, request.max_output_tokens, already
+            )
+            decoder.expect_output_tokens(attempt, length.expected * request.sequences)
+
+    def record_response(self, attempt: Attempt, now: float) -> None:
+        """The worker that answers has sent something."""
+        self._record_response(attempt.decoder, now)
+
+    def release(self, attempt: Attempt, now: float, *, finished: bool) -> None:
+        """Give back everything that is still held: the only place that does."""
+        self._end_prefill(attempt, now, finished=finished and not attempt.pair)
+        self._first_token_not_due(attempt)
+        decoder = attempt.decoder
+        decoder.end_sequences(attempt, now)
+        self._unpin(decoder, attempt.pinned.pop(), now)
+        self._return_room(decoder)
+        self._drop_departed(decoder)
+
+    def _end_prefill(self, attempt: Attempt, now: float, *, finished: bool) -> None:
+        """The prompt is computed (`finished`), or will never be, or that was not seen; nothing the second time."""
+        if not attempt.prefilling:
+            return
+        attempt.prefilling = False
+        prefiller = attempt.prefiller
+        prefiller.end_prefill(attempt, now, finished=finished)
+        if attempt.pair:
+            prefiller.end_prompt(attempt)
+            self._unpin(prefiller, attempt.pinned.pop(), now)
+            self._drop_departed(prefiller)
+        self._return_room(prefiller)
+
+    def _first_token_not_due(self, attempt: Attempt) -> None:
+        """The decode worker of a pair no longer owes a first token."""
+        if attempt.prefilled_at is not None and attempt.request.streams and attempt.first_token_at is None:
+            attempt.decoder.expect_no_response()
+
+    def _pin(self, worker: Worker, request: RequestView, now: float) -> Pinned | None:
+        pinned = self._prefixes.insert(worker.facts.id, request, now)
+        worker.set_pinned(self._prefixes.pinned_tokens(worker.facts.id))
+        return pinned
+
+    def _unpin(self, worker: Worker, pinned: Pinned | None, now: float) -> None:
+        if pinned is not None:
+            self._prefixes.release(pinned, now)
+        worker.set_pinned(self._prefixes.pinned_tokens(worker.facts.id))
+
+    def _drop_departed(self, worker: Worker) -> None:
+        """Forget a worker that has left once nothing runs there."""
+        if worker.idle:
+            self._departed.pop(worker.facts.id, None)
+
+    # -- attempts: what is learned from them
+
+    def record_cached(self, attempt: Attempt, cached_tokens: int) -> None:
+        """The worker reports how much of the prompt it found in its cache."""
+        request, pinned = attempt.request, attempt.pinned[0]
+        self._prefixes.record_cached(attempt.decoder.facts.id, request, attempt.matches, cached_tokens)
+        if pinned is not None:
+            self._prefixes.record_continuation(pinned, cached_tokens)
+
+    def record_answer(self, attempt: Attempt, usage: Usage | None) -> None:
+        """The answer stands behind the prompt in the cache of the worker that gave it: call before `release`."""
+        pinned = attempt.pinned[0]
+        if pinned is None:
+            return
+        if usage is None:
+            self._prefixes.record_answer(pinned, attempt.request.input_tokens, attempt.output_tokens)
+        else:
+            self._prefixes.record_answer(pinned, usage.input_tokens, usage.output_tokens)
+
+    def learn(self, attempt: Attempt, output_tokens: int, now: float) -> None:
+        """Learn speed and answer length from a complete answer of `output_tokens`, all its sequences together."""
+        request = attempt.request
+        if output_tokens > 0:
+            attempt.decoder.learn_from_answer(attempt, output_tokens, now)
+            tokens = output_tokens / request.sequences
+            self._lengths.record(request.client, request.line, request.input_tokens, tokens, request.length)
+
+    def record_failure(self, attempt: Attempt, worker: WorkerId, reason: LegFailure) -> None:
+        """Correct what was believed to be in caches by now and is not: call after `release`.
+
+        A worker that could not be reached has computed nothing, and what a failed prefill worker had was not
+        handed over.
+        """
+        if reason is LegFailure.CONNECT:
+            self._forget(worker, attempt)
+        if attempt.pair and (worker == attempt.placement.prefill or reason is LegFailure.HANDOVER):
+            self._forget(attempt.placement.decode, attempt)
+
+    def _forget(self, worker: WorkerId, attempt: Attempt) -> None:
+        self._prefixes.forget(worker, attempt.request, attempt.matches.get(worker, 0))
+
+    # -- changes of room
+
+    def dispatches(self, worker: WorkerId) -> int:
+        """How often a request has been placed on a worker; 0 if it is not here."""
+        ledger = self._workers.get(worker)
+        return 0 if ledger is None else ledger.dispatches
+
+    def with_more_room_since(self, count: int) -> list[WorkerView]:
+        """The workers that may admit now what they did not when `more_room` was `count`."""
+        return [
+            worker.view()
+            for worker in self._workers.values()
+            if worker.admits_more_at > count and worker.facts.usable
+        ]
+
+    def _return_room(self, worker: Worker) -> None:
+        """Something has ended on this worker, or the worker has changed."""
+        self.room_returned += 1
+        self._more_room(worker)
+
+    def _more_room(self, worker: Worker) -> None:
+        """The worker may admit now what it did not before."""
+        self.more_room += 1
+        worker.admits_more_at = self.more_room
+
+    # -- stalled workers
+
+    def _record_response(self, worker: Worker, now: float) -> None:
+        """A worker has sent something: it is not stalled."""
+        worker.record_response(now)
+        if worker.stalled:
+            self._update_stalled(worker, now)
+
+    def check_stalled(self, now: float) -> None:
+        """Find the workers that are stalled by now; rarely more than a comparison."""
+        if now < self._check_at:
+            return
+        for worker in self._workers.values():
+            self._update_stalled(worker, now)
+        # A worker that falls silent from now on cannot be stalled before `STALLED_S` have passed.
+        due = (worker.stalls_at() for worker in self._workers.values() if not worker.stalled)
+        self._check_at = min(min(due, default=math.inf), now + STALLED_S)
+
+    def next_check(self) -> float | None:
+        """When to call `check_stalled` again; None: no worker owes a response."""
+        return self._check_at if any(worker.responses_due for worker in self._workers.values()) else None
+
+    def _update_stalled(self, worker: Worker, now: float) -> None:
+        if worker.update_stalled(now):
             self._regroup()
 
     # -- questions
 
-    def loads(self) -> list[Load]:
-        """Every worker on which something may be running, those that are gone last."""
-        return [*self._here.values(), *self._gone.values()]
+    def workers(self) -> list[Worker]:
+        """Every worker on which something may be running, departed ones last."""
+        return [*self._workers.values(), *self._departed.values()]
 
     def views(self) -> list[WorkerView]:
         """All workers that may be given requests."""
-        return [load.seen or load.view() for load in self._here.values() if load.facts.usable]
+        return [worker.current_view or worker.view() for worker in self._workers.values() if worker.facts.usable]
 
-    def serves(self, request: RequestView) -> bool:
-        """Whether anybody could serve the request."""
-        if _plain(request):
-            return bool(self._line(request.line))
-        return any(load.facts.serves(request) for load in self._here.values())
+    def can_serve(self, request: RequestView) -> bool:
+        """Whether any worker could serve the request, with room or without."""
+        if _unrestricted(request):
+            return bool(self._serving(request.line))
+        return any(worker.facts.serves(request) for worker in self._workers.values())
 
-    def able(self, request: RequestView) -> list[WorkerView]:
-        """Who could serve the request, with room or without."""
-        if _plain(request):
-            return [load.seen or load.view() for load in self._line(request.line)]
-        return [load.view() for load in _best([w for w in self._here.values() if w.facts.serves(request)])]
+    def eligible(self, request: RequestView) -> list[WorkerView]:
+        """The workers that could serve the request, with room or without."""
+        if _unrestricted(request):
+            return [worker.current_view or worker.view() for worker in self._serving(request.line)]
+        serving = [worker for worker in self._workers.values() if worker.facts.serves(request)]
+        return [worker.view() for worker in _trusted(serving)]
 
-    def _line(self, line: str) -> list[Load]:
-        loads = self._by_line.get(line)
-        if loads is None:
-            loads = _best([w for w in self._here.values() if w.facts.usable and line in w.facts.lines])
-            if loads:  # names that nobody serves are not collected
-                self._by_line[line] = loads
-        return loads
+    def _serving(self, served_name: str) -> list[Worker]:
+        workers = self._by_served_name.get(served_name)
+        if workers is None:
+            serving = [w for w in self._workers.values() if w.facts.usable and served_name in w.facts.lines]
+            workers = _trusted(serving)
+            if workers:  # names that no worker serves are not collected
+                self._by_served_name[served_name] = workers
+        return workers
 
 
-def _standing(facts: WorkerFacts) -> tuple[object, ...]:
-    """What of a worker decides who else may serve a request, and with whom together."""
+def _service(facts: WorkerFacts) -> tuple[object, ...]:
+    """What of a worker decides which workers may serve a request, and in which pairs."""
     return facts.usable, facts.suspect, facts.lines, facts.stages
 
 
-def _plain(request: RequestView) -> bool:
+def _unrestricted(request: RequestView) -> bool:
     return request.pinned is None and not request.excluded
 
 
-def _best(loads: list[Load]) -> list[Load]:
-    return [load for load in loads if not (load.facts.suspect or load.stalled)] or loads
+def _trusted(workers: list[Worker]) -> list[Worker]:
+    """Those that are neither suspect nor stalled; all of them if there is no such worker."""
+    return [worker for worker in workers if not (worker.facts.suspect or worker.stalled)] or workers

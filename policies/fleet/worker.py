@@ -1,40 +1,127 @@
-"""What one worker has in flight, counted by the scheduler itself: exact, immediate, and back at zero at the end.
+"""The ledger of one worker: what it has in flight, counted by the scheduler itself.
 
-Theory: load is what was sent there and has not come back. A leg takes twice, once for its prefill (until its
-first token) and once for its sequences and KV (until it is settled), and gives each back exactly once. Of a
-pair the prefill worker gives the first, and KV for the prompt as long; the decode worker gives the second. The
-worker's own metrics only teach how many sequences its engine runs at once, where nobody has said so.
+Theory: load is what was sent to a worker and has not come back. An attempt is entered twice, once for its prefill
+(until its first token) and once for its sequences and KV (until it is settled), and each entry is removed exactly
+once. Of a prefill/decode pair the prefill worker has the first entry, and KV for the prompt as long; the decode
+worker has the second. The worker's own metrics only teach how many sequences its engine runs at once, where that
+is not configured.
 
-A worker that owes a sign of life (a first token, a finished prefill) and has given none for much longer than its
-profile says is *stalled*: it may be alive to its health check and still serve nobody.
+A worker that owes a response (a first token, a finished prefill) and has sent nothing for much longer than its
+profile predicts is *stalled*: it may pass its health checks and still serve no request.
 
-Invariants: no counter is negative; with no leg in flight all of them are zero.
+Invariants: no counter is negative; with no attempt in flight all of them are zero.
 """
 
 import math
 
-from policies.fleet.capacity import Room
+from policies.fleet.capacity import LearnedSlots, Room
 from policies.fleet.kv_fit import Member, Occupants
-from policies.fleet.leg import Leg
-from policies.fleet.profile import pairs
-from policies.fleet.slots import LearnedSlots
-from policies.fleet.speed import Pace, Pool
-from policies.model import Stage, WorkerFacts, WorkerView
+from policies.fleet.speed import PoolSpeed, WorkerSpeed, pairs
+from policies.model import Matches, Placement, RequestView, Stage, WorkerFacts, WorkerView
+from policies.prefixes.index import Pinned
 
-_STEPS = 8
-"""Answers shorter than that say little about the time of a step."""
+_MIN_STEPS = 8
+"""Answers shorter than this say little about the time of a decode step."""
 _PERIOD_S = 1.0
 """A busy period of prefilling that has lasted this long is learned from without waiting for its end."""
 _BURST_S = 0.005
-"""First tokens of one engine step come within this time of each other, and belong to one period."""
+"""First tokens of one engine step arrive within this time of each other, and belong to one period."""
+_PREDICTED_TOKENS = 32
+"""Output tokens per predicted event of an answer that is not streamed, all its sequences together."""
+_MIN_PREDICTION_S = 1e-3
 STALLED_S = 5.0
 _STALLED = 10.0
-"""Silence, while something is due, that makes a worker stalled: the longer of this and so many times what the
-profile says of the prefill it owes."""
+"""A worker is stalled when a response is due and nothing has come for the longer of `STALLED_S` and `_STALLED`
+times the predicted time of the prefill it owes."""
 
 
-class Load:
-    """Counters of one worker, and the view that policies get of them."""
+class Attempt:
+    """One attempt of one request, from its dispatch to its end, and what it holds on its workers.
+
+    The `Fleet` enters it into the ledgers of its workers and removes it from them; the fields are changed there.
+    """
+
+    __slots__ = (
+        "context", "decoder", "dispatched_at", "expected_output", "extend_tokens", "first_token_at", "matches",
+        "output_tokens", "pair", "pinned", "placement", "prefilled_at", "prefiller", "prefilling", "request",
+        "reserved",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request: RequestView,
+        placement: Placement,
+        extend_tokens: int,
+        now: float,
+        *,
+        prefiller: "Worker",
+        decoder: "Worker",
+        matches: Matches,
+    ) -> None:
+        """`extend_tokens`: prompt tokens to compute; `matches`: tokens of the prompt in each worker's cache."""
+        self.request = request
+        self.placement = placement
+        self.extend_tokens = extend_tokens
+        self.dispatched_at = now
+        self.prefiller = prefiller
+        self.decoder = decoder
+        self.matches = matches
+        self.pair = placement.prefill is not None and placement.prefill != placement.decode
+        """Whether another worker than the decode worker computes the prompt."""
+        self.expected_output = request.expected_output_tokens * request.sequences
+        """Output tokens expected at the start, of all sequences: of an answer that is not streamed, no more are
+        predicted."""
+        self.reserved = self.expected_output
+        """KV tokens that the answers are expected to hold at their end; more once they outlive that."""
+        self.context = request.input_tokens
+        """Prompt tokens: the context that each sequence starts with."""
+        self.output_tokens = 0
+        """Of all sequences, so far."""
+        self.prefilling = True
+        self.prefilled_at: float | None = None
+        """When the prefill worker of a pair was done."""
+        self.first_token_at: float | None = None
+        self.pinned: list[Pinned | None] = []
+        """The prompt's path at the decode worker, then at the prefill worker of a pair while that holds it."""
+
+    @property
+    def prefill_seen(self) -> bool:
+        """Whether the driver sees the end of the prefill, or the scheduler has to predict it."""
+        return self.request.streams or self.pair
+
+    @property
+    def remaining(self) -> int:
+        """Decode steps until the answers have their expected length."""
+        left = self.reserved - self.output_tokens
+        return -(-left // self.request.sequences) if left > 0 else 0
+
+    @property
+    def predictable(self) -> bool:
+        """Whether a first token, or more of the expected answer, is still to come."""
+        return self.first_token_at is None or self.output_tokens < self.expected_output
+
+    def predicted_tokens(self) -> int:
+        """Output tokens of the next predicted event."""
+        return min(_PREDICTED_TOKENS, self.expected_output - self.output_tokens)
+
+    def next_prediction(self, due: float, now: float) -> float:
+        """When the event after the one that was `due` is expected.
+
+        A driver that asks late gets one event for the time it missed, not all of them.
+        """
+        per_sequence = -(-_PREDICTED_TOKENS // self.request.sequences)
+        decoder = self.decoder
+        predicted_s = decoder.profile.decode_s(per_sequence, decoder.sequences, decoder.decode_tokens)
+        step = max(predicted_s, _MIN_PREDICTION_S)
+        return max(due, now - step) + step
+
+
+class Worker:
+    """The counters of one worker, and the view that policies get of them.
+
+    `window_s` and `window_tokens` bound the prefill in flight (tokens, if set, replace the time); `kv_margin` is
+    the share of the KV cache that is left free.
+    """
 
     def __init__(
         self,
@@ -43,12 +130,12 @@ class Load:
         window_s: float,
         window_tokens: int | None,
         kv_margin: float = 0.0,
-        pool: Pool | None = None,
+        pool: PoolSpeed | None = None,
     ) -> None:
         self._kv_share = 1.0 - kv_margin
-        self._learn_of(facts)
-        self._pace = Pace(pool or Pool(), self._follow)
-        self.profile = self._pace.profile
+        self._set_facts(facts)
+        self._speed = WorkerSpeed(pool or PoolSpeed(), self._follow_speed)
+        self.profile = self._speed.profile
         self.requests = 0
         self.sequences = 0
         self.prefills = 0
@@ -57,212 +144,220 @@ class Load:
         self.reserved = 0
         self.pinned = 0
         """KV tokens of the prompts in flight, shared prefixes counted once."""
-        self.awaited = 0
-        """Signs of life that are due: streamed first tokens and prefills of pairs."""
+        self.responses_due = 0
+        """Responses that the driver will see: streamed first tokens and prefills of pairs."""
         self.stalled = False
         self.prefill_due = 0.0
         """When the prefill in flight should be done, by the profile."""
-        self._moved_at = 0.0
-        """When the answers in flight were looked at last."""
+        self._last_response_at = 0.0
+        """When this worker last sent something."""
         self._window_s = window_s
         self._window_tokens = window_tokens
         self._slots = LearnedSlots()
         self._occupants = Occupants()
         self._answers = 0
         """KV tokens of the answers in flight so far."""
-        self._loose = 0
-        """KV tokens of prompts in flight that no prefix tree knows."""
+        self._unkeyed = 0
+        """KV tokens of prompts in flight without a prefix key, which no prefix tree counts."""
         self._silent_since = 0.0
         self._period_at = 0.0
         self._period_tokens = 0
         self._period_pairs = 0.0
         self._period_seen = True
         self._prefilled_at = 0.0
-        self._unseen = 0
-        self.seen: WorkerView | None = None
-        """The view of it as it is now; None: something has changed since there was one."""
-        self.taken = 0
-        """How often a leg has come, whole or a part of one."""
-        self.eased_at = 0
-        """What `Roster.eased` was when this worker could admit more than before for the last time."""
+        self._unseen_prefills = 0
+        self.current_view: WorkerView | None = None
+        """The view of the worker as it is now; None: something has changed since the last one was built."""
+        self.dispatches = 0
+        """Attempts entered so far, or parts of one."""
+        self.admits_more_at = 0
+        """What `Fleet.more_room` was when this worker could last admit more than before."""
 
-    # -- taking and giving back
+    # -- entries: each is made once and removed once
 
-    def start_prefill(self, leg: Leg, now: float) -> None:
+    def start_prefill(self, attempt: Attempt, now: float) -> None:
         if self.prefills == 0:
             self._open_period(now)
         self.prefills += 1
-        self.prefill_owed += leg.extend_tokens
-        in_line = max(self.prefill_due, now) + self.profile.prefill_s(
-            leg.extend_tokens, leg.context - leg.extend_tokens
+        self.prefill_owed += attempt.extend_tokens
+        queued = max(self.prefill_due, now) + self.profile.prefill_s(
+            attempt.extend_tokens, attempt.context - attempt.extend_tokens
         )
-        # Never later than if all that is owed began now: errors of the profile do not add up over a busy hour.
-        self.prefill_due = min(in_line, now + self.profile.prefill_s(self.prefill_owed))
-        if leg.prefill_seen:
-            self.expect_sign(now)
+        # Never later than if all owed prefill began now, so that errors of the profile do not add up over a busy
+        # hour.
+        self.prefill_due = min(queued, now + self.profile.prefill_s(self.prefill_owed))
+        if attempt.prefill_seen:
+            self.expect_response(now)
         else:
-            self._unseen += 1
+            self._unseen_prefills += 1
             self._period_seen = False
-        self.seen = None
+        self.current_view = None
 
-    def end_prefill(self, leg: Leg, now: float, *, finished: bool) -> None:
+    def end_prefill(self, attempt: Attempt, now: float, *, finished: bool) -> None:
         """The prompt is computed (`finished`); or will never be, or that was not seen."""
         if now - self._prefilled_at > _BURST_S and self._prefilled_at - self._period_at > _PERIOD_S:
             self._end_period(self._prefilled_at)
         self._prefilled_at = now
         self.prefills -= 1
-        self.prefill_owed -= leg.extend_tokens
-        if leg.prefill_seen:
-            self.expect_no_sign()
+        self.prefill_owed -= attempt.extend_tokens
+        if attempt.prefill_seen:
+            self.expect_no_response()
         else:
-            self._unseen -= 1
+            self._unseen_prefills -= 1
         if finished:
-            self._period_tokens += leg.extend_tokens
-            self._period_pairs += pairs(leg.extend_tokens, leg.context - leg.extend_tokens)
+            self._period_tokens += attempt.extend_tokens
+            self._period_pairs += pairs(attempt.extend_tokens, attempt.context - attempt.extend_tokens)
         else:
             self._period_seen = False
         left_s = self.profile.prefill_s(self.prefill_owed) if self.prefills else 0.0
         self.prefill_due = min(self.prefill_due, now + left_s)
         if self.prefills == 0:
             self._end_period(now)
-        self.seen = None
+        self.current_view = None
 
-    def start_prompt(self, leg: Leg) -> None:
+    def start_prompt(self, attempt: Attempt) -> None:
         """The prompt of a pair is held here until its prefill is done."""
-        self._occupy(leg, Member(leg.request.input_tokens, 0, 0, 0))
+        self._enter(attempt, Member(attempt.request.input_tokens, 0, 0, 0))
 
-    def end_prompt(self, leg: Leg) -> None:
-        self._vacate(leg)
+    def end_prompt(self, attempt: Attempt) -> None:
+        self._remove(attempt)
 
-    def start_sequences(self, leg: Leg) -> None:
-        self._occupy(leg, Member(leg.request.input_tokens, 0, leg.remaining, leg.request.sequences))
-        self.sequences += leg.request.sequences
-        self.reserved += leg.reserved
+    def start_sequences(self, attempt: Attempt) -> None:
+        self._enter(attempt, Member(attempt.request.input_tokens, 0, attempt.remaining, attempt.request.sequences))
+        self.sequences += attempt.request.sequences
+        self.reserved += attempt.reserved
         self._slots.peak = max(self._slots.peak, self.sequences)
-        self.seen = None
+        self.current_view = None
 
-    def start_decode(self, leg: Leg) -> None:
-        self.decode_tokens += leg.context * leg.request.sequences
-        self.seen = None
+    def start_decode(self, attempt: Attempt) -> None:
+        self.decode_tokens += attempt.context * attempt.request.sequences
+        self.current_view = None
 
-    def saw_output(self, leg: Leg, tokens: int) -> None:
-        leg.output_tokens += tokens
+    def record_output(self, attempt: Attempt, tokens: int) -> None:
+        attempt.output_tokens += tokens
         self.decode_tokens += tokens
         self._answers += tokens
-        self.expect_output(leg, leg.reserved)
+        self.expect_output_tokens(attempt, attempt.reserved)
 
-    def expect_output(self, leg: Leg, tokens: int) -> None:
-        """So long will its answers be, all together; at least what they are already."""
-        over = max(tokens, leg.output_tokens) - leg.reserved
-        leg.reserved += over
+    def expect_output_tokens(self, attempt: Attempt, tokens: int) -> None:
+        """Expect `tokens` from all its answers together; at least what they have already."""
+        over = max(tokens, attempt.output_tokens) - attempt.reserved
+        attempt.reserved += over
         self.reserved += over
-        self._occupants.grow(leg, leg.output_tokens, leg.remaining)
-        self.seen = None
+        self._occupants.grow(attempt, attempt.output_tokens, attempt.remaining)
+        self.current_view = None
 
-    def end_sequences(self, leg: Leg, now: float) -> None:
-        self._moved_at = now
-        self._vacate(leg)
-        self.sequences -= leg.request.sequences
-        self.reserved -= leg.reserved
-        self._answers -= leg.output_tokens
-        if leg.first_token_at is not None:
-            self.decode_tokens -= leg.context * leg.request.sequences + leg.output_tokens
-        self.seen = None
+    def end_sequences(self, attempt: Attempt, now: float) -> None:
+        self._last_response_at = now
+        self._remove(attempt)
+        self.sequences -= attempt.request.sequences
+        self.reserved -= attempt.reserved
+        self._answers -= attempt.output_tokens
+        if attempt.first_token_at is not None:
+            self.decode_tokens -= attempt.context * attempt.request.sequences + attempt.output_tokens
+        self.current_view = None
 
-    def pin(self, tokens: int) -> None:
-        """The scheduler's tree says what the prompts in flight occupy."""
+    def set_pinned(self, tokens: int) -> None:
+        """Set the KV tokens that the prompts in flight occupy, as the prefix trees count them."""
         self.pinned = tokens
-        self.seen = None
+        self.current_view = None
 
     @property
     def idle(self) -> bool:
         return self.requests == 0 and self.prefills == 0
 
-    # -- signs of life
+    # -- responses
 
-    def expect_sign(self, now: float) -> None:
-        """Something that the driver will see is due from this worker."""
-        if self.awaited == 0:
+    def expect_response(self, now: float) -> None:
+        """A response that the driver will see is due from this worker."""
+        if self.responses_due == 0:
             self._silent_since = now
-        self.awaited += 1
+        self.responses_due += 1
 
-    def expect_no_sign(self) -> None:
-        """It has come, or will not come any more."""
-        self.awaited -= 1
+    def expect_no_response(self) -> None:
+        """A response that was due has come, or will not come any more."""
+        self.responses_due -= 1
 
-    def heard(self, now: float) -> None:
-        """The worker has given something back."""
-        self._silent_since = self._moved_at = now
+    def record_response(self, now: float) -> None:
+        """The worker has sent something."""
+        self._silent_since = self._last_response_at = now
 
     def stalls_at(self) -> float:
-        """From when on silence means that the worker is stalled."""
-        if self.awaited == 0:
+        """From when on the worker is stalled if nothing comes before; infinity if nothing is due."""
+        if self.responses_due == 0:
             return math.inf
         return self._silent_since + max(STALLED_S, _STALLED * self.profile.prefill_s(self.prefill_owed))
 
-    def judge(self, now: float) -> bool:
-        """Whether the worker is stalled; says if that has changed."""
+    def update_stalled(self, now: float) -> bool:
+        """Set `stalled`; returns whether that has changed."""
         before, self.stalled = self.stalled, self.stalls_at() <= now
         if before != self.stalled:
-            self.seen = None
+            self.current_view = None
         return before != self.stalled
 
     # -- learning
 
-    def tell(self, facts: WorkerFacts) -> None:
-        """The driver knows something new of this worker."""
+    def update_facts(self, facts: WorkerFacts) -> None:
+        """Replace what the driver knows of this worker."""
         reading = facts.reading
         if reading is not None and (self.facts.reading is None or reading.at > self.facts.reading.at):
             self._slots.read(reading.running, reading.waiting, self.sequences)
-        self._learn_of(facts)
-        self.seen = None
+        self._set_facts(facts)
+        self.current_view = None
 
-    def saw_answer(self, leg: Leg, output_tokens: int, now: float) -> None:
+    def learn_from_answer(self, attempt: Attempt, output_tokens: int, now: float) -> None:
         """Learn decode speed from a finished answer; without a seen first token, both speeds.
 
         Of a pair only the answer was computed here: without a seen first token, it began when the prefill ended.
         """
-        per_sequence = output_tokens // leg.request.sequences
-        if not leg.request.streams and leg.pair:
-            if leg.prefilled_at is not None and per_sequence >= _STEPS and now > leg.prefilled_at:
-                self._pace.saw_decode(per_sequence, now - leg.prefilled_at, self.sequences, self.decode_tokens)
-        elif not leg.request.streams:
-            elapsed = now - leg.dispatched_at
-            self._pace.saw_whole(
-                leg.extend_tokens, per_sequence, max(elapsed, 1e-6), self.sequences, self.decode_tokens
+        per_sequence = output_tokens // attempt.request.sequences
+        if not attempt.request.streams and attempt.pair:
+            if attempt.prefilled_at is not None and per_sequence >= _MIN_STEPS and now > attempt.prefilled_at:
+                self._speed.learn_decode(
+                    per_sequence, now - attempt.prefilled_at, self.sequences, self.decode_tokens
+                )
+        elif not attempt.request.streams:
+            elapsed = now - attempt.dispatched_at
+            self._speed.learn_whole_answer(
+                attempt.extend_tokens, per_sequence, max(elapsed, 1e-6), self.sequences, self.decode_tokens
             )
-        elif leg.first_token_at is not None and per_sequence >= _STEPS and now > leg.first_token_at:
-            self._pace.saw_decode(per_sequence - 1, now - leg.first_token_at, self.sequences, self.decode_tokens)
-        self._follow()
+        elif attempt.first_token_at is not None and per_sequence >= _MIN_STEPS and now > attempt.first_token_at:
+            self._speed.learn_decode(
+                per_sequence - 1, now - attempt.first_token_at, self.sequences, self.decode_tokens
+            )
+        self._follow_speed()
 
-    def _follow(self) -> None:
-        """More is known of its speed."""
-        self.profile = self._pace.profile
-        self.seen = None
+    def _follow_speed(self) -> None:
+        """The speed of this worker has been learned anew."""
+        self.profile = self._speed.profile
+        self.current_view = None
 
     # -- what policies see
 
     def view(self) -> WorkerView:
-        """The worker as it is now; the same object until something changes."""
-        if self.seen is None:
-            self.seen = WorkerView(
+        """The worker as policies see it now: the same object until something changes."""
+        if self.current_view is None:
+            self.current_view = WorkerView(
                 self.facts.id,
                 self.facts,
                 self.requests,
                 self.sequences,
                 self.prefill_owed,
                 self.decode_tokens,
-                self.pinned + self._loose + self.reserved,
+                self.pinned + self._unkeyed + self.reserved,
                 self._room(),
                 self.profile,
                 self.profile.prefill_s(self.prefill_owed)
                 + self.sequences * self.profile.step_s(self.sequences, self.decode_tokens),
                 self.stalled,
             )
-        return self.seen
+        return self.current_view
 
-    def window(self) -> int:
-        """Extend tokens that may be in flight at once: about one step; one prompt while no speed is known."""
+    def prefill_window(self) -> int:
+        """Uncached prompt tokens that may be in flight at once: about one engine step.
+
+        0, which means one prompt, while no speed is known.
+        """
         if self._window_tokens is not None:
             return self._window_tokens
         if not self.profile.prefills:
@@ -271,12 +366,12 @@ class Load:
         return step if self.facts.max_batched_tokens is None else min(step, self.facts.max_batched_tokens)
 
     def leave(self) -> None:
-        """The worker is gone; what runs there still ends."""
-        self.pin(0)  # the prefix trees forget it, with its pins
-        self._pace.leave()
+        """The worker has left the pool; what is in flight there still ends."""
+        self.set_pinned(0)  # the prefix trees have forgotten it, pins included
+        self._speed.leave()
 
-    def _learn_of(self, facts: WorkerFacts) -> None:
-        """Take facts in, and what follows from them alone."""
+    def _set_facts(self, facts: WorkerFacts) -> None:
+        """Replace the facts and what follows from them alone."""
         self.facts = facts
         self._kv_tokens = None if facts.kv_tokens is None else int(facts.kv_tokens * self._kv_share)
         self._stages = Stage.PREFILL in facts.stages, Stage.DECODE in facts.stages
@@ -289,41 +384,43 @@ class Load:
         due = max(self.prefill_due, self._slot_due()) if full else self.prefill_due
         kv_free = kv_now = batch = None
         if kv_tokens is not None:
-            prompts = self.pinned + self._loose
+            prompts = self.pinned + self._unkeyed
             kv_free = kv_tokens - prompts - self.reserved
             kv_now = kv_tokens - prompts - self._answers
             if not idle:  # an idle worker takes anything
                 batch = self._occupants.batch(kv_tokens, prompts)
-        free = self.window() - self.prefill_owed
+        free = self.prefill_window() - self.prefill_owed
         return Room(idle, self.prefills == 0, free, slots_free, kv_free, due, kv_now, batch, *self._stages)
 
     def _slot_due(self) -> float:
-        """When the first of the answers in flight is expected to end, by what they were when looked at last."""
-        return self._moved_at + self._occupants.soonest() * self.profile.step_s(self.sequences, self.decode_tokens)
+        """When the first of the answers in flight is expected to end, as of the last response."""
+        return self._last_response_at + self._occupants.soonest() * self.profile.step_s(
+            self.sequences, self.decode_tokens
+        )
 
-    def _occupy(self, leg: Leg, member: Member) -> None:
+    def _enter(self, attempt: Attempt, member: Member) -> None:
         self.requests += 1
-        self.taken += 1
-        self._occupants.add(leg, member)
-        if not leg.request.key.data:
-            self._loose += leg.request.input_tokens
+        self.dispatches += 1
+        self._occupants.add(attempt, member)
+        if not attempt.request.key.data:
+            self._unkeyed += attempt.request.input_tokens
 
-    def _vacate(self, leg: Leg) -> None:
+    def _remove(self, attempt: Attempt) -> None:
         self.requests -= 1
-        self._occupants.remove(leg)
-        if not leg.request.key.data:
-            self._loose -= leg.request.input_tokens
-        self.seen = None
+        self._occupants.remove(attempt)
+        if not attempt.request.key.data:
+            self._unkeyed -= attempt.request.input_tokens
+        self.current_view = None
 
     def _end_period(self, now: float) -> None:
-        """Learn how long the prompts that were computed in a busy period took together; another one begins."""
+        """Learn how long the prompts of a busy period took together, and begin another period."""
         if self._period_seen and self._period_tokens > 0 and now > self._period_at:
-            self._pace.saw_prefill(self._period_tokens, now - self._period_at, self._period_pairs)
-            self._follow()
+            self._speed.learn_prefill(self._period_tokens, now - self._period_at, self._period_pairs)
+            self._follow_speed()
         self._open_period(now)
 
     def _open_period(self, now: float) -> None:
         self._period_at = now
         self._period_tokens = 0
         self._period_pairs = 0.0
-        self._period_seen = self._unseen == 0
+        self._period_seen = self._unseen_prefills == 0

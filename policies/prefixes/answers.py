@@ -1,12 +1,13 @@
-"""How much of an answer stands in a worker's cache behind the prompt that it answers?
+"""Predicts how much of an answer is in a worker's cache after the prompt that it answers.
 
-A conversation goes on: its next prompt is the last one, the answer to it, and something new. Who gave the answer
-has computed it and holds it, but what is predicted of caches are prompts. So a prompt that has been answered is
-marked with the length of its answer, and a prompt that goes on where that one ended is taken to go on with it.
+The next prompt of a conversation is the last one, the answer to it, and something new. The worker that gave the
+answer has computed it and holds its KV, but the prefix tree only knows prompts. So an answered prompt is marked
+with the length of its answer, and a prompt that continues where that one ended is assumed to continue with the
+answer.
 
-Nobody knows which answer it goes on with where several workers have given one: then it is taken to be none. And
-not every conversation goes on like that: the reasoning of some models is left out of the next prompt. What workers
-report of their hits tells: it is supposed silently until most of the last suppositions were right.
+Where several workers have answered the same prompt, it is not known which answer a prompt continues with: none is
+assumed. And not every conversation continues like that: the reasoning of some models is left out of the next
+prompt. The hits that workers report show it: assumptions are used only while most of the last ones were right.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -17,9 +18,10 @@ from xxhash import xxh3_64_intdigest
 
 from policies.model import WorkerId
 
-MOST = 8192
-"""Prompts that are marked, of one line: those answered last."""
+MAX_MARKS = 8192
+"""Marked prompts, the last answered ones of one served name and kind of key."""
 _JUDGED = 32
+"""Assumptions, the last ones, by which it is decided whether assumptions are used."""
 
 _Name = tuple[int, int]
 """A prompt's size in bytes and its digest."""
@@ -30,32 +32,32 @@ class Answer(NamedTuple):
 
     worker: WorkerId
     tokens: int
-    """Behind what the prompt's key says."""
+    """KV tokens after those that the prompt's key stands for."""
     context: int
-    """With the prompt before it, as the worker has counted it."""
+    """KV tokens of prompt and answer together, as the worker counts them."""
 
 
 class Answers:
-    """Who has answered which of one line's prompts. Their keys have units of `width` bytes."""
+    """Answered prompts, whose keys have units of `width` bytes, with their answers."""
 
     def __init__(self, width: int) -> None:
         self._width = width
         self._marks: OrderedDict[_Name, Answer | None] = OrderedDict()
-        """None: several workers have."""
+        """None: several workers have answered."""
         self._sizes: Counter[int] = Counter()
         """How many marked prompts have this size: few matches end where a prompt could have."""
-        self._last: deque[bool] = deque(maxlen=_JUDGED)
-        self._trusted = False
+        self._recent: deque[bool] = deque(maxlen=_JUDGED)
+        self._used = False
 
     def __len__(self) -> int:
         """Prompts that are marked."""
         return len(self._marks)
 
-    # Questions.
+    # -- questions
 
-    def behind(self, key: bytes, held: Mapping[WorkerId, int]) -> dict[WorkerId, int]:
-        """Tokens of an answer that follow on what each worker holds of a key, in units; only where there are."""
-        if not self._trusted:
+    def following(self, key: bytes, held: Mapping[WorkerId, int]) -> dict[WorkerId, int]:
+        """By worker, tokens of an answer that follow the units it holds of a key; only where there are any."""
+        if not self._used:
             return {}
         found: dict[WorkerId, int] = {}
         for units in set(held.values()):
@@ -64,39 +66,39 @@ class Answers:
                 found[answer.worker] = answer.tokens
         return found
 
-    def supposed(self, worker: WorkerId, key: bytes, units: int) -> Answer | None:
-        """The same for one worker, whether most of the last suppositions were right or not."""
+    def assumed(self, worker: WorkerId, key: bytes, units: int) -> Answer | None:
+        """The answer of this worker that follows its `units` of the key, whether assumptions are used or not."""
         answer = self._at(key, units)
         return answer if answer is not None and answer.worker == worker else None
 
-    # Events.
+    # -- events
 
-    def given(self, key: bytes, answer: Answer) -> None:
-        """The prompt of this key has been answered."""
+    def record_answer(self, key: bytes, answer: Answer) -> None:
+        """The prompt with this key has been answered."""
         name = (len(key), xxh3_64_intdigest(key))
         marks = self._marks
         if name not in marks:
             marks[name] = answer
             self._sizes[len(key)] += 1
-            if len(marks) > MOST:
+            if len(marks) > MAX_MARKS:
                 self._remove(next(iter(marks)))
         else:
             before = marks[name]
             marks[name] = answer if before is not None and before.worker == answer.worker else None
             marks.move_to_end(name)
 
-    def found(self, supposed: int, tokens: int) -> None:
-        """Where so much was supposed to follow, a worker has found so much."""
-        self._last.append(2 * tokens >= supposed)
-        self._trusted = 2 * sum(self._last) >= len(self._last)
+    def record_found(self, assumed: int, tokens: int) -> None:
+        """A worker has found `tokens` of an answer in its cache, where `assumed` were expected."""
+        self._recent.append(2 * tokens >= assumed)
+        self._used = 2 * sum(self._recent) >= len(self._recent)
 
     def forget(self, worker: WorkerId) -> None:
-        """It holds nothing any more. The cost is linear in the number of marks."""
+        """The worker holds nothing any more. The cost is linear in the number of marks."""
         for name, answer in list(self._marks.items()):
             if answer is not None and answer.worker == worker:
                 self._remove(name)
 
-    # Inside.
+    # -- inside
 
     def _at(self, key: bytes, units: int) -> Answer | None:
         """The only answer to the prompt that the key's first `units` are, if the key goes on from there."""

@@ -1,27 +1,32 @@
-"""Which worker holds which KV block, as the workers themselves report it?
+"""Which worker holds which KV block, as the workers themselves report it.
 
-A block is named here by a digest chained over token ids, so one name stands for a whole prefix, whichever hash
-the worker's vLLM uses; the hashes it reports are handles, good for removing a block and for naming a parent.
+A block is named here by a digest chained over token ids, so that one name stands for a whole prefix, whichever
+hash the worker's vLLM uses; the hashes that a worker reports are handles, used to remove a block and to name a
+parent.
 
-Why a flat dictionary and no radix tree: a worker reports blocks one by one and takes them back in any order from
-anywhere, and all of them are equally long. A tree would gain nothing from merging runs, and pay for it.
+A flat dictionary and not a radix tree: a worker reports blocks one by one and removes them in any order, and all
+of them are equally long. A tree would gain nothing from merging runs, and pay for it.
 
     digest of a block = xxh3_64(its token ids, 4 bytes each; seed = digest of the block before)
     ... of the root   = xxh3_64(salt; seed = xxh3_64(adapter; seed = block size))
     ... with media    = the block's digest once more over its extra keys: no prompt of plain text has it
 
-What counts are blocks on the GPU, in the first KV group that keeps all of a prompt. Blocks in other tiers are
-loaded, not hit; sliding windows and recurrent states say nothing about the rest of a prefix. Of a group that is
-followed, blocks of a second size (partial entries of hybrid models) are passed over. All of that is counted.
+Only blocks on the GPU count, in the first KV group that keeps all of a prompt. Blocks in other tiers are loaded,
+not hit; sliding windows and recurrent states say nothing about the rest of a prefix. Of a group that is followed,
+blocks of a second size (partial entries of hybrid models) are passed over. All of that is counted.
 
-Invariants: `masks[d]` has a worker's bit exactly when one of its handles stands for d; a handle that was stored
-k + 1 times is in `again` with k; a digest with k + 1 handles is in `shared` with k.
-Retired bits (a worker that left or lost its cache) mean nobody, and are swept away a few at a time.
+A block may be stored more than once (two requests that filled it at the same time have a copy each) and is then
+removed as often: handles are counted.
+
+Invariants: `masks[d]` has a worker's bit exactly when one of its handles stands for d; a handle that was stored k
++ 1 times is in `copies` with k; a digest with k + 1 handles is in `shared` with k. Retired bits (of a worker that
+left or lost its cache) stand for no worker and are swept a few at a time.
 """
 
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from xxhash import xxh3_64_intdigest
 
@@ -35,18 +40,79 @@ from policies.prefixes.kv_events import (
     on_gpu,
     own_keys,
     root,
+    salt_of,
 )
-from policies.prefixes.reported_cache import ReportedCache, Tally, one_less
 
 TOKEN_WIDTH = 4
 _SWEPT_PER_BLOCK = 2
 _SWEPT_AT_LEAST = 64
 
 Chains = dict[tuple[int, str | None], "array[int]"]
-"""Digests of one prompt as far as anybody has asked, by block size and adapter."""
+"""Digests of one prompt as far as they have been asked for, by block size and adapter."""
 
 
-class HeldBlocks:
+@dataclass(slots=True)
+class Tally:
+    """What became of a worker's reports, in blocks."""
+
+    stored: int = 0
+    removed: int = 0
+    unknown_parent: int = 0
+    """Stored after a parent that is not known: what they hold is not known either."""
+    unknown_removed: int = 0
+    """Removed without having been stored."""
+    passed_over: int = 0
+    """On another medium, in another group, or of another size."""
+
+
+class ReportedCache:
+    """What one worker has reported of its cache: `blocks` maps handle to digest."""
+
+    __slots__ = ("bit", "blocks", "copies", "group", "shared", "size", "spare", "tally")
+
+    def __init__(self, bit: int) -> None:
+        self.bit = bit
+        self.blocks: dict[int, int] = {}
+        self.copies: dict[int, int] = {}
+        self.shared: dict[int, int] = {}
+        self.size = 0
+        self.group: int | None = None
+        self.spare = 0
+        """Copies beyond the first, of all blocks."""
+        self.tally = Tally()
+
+    def before(self, event: Stored) -> int | None:
+        """Digest of the parent of the first of these blocks; None if that is not known."""
+        parent = event.parent
+        if parent is not None:
+            return self.blocks.get(handle_of(parent))
+        return root(self.size, event.lora, salt_of(event))
+
+    def store_again(self, handle: int) -> None:
+        """A second copy of a block: it will be removed as often as it was stored."""
+        self.copies[handle] = self.copies.get(handle, 0) + 1
+        self.spare += 1
+
+    def remove_copy(self, handle: int) -> bool:
+        """Remove a copy of a block that has several; False if it has a single one left."""
+        several = _one_less(self.copies, handle)
+        self.spare -= several
+        return several
+
+    def forget_copies(self, handle: int) -> None:
+        """Drop the copies of a handle that now stands for another block."""
+        self.spare -= self.copies.pop(handle, 0)
+
+    def share(self, digest: int) -> None:
+        """One more handle stands for this block."""
+        self.shared[digest] = self.shared.get(digest, 0) + 1
+
+    def empty(self) -> None:
+        """Hold nothing any more; the old dictionaries are left to a caller that still has them."""
+        self.blocks, self.copies, self.shared, self.spare = {}, {}, {}, 0
+
+
+class KvBlocks:
     """The reported blocks of one pool's workers. A worker is followed from `follow` to `drop`."""
 
     def __init__(self) -> None:
@@ -60,7 +126,7 @@ class HeldBlocks:
         self._bits = 0
         self._same: dict[int, int] = {}
 
-    # Questions: they change nothing but the request's own digests.
+    # -- questions: they change nothing but the request's own digests
 
     def __contains__(self, worker: WorkerId) -> bool:
         return worker in self._caches
@@ -98,7 +164,7 @@ class HeldBlocks:
         return bool(self._masks.get(known[blocks - 1], 0) & cache.bit)
 
     def held_tokens(self, worker: WorkerId) -> int:
-        """Tokens in the worker's reported blocks."""
+        """Tokens in the worker's reported blocks, copies counted once."""
         cache = self._caches.get(worker)
         return 0 if cache is None else len(cache.blocks) * cache.size
 
@@ -108,7 +174,7 @@ class HeldBlocks:
         return 0 if cache is None else len(cache.blocks)
 
     def copied_tokens(self, worker: WorkerId) -> int:
-        """The same with every copy that it has reported of a block: never more than its cache holds."""
+        """Tokens in the worker's reported blocks with every copy: never more than its cache holds."""
         cache = self._caches.get(worker)
         return 0 if cache is None else (len(cache.blocks) + cache.spare) * cache.size
 
@@ -121,21 +187,21 @@ class HeldBlocks:
         """What has become of its reports; KeyError for a worker that is not followed."""
         return self._caches[worker].tally
 
-    # Events.
+    # -- events
 
     def follow(self, worker: WorkerId) -> None:
-        """Its reports are about to come; nothing is known of it yet."""
+        """Begin to take in reports of a worker, of which nothing is known yet."""
         if worker not in self._caches:
             self._caches[worker] = ReportedCache(self._take_bit(worker))
 
     def drop(self, worker: WorkerId) -> None:
-        """Nothing more will come, and what came does not hold any more."""
+        """Forget a worker and what it has reported."""
         cache = self._caches.pop(worker, None)
         if cache is not None:
             self._retire(cache)
 
     def clear(self, worker: WorkerId) -> None:
-        """It holds nothing now, and is followed as before."""
+        """The worker holds nothing now, and is followed as before."""
         cache = self._caches[worker]
         self._retire(cache)
         cache.bit = self._take_bit(worker)
@@ -144,7 +210,7 @@ class HeldBlocks:
             self._live[cache.size] = self._live.get(cache.size, 0) | cache.bit
 
     def stored(self, worker: WorkerId, event: Stored) -> None:
-        """Blocks have come. ValueError if the event contradicts itself; nothing has changed then."""
+        """Blocks have come. Raises ValueError, changing nothing, if the event contradicts itself."""
         cache = self._caches[worker]
         hashes = event.hashes
         if not on_gpu(event.medium) or not keeps_prefixes(event.kind):
@@ -156,7 +222,7 @@ class HeldBlocks:
             return
         parent = cache.before(event)
         if parent is None:
-            cache.tally.orphans += len(hashes)
+            cache.tally.unknown_parent += len(hashes)
         else:
             self._store(cache, hashes, ids, parent, own_keys(event))
             cache.tally.stored += len(hashes)
@@ -174,7 +240,7 @@ class HeldBlocks:
             handle = each if isinstance(each, int) else handle_of(each)
             digest = cache.blocks.get(handle)
             if digest is None:
-                tally.strangers += 1
+                tally.unknown_removed += 1
             else:
                 tally.removed += 1
                 if not cache.remove_copy(handle):
@@ -182,7 +248,7 @@ class HeldBlocks:
                     self._release(cache, digest)
 
     def sweep(self, limit: int) -> bool:
-        """Forget at most so many blocks of those who hold them no more; whether there are others left."""
+        """Forget at most `limit` blocks of retired bits; returns whether there are others left."""
         while self._retired and limit > 0:
             bit, blocks = self._retired[-1]
             for _ in range(min(limit, len(blocks))):
@@ -194,10 +260,10 @@ class HeldBlocks:
             self._free.append(bit)
         return bool(self._retired)
 
-    # Inside.
+    # -- inside
 
     def _follows(self, cache: ReportedCache, event: Stored) -> bool:
-        """Whether these are blocks of the group and size that this worker is followed by: those of the first."""
+        """Whether these blocks have the group and size of the worker's first report, the only ones followed."""
         if not cache.size:
             cache.size, cache.group = event.block_size, event.group
             self._live[cache.size] = self._live.get(cache.size, 0) | cache.bit
@@ -234,7 +300,7 @@ class HeldBlocks:
                 self._replace(cache, handle, digest)
 
     def _replace(self, cache: ReportedCache, handle: int, digest: int) -> None:
-        """A handle stands for another block than before: a worker's mistake, or two hashes alike in 64 bits."""
+        """A handle stands for another block than before: an error of the worker, or a collision in 64 bits."""
         cache.forget_copies(handle)
         self._release(cache, cache.blocks.pop(handle))
         cache.blocks[handle] = digest
@@ -246,7 +312,7 @@ class HeldBlocks:
 
     def _release(self, cache: ReportedCache, digest: int) -> None:
         """One handle less stands for this block."""
-        if not one_less(cache.shared, digest):
+        if not _one_less(cache.shared, digest):
             self._unset(digest, cache.bit)
 
     def _unset(self, digest: int, bit: int) -> None:
@@ -258,7 +324,7 @@ class HeldBlocks:
             masks.pop(digest, None)
 
     def _mask(self, mask: int) -> int:
-        """The same number as one object: there are few different ones, and very many blocks."""
+        """The same number as one object: there are few different masks, and many blocks."""
         return self._same.setdefault(mask, mask) if mask > 256 else mask
 
     def _take_bit(self, worker: WorkerId) -> int:
@@ -311,3 +377,15 @@ class HeldBlocks:
             bit = bits & -bits
             found[self._names[bit]] = tokens
             bits ^= bit
+
+
+def _one_less(counts: dict[int, int], name: int) -> bool:
+    """Count down; returns whether there was a count."""
+    count = counts.get(name)
+    if count is None:
+        return False
+    if count == 1:
+        del counts[name]
+    else:
+        counts[name] = count - 1
+    return True

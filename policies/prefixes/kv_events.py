@@ -1,4 +1,4 @@
-"""What a worker says of its KV blocks, in the words of vLLM's events, and what follows for a block's name.
+"""The KV cache events of a worker, with the fields of vLLM's events, and how blocks are named.
 
 Any object with these fields will do: the driver hands over what it has received.
 """
@@ -10,11 +10,11 @@ from typing import Protocol
 from xxhash import xxh3_64_intdigest
 
 _WHOLE_PREFIX = frozenset({None, "full_attention", "mla_attention", "sink_full_attention", "unknown"})
-"""Kinds of KV group in which a prefix is there as long as its blocks are."""
+"""Kinds of KV group that have a prefix as long as they have its blocks."""
 
 
 class Stored(Protocol):
-    """Blocks that have come into a worker's cache, each full; the first one follows `parent`."""
+    """Full blocks that have entered a worker's cache, one after the other; the first one follows `parent`."""
 
     @property
     def hashes(self) -> Sequence[int | bytes]: ...
@@ -48,13 +48,13 @@ class Removed(Protocol):
 
 
 def root(size: int, lora: str | None, salt: bytes) -> int:
-    """What the first block of a prompt follows."""
+    """The digest that the first block of a prompt follows: of block size, adapter and cache salt."""
     adapter = b"" if lora is None else lora.encode(errors="surrogatepass")
     return xxh3_64_intdigest(salt, xxh3_64_intdigest(adapter, size))
 
 
 def id_bytes(token_ids: Sequence[int], blocks: int, size: int) -> bytes:
-    """The ids of so many blocks, 4 bytes each in the machine's order. ValueError if they do not fill them."""
+    """The ids of `blocks` blocks, 4 bytes each in native order. Raises ValueError if they do not fill them."""
     if size < 1 or len(token_ids) != blocks * size:
         raise ValueError(f"{blocks} blocks of {size} tokens cannot have {len(token_ids)} token ids")
     try:
@@ -72,7 +72,7 @@ def _extra(event: Stored, block: int) -> list[object]:
 
 
 def salt_of(event: Stored) -> bytes:
-    """A cache salt is the only key of a prompt's first block; media come as pairs."""
+    """The cache salt, if there is one: the only extra key of a prompt's first block (media come as pairs)."""
     match _extra(event, 0):
         case [str() as salt]:
             return salt.encode(errors="surrogatepass")
@@ -80,7 +80,7 @@ def salt_of(event: Stored) -> bytes:
 
 
 def own_keys(event: Stored) -> list[bytes] | None:
-    """What of each block's extra keys is no adapter and no salt: media and embeddings, as bytes."""
+    """Each block's extra keys except adapter and salt (media, embeddings), as bytes; None: no block has any."""
     every = event.extra_keys
     if every is None or not any(every):
         return None
@@ -101,5 +101,5 @@ def on_gpu(medium: str | None) -> bool:
 
 
 def keeps_prefixes(kind: str | None) -> bool:
-    """Whether a KV group of this kind has a prefix as long as it has the blocks of it."""
+    """Whether a KV group of this kind has a prefix as long as it has its blocks."""
     return kind in _WHOLE_PREFIX

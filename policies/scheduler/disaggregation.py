@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from policies.estimates.heatmap_learning import EXPLORED
+from policies.estimates.heatmap import EXPLORED
 from policies.events import Bound, Event, FirstToken, Left, Output, Placed
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.knowledge import Knowledge
 from policies.model import (
     Hold,
@@ -204,7 +204,7 @@ class Pairs:
                 and usage is not None
                 and usage.output_tokens
             ):
-                self._heatmap.saw(
+                self._heatmap.record(
                     start.extend_tokens, usage.output_tokens, event.now - start.at, disaggregated=start.pair
                 )
 

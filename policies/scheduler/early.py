@@ -142,7 +142,7 @@ class EarlyLines:
             there = (one for one in self._seated() if event.worker in self._seats[one.id].place.placement)
             self._move(list(there), event.now)
             self._lines.pop(event.worker, None)
-            self._coming.remove(event.worker)
+            self._coming.remove_worker(event.worker)
         elif isinstance(event, Placed | FirstToken | Output | Left):
             self._pass_on(event)
 

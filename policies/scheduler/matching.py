@@ -11,7 +11,7 @@ arrival, and the fault is counted for the driver to report.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from policies.fleet.fleet import Roster
+from policies.fleet.fleet import Fleet
 from policies.knowledge import Knowledge
 from policies.model import Candidate, Hold, Matches, Place, Placement, RequestView, WorkerId, WorkerView
 from policies.placements.least_loaded import LeastLoaded
@@ -44,7 +44,7 @@ class Chooser:
         self,
         queue: QueuePolicy,
         placement: PlacementPolicy,
-        roster: Roster,
+        fleet: Fleet,
         prefixes: Prefixes,
         settings: SchedulerSettings,
     ) -> None:
@@ -53,9 +53,9 @@ class Chooser:
         self._queue = queue
         self._placement = placement
         self._fallback = Pairs(LeastLoaded(LeastLoadedSettings()), Knowledge(), settings.disaggregate)
-        self._fallback.choose_among(roster.able)
-        self._roster = roster
-        self._refusals = Refusals(roster, prefixes, _has_room)
+        self._fallback.choose_among(fleet.eligible)
+        self._fleet = fleet
+        self._refusals = Refusals(fleet, prefixes, _has_room)
         self._hold_s = settings.hold_s
         self._held: dict[str, float] = {}
         """Since when a request has been waiting beside workers with room."""
@@ -90,7 +90,7 @@ class Chooser:
             self._used.clear()
 
     def _next(self, now: float) -> Choice | None:
-        views = self._roster.views()
+        views = self._fleet.views()
         if not _any_open(views):
             return None
         waiting: set[str] = set()
@@ -122,7 +122,7 @@ class Chooser:
     def _start_there(self, candidate: Candidate, bound: Place) -> Choice | None:
         """On the worker or pair that was chosen when the request arrived."""
         request = candidate.request
-        workers = [view for view in self._roster.able(request) if view.id in bound.placement]
+        workers = [view for view in self._fleet.eligible(request) if view.id in bound.placement]
         if not _any_open(workers):
             return None
         matches = self._refusals.matches(request)
@@ -131,7 +131,7 @@ class Chooser:
 
     def _start_anywhere(self, candidate: Candidate, now: float) -> Choice | Hold | None:
         request, keep_off = candidate.request, candidate.keep_off
-        workers = self._roster.able(request)
+        workers = self._fleet.eligible(request)
         if keep_off:
             workers = [view for view in workers if view.id not in keep_off]
         if not _any_open(workers):

@@ -16,7 +16,7 @@ rather wait says so once.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from policies.fleet.fleet import Roster
+from policies.fleet.fleet import Fleet
 from policies.model import Candidate, Hold, Matches, RequestView, WorkerId, WorkerView
 from policies.prefixes.index import Prefixes
 
@@ -31,7 +31,7 @@ class Refusal:
     """Version of the prefixes that `matches` is of."""
     given: int
     eased: int
-    """Of the roster; what they count has not happened since."""
+    """Of the fleet; what they count has not happened since."""
     hold: Hold | None = None
     """Where it would rather wait and until when at most; None: there was no room."""
     taken: int = 0
@@ -44,9 +44,9 @@ class Refusals:
     """By request, from its first refusal until it leaves the queue."""
 
     def __init__(
-        self, roster: Roster, prefixes: Prefixes, has_room: Callable[[WorkerView, RequestView, int], bool]
+        self, fleet: Fleet, prefixes: Prefixes, has_room: Callable[[WorkerView, RequestView, int], bool]
     ) -> None:
-        self._roster = roster
+        self._fleet = fleet
         self._prefixes = prefixes
         self._has_room = has_room
         self._told: dict[str, Refusal] = {}
@@ -67,10 +67,10 @@ class Refusals:
 
     def holds(self, candidate: Candidate, matches: Matches, hold: Hold, beside: Mapping[WorkerId, float]) -> None:
         told = self.no_room(candidate, matches)
-        told.hold, told.taken, told.beside = hold, self._roster.taken(hold.worker), beside
+        told.hold, told.taken, told.beside = hold, self._fleet.dispatches(hold.worker), beside
 
     def no_room(self, candidate: Candidate, matches: Matches) -> Refusal:
-        version, given, eased = self._prefixes.version, self._roster.given, self._roster.eased
+        version, given, eased = self._prefixes.version, self._fleet.room_returned, self._fleet.more_room
         told = Refusal(candidate.keep_off, matches, version, given, eased)
         self._told[candidate.request.id] = told
         return told
@@ -81,7 +81,7 @@ class Refusals:
 
     def _as_it_was(self, request: RequestView, told: Refusal, hold: Hold) -> bool:
         """Whether a request that would rather wait would say so again."""
-        if told.given != self._roster.given or told.taken != self._roster.taken(hold.worker):
+        if told.given != self._fleet.room_returned or told.taken != self._fleet.dispatches(hold.worker):
             return False
         version = self._prefixes.version
         if told.prefixes != version:
@@ -91,12 +91,12 @@ class Refusals:
 
     def _admitted(self, request: RequestView, told: Refusal) -> bool:
         """Whether anybody may have become able to take a request that had no room; else that is noted."""
-        version, eased = self._prefixes.version, self._roster.eased
+        version, eased = self._prefixes.version, self._fleet.more_room
         if told.prefixes != version:
             told.matches, told.prefixes = self._prefixes.match(request), version
-            asked = self._roster.views()
+            asked = self._fleet.views()
         elif told.eased != eased:
-            asked = self._roster.eased_since(told.eased)
+            asked = self._fleet.with_more_room_since(told.eased)
         else:
             return False
         for view in asked:

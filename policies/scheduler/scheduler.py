@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
-from policies.fleet.fleet import Roster
-from policies.fleet.running import Running, Taking
+from policies.fleet.fleet import Fleet
+from policies.fleet.worker import Attempt
 from policies.knowledge import Knowledge
 from policies.model import (
     Decision,
@@ -55,7 +55,7 @@ __all__ = ["Scheduler", "SchedulerSettings"]
 class _Entry:
     request: RequestView
     ticket: Ticket
-    running: Running | None = None
+    running: Attempt | None = None
     last_failure: LegFailure | None = None
 
 
@@ -77,16 +77,21 @@ class Scheduler:
         self.heatmap = knowledge.heatmap
         self._queue = queue
         self._estimate = queue.answer if isinstance(queue, EstimatesAnswers) else None
-        self._roster = Roster(
-            self.settings.prefill_window_s, self.settings.prefill_window_tokens, self.settings.kv_margin
+        self._fleet = Fleet(
+            self.settings.prefill_window_s,
+            self.settings.prefill_window_tokens,
+            self.settings.kv_margin,
+            prefixes=self.prefixes,
+            lengths=self.lengths,
         )
-        self._taking = Taking(self._roster, self.prefixes, self.lengths)
         self._entries: dict[str, _Entry] = {}
         self._rejects: list[Decision] = []
         self._waits = Alarms(lambda ticket: (entry := self._entry(ticket)) is not None and entry.running is None)
-        self._predictions = Alarms(lambda ticket: (leg := self._running(ticket)) is not None and leg.predictable)
+        self._predictions = Alarms(
+            lambda ticket: (running := self._running(ticket)) is not None and running.predictable
+        )
         self._serials = count(1)
-        self._chooser = Chooser(queue, placement, self._roster, self.prefixes, self.settings)
+        self._chooser = Chooser(queue, placement, self._fleet, self.prefixes, self.settings)
         self._tell = Audience((queue, placement), self._chooser.faults).tell
 
     # -- events: requests
@@ -101,7 +106,7 @@ class Scheduler:
         entry = self._entries[request.id] = _Entry(request, ticket)
         if len(self._queue) >= self.settings.max_queued:
             self._reject(entry, RejectReason.QUEUE_FULL, now)
-        elif not self._roster.serves(request):
+        elif not self._fleet.can_serve(request):
             self._reject(entry, RejectReason.NO_WORKER, now)
         else:
             self._enqueue(entry, now, again=False)
@@ -114,9 +119,9 @@ class Scheduler:
     def prefill_done(self, ticket: Ticket, now: float) -> None:
         """The prefill worker of a pair has finished: its room is free again. Nothing for a single worker."""
         running = self._running(ticket)
-        if running is not None and running.leg.pair and running.leg.prefilling:
-            self._taking.prefill_done(running, now)
-            if not running.leg.request.streams:
+        if running is not None and running.pair and running.prefilling:
+            self._fleet.prefill_done(running, now)
+            if not running.request.streams:
                 self._predictions.set(now, ticket)  # the transfer is not known; it is short beside the rest
 
     def first_token(self, ticket: Ticket, now: float) -> None:
@@ -130,8 +135,8 @@ class Scheduler:
         running = self._running(ticket)
         if running is not None and tokens > 0:
             self._first_token(running, now)
-            self._taking.output(running, tokens, now)
-            self._tell(Output, running.leg.request, running.leg.placement, tokens, now)
+            self._fleet.record_output(running, tokens, now)
+            self._tell(Output, running.request, running.placement, tokens, now)
 
     def settled(self, ticket: Ticket, usage: Usage, now: float, outcome: Outcome = Outcome.COMPLETED) -> None:
         """The worker has answered: the accounts are corrected to what it reports."""
@@ -152,9 +157,9 @@ class Scheduler:
             return None
         running, request = entry.running, entry.request
         entry.running = None
-        self._taking.release(running, now, finished=False)
-        self._taking.failed(running, worker, reason)
-        self._tell(Left, request, running.leg.placement, None, None, now)
+        self._fleet.release(running, now, finished=False)
+        self._fleet.record_failure(running, worker, reason)
+        self._tell(Left, request, running.placement, None, None, now)
         apart = reason is LegFailure.HANDOVER  # either of the two does well by itself
         entry.request = (
             replace(request, whole=True) if apart else replace(request, excluded=request.excluded | {worker})
@@ -162,7 +167,7 @@ class Scheduler:
         entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
         entry.last_failure = reason
         used_up = ticket.attempt >= self.settings.attempts and not apart
-        if used_up or not self._roster.serves(entry.request):
+        if used_up or not self._fleet.can_serve(entry.request):
             self._reject(entry, RejectReason.LEGS_FAILED, now)
         else:
             self._enqueue(entry, now, again=True)
@@ -176,9 +181,9 @@ class Scheduler:
 
     def worker_changed(self, facts: WorkerFacts, now: float) -> None:
         """Facts about a worker, whole; one not known joins. Its prefix index stays through every change."""
-        known = facts.id in self._roster
-        serves_less = self._roster.tell(facts)
-        self.prefixes.tell(facts)
+        known = facts.id in self._fleet
+        serves_less = self._fleet.update_facts(facts)
+        self.prefixes.update_facts(facts)
         if not known:
             self._tell(WorkerArrived, facts, now)
         elif serves_less:
@@ -186,9 +191,9 @@ class Scheduler:
 
     def worker_left(self, worker: WorkerId, now: float) -> None:
         """A worker is gone. Its running legs end as the driver sees them end."""
-        if not self._roster.leave(worker):
+        if not self._fleet.remove(worker):
             return
-        self.prefixes.remove(worker)
+        self.prefixes.remove_worker(worker)
         self._tell(WorkerGone, worker, now)
         self._reject_the_unserved(now)
 
@@ -198,7 +203,7 @@ class Scheduler:
         """What the driver has to do now. Each decision is handed out once."""
         self._predict(now)
         self._expire(now)
-        self._roster.watch(now)
+        self._fleet.check_stalled(now)
         decisions: list[Decision] = []
         if self._rejects:
             decisions, self._rejects = self._rejects, []
@@ -213,12 +218,12 @@ class Scheduler:
         if not len(self._queue):  # nobody waits, and all else is about those who do
             self._waits.clear()
             return predicted
-        times = (predicted, self._waits.next(), self._chooser.hold_until, self._roster.next_watch())
+        times = (predicted, self._waits.next(), self._chooser.hold_until, self._fleet.next_check())
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> Snapshot:
         """Counts for metrics and the admin pages."""
-        views = tuple(load.view() for load in self._roster.loads())
+        views = tuple(worker.view() for worker in self._fleet.workers())
         return Snapshot(len(self._queue), len(self._entries) - len(self._queue), views)
 
     def waiting(self) -> Iterator[RequestView]:
@@ -236,19 +241,19 @@ class Scheduler:
 
     def able(self, request: RequestView) -> list[WorkerView]:
         """Who could serve a request, or a stage of it, with room or without."""
-        return self._roster.able(request)
+        return self._fleet.eligible(request)
 
     def _place(self, choice: Choice, now: float) -> Dispatch:
         request, place, matches, bound = choice
         entry, placement = self._entries[request.id], place.placement
         self._dequeue(request)
-        entry.running = self._taking.start(request, placement, matches, now)
-        if not entry.running.leg.prefill_seen:
+        entry.running = self._fleet.start(request, placement, matches, now)
+        if not entry.running.prefill_seen:
             self._predictions.set(entry.running.prefiller.prefill_due, entry.ticket)
         if not bound:
             self._tell(Bound, request, placement, now)
         matched = matches.get(placement.prefill or placement.decode, 0)
-        self._tell(Placed, request, placement, matched, entry.running.leg.extend_tokens, now)
+        self._tell(Placed, request, placement, matched, entry.running.extend_tokens, now)
         return Dispatch(entry.ticket, request, place, now - request.arrived)
 
     # -- the passing of time
@@ -267,7 +272,7 @@ class Scheduler:
             running = self._running(ticket)
             if running is None:
                 continue
-            if running.leg.first_token_at is None:
+            if running.first_token_at is None:
                 self._first_token(running, now)
             else:
                 self.output(ticket, running.predicted_tokens(), now)
@@ -276,11 +281,11 @@ class Scheduler:
 
     # -- beginnings and ends
 
-    def _first_token(self, running: Running, now: float) -> None:
+    def _first_token(self, running: Attempt, now: float) -> None:
         """Nothing the second time."""
-        if running.leg.first_token_at is None:
-            self._taking.first_token(running, now)
-            self._tell(FirstToken, running.leg.request, running.leg.placement, now)
+        if running.first_token_at is None:
+            self._fleet.first_token(running, now)
+            self._tell(FirstToken, running.request, running.placement, now)
 
     def _enqueue(self, entry: _Entry, now: float, *, again: bool) -> None:
         request = entry.request
@@ -306,20 +311,19 @@ class Scheduler:
             self._dequeue(entry.request)
             self._tell(Left, entry.request, None, outcome, usage, now)
             return
-        leg = running.leg
         if outcome is Outcome.COMPLETED or outcome is Outcome.REFUSED:
-            self._taking.heard(running, now)
+            self._fleet.record_response(running, now)
         if usage is not None:
-            if usage.cached_tokens is not None and not leg.pair:
-                self._taking.found(running, usage.cached_tokens)
+            if usage.cached_tokens is not None and not running.pair:
+                self._fleet.record_cached(running, usage.cached_tokens)
             if outcome is Outcome.COMPLETED:
-                self._taking.learn(running, usage.output_tokens, now)
-            correction = usage.output_tokens - leg.output_tokens
+                self._fleet.learn(running, usage.output_tokens, now)
+            correction = usage.output_tokens - running.output_tokens
             if correction:
-                self._tell(Output, leg.request, leg.placement, correction, now)
-        self._taking.generated(running, usage)
-        self._taking.release(running, now, finished=outcome is Outcome.COMPLETED)
-        self._tell(Left, entry.request, leg.placement, outcome, usage, now)
+                self._tell(Output, running.request, running.placement, correction, now)
+        self._fleet.record_answer(running, usage)
+        self._fleet.release(running, now, finished=outcome is Outcome.COMPLETED)
+        self._tell(Left, entry.request, running.placement, outcome, usage, now)
 
     def _reject(self, entry: _Entry, reason: RejectReason, now: float) -> None:
         """Turn away a request that is not (or no longer) in the queue."""
@@ -330,7 +334,7 @@ class Scheduler:
 
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
-        for request in [r for r in self._queue.waiting() if not self._roster.serves(r)]:
+        for request in [r for r in self._queue.waiting() if not self._fleet.can_serve(r)]:
             self._dequeue(request)
             failed = RejectReason.LEGS_FAILED if request.excluded else RejectReason.NO_WORKER
             self._reject(self._entries[request.id], failed, now)
@@ -341,6 +345,6 @@ class Scheduler:
         entry = self._entries.get(ticket.request)
         return entry if entry is not None and entry.ticket == ticket else None
 
-    def _running(self, ticket: Ticket) -> Running | None:
+    def _running(self, ticket: Ticket) -> Attempt | None:
         entry = self._entry(ticket)
         return None if entry is None else entry.running

@@ -3,9 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
-from policies.estimates.heatmap import Heatmap
+from policies.estimates.heatmap import Heatmap, LearnedHeatmap
 from policies.estimates.heatmap_file import HeatmapError, parse, render
-from policies.estimates.heatmap_learning import LearnedHeatmap
 
 SHIPPED = "h100-llama-3.1-8b"
 """Made by `python -m benchmarks.make_heatmap` from the simulator's profile of this name."""

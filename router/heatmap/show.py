@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from policies.estimates.heatmap import Heatmap
-from policies.estimates.heatmap_learning import LearnedHeatmap
+from policies.estimates.heatmap import Heatmap, LearnedHeatmap
 
 _WIDTH = 140
 _STRONG = 0.1

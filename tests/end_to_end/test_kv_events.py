@@ -51,7 +51,7 @@ async def known(gateway, *workers, index="exact"):
 
 async def heard(gateway, worker):
     """Wait until the index holds the same blocks as the worker's cache."""
-    blocks = gateway.gateway.pools.by_model[MODEL].scheduler.prefixes.reported.blocks
+    blocks = gateway.gateway.pools.by_model[MODEL].scheduler.prefixes.reports.blocks
     names = worker.engine._scheduler.pool._block_of
 
     def agree():

@@ -44,10 +44,10 @@ def test_it_starts_whom_the_step_by_step_program_starts(jobs, capacity):
 def test_what_other_answers_taught_raises_an_estimate_at_once(jobs, capacity, seen):
     knowledge = Knowledge()
     for tokens in seen:
-        knowledge.lengths.saw("anna", "base", 10, tokens)
+        knowledge.lengths.record("anna", "base", 10, tokens)
 
     def estimate(job, done):
-        given_so_far = knowledge.lengths.given("anna", "base", job.prompt, None, done)
+        given_so_far = knowledge.lengths.estimate_longer("anna", "base", job.prompt, None, done)
         return given_so_far.lower if done else job.lower
 
     queue = AMin(Settings(patience_s=1e9), knowledge)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from policies import catalog
 from policies.events import FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
-from policies.fleet.profile import Profile
-from policies.fleet.worker import Leg, Load
-from policies.model import Hold, Outcome, Place, Placement, PrefixKey, RequestView, Usage, WorkerFacts, reserve
+from policies.fleet.speed import Profile
+from policies.fleet.worker import Attempt, Worker
+from policies.model import Hold, Outcome, Place, Placement, PrefixKey, RequestView, Usage, WorkerFacts
 
 PLACEMENTS = catalog.placement_policies()
 QUEUES = catalog.queue_policies()
@@ -37,13 +37,13 @@ def request(number, *, tokens=100, client="anna", sequences=1, arrived=0.0, **fi
 def worker(name, *, prompts=(), slots=None, kv_tokens=None, speed=1.0):
     """A worker with prompts of these lengths in flight."""
     facts = WorkerFacts(name, LINES, slots=slots, kv_tokens=kv_tokens)
-    load = Load(facts, window_s=0.2, window_tokens=300)
+    load = Worker(facts, window_s=0.2, window_tokens=300)
     load.profile = Profile(step_base_s=0.01 * speed)
     for number, tokens in enumerate(prompts):
         asked = request(number, tokens=tokens)
-        leg = Leg(asked, Placement(name), tokens, reserve(asked), 0.0, tokens)
-        load.start_prefill(leg, 0.0)
-        load.start_sequences(leg)
+        attempt = Attempt(asked, Placement(name), tokens, 0.0, prefiller=load, decoder=load, matches={})
+        load.start_prefill(attempt, 0.0)
+        load.start_sequences(attempt)
     return load.view()
 
 

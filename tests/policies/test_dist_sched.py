@@ -1,10 +1,9 @@
 """dist_sched: the longest prefix under an even load, the least load otherwise, and pairs by the heatmap."""
 
 from policies.catalog import placement_policies
-from policies.estimates.heatmap import Heatmap, Layer
-from policies.estimates.heatmap_learning import LearnedHeatmap
+from policies.estimates.heatmap import Heatmap, Layer, LearnedHeatmap
 from policies.fleet.capacity import Room
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.knowledge import Knowledge
 from policies.model import Placement, PrefixKey, Reason, RequestView, Stage, WorkerFacts, WorkerView
 from policies.placements.dist_sched import DistSched, Settings

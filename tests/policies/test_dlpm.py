@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, head_starts, largest, unfairness, view
 
 from policies.events import Left, Output, Placed, Queued
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
 from policies.model import LegFailure, Outcome, Placement, Usage, WorkerFacts
 from policies.orders import dlpm as module
@@ -372,7 +372,7 @@ def test_whoever_was_served_least_of_late_comes_first(past, weights):
 
 
 def worker(name, **fields):
-    return Load(WorkerFacts(name, frozenset({"base"}), **fields), window_s=0.2, window_tokens=None).view()
+    return Worker(WorkerFacts(name, frozenset({"base"}), **fields), window_s=0.2, window_tokens=None).view()
 
 
 def request(name, client="anna", *, arrived=0.0, tokens=40, topic=0, **fields):
@@ -536,7 +536,7 @@ def test_a_full_worker_keeps_its_clients_credit_and_lets_others_pass():
     start(made, request("debt", "ben"), extend=900)
     made.push(request("anywhere", "ben", arrived=1.0))
     a, b = worker("a"), worker("b")
-    full = Load(WorkerFacts("a", frozenset({"base"}), slots=0), window_s=0.2, window_tokens=None)
+    full = Worker(WorkerFacts("a", frozenset({"base"}), slots=0), window_s=0.2, window_tokens=None)
     full.requests = 1
     assert [o.request.id for o in made.candidates([a, b], 0.0)] == ["pinned"]
     assert [o.request.id for o in made.candidates([full.view(), b], 0.0)] == ["anywhere"]

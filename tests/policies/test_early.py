@@ -11,7 +11,7 @@ from stepped_fleet import SteppedFleet, Wish, view
 
 from policies import catalog
 from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, WorkerArrived, WorkerGone
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
 from policies.model import (
     Dispatch,
@@ -114,7 +114,7 @@ class Fleet:
 
 
 def worker(name):
-    return Load(facts(name, slots=4), window_s=0.2, window_tokens=None).view()
+    return Worker(facts(name, slots=4), window_s=0.2, window_tokens=None).view()
 
 
 @pytest.mark.parametrize("name", QUEUES)
@@ -418,7 +418,7 @@ def check_settled(fleet, waiting):
         seats = [seat for name, seat in lines._seats.items() if name in there]
         assert line.sequences == sum(one.sequences for one in there.values())
         assert {seat.place.placement.decode for seat in seats} <= {worker}
-        if any(row.room.open for row in fleet.scheduler._roster.views()):
+        if any(row.room.open for row in fleet.scheduler._fleet.views()):
             for one in there.values():
                 able = fleet.scheduler.able(one)
                 assert worker in {row.id for row in able}, "it waits for a worker that it will not be given"

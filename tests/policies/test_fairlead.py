@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views import OPEN, chosen, full, request, worker
 
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.knowledge import Knowledge
 from policies.model import Hold, Reason
 from policies.placements.fairlead import Fairlead, Settings

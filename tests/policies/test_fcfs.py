@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.model import PrefixKey, RequestView, WorkerFacts
 from policies.orders.fcfs import Fcfs, Settings
 
@@ -24,7 +24,7 @@ def request(name, arrived=0.0, **fields):
 
 
 def worker(name, lines=LINES):
-    return Load(WorkerFacts(name, lines), window_s=0.2, window_tokens=None).view()
+    return Worker(WorkerFacts(name, lines), window_s=0.2, window_tokens=None).view()
 
 
 def queue(*requests, patience_s=1.0):

@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
 from policies.model import WorkerFacts
 from policies.orders.lpm import Lpm, Settings
 
 
 def worker(name):
-    return Load(WorkerFacts(name, frozenset({"base"})), window_s=0.2, window_tokens=None).view()
+    return Worker(WorkerFacts(name, frozenset({"base"})), window_s=0.2, window_tokens=None).view()
 
 
 WORKERS = [worker("a"), worker("b")]

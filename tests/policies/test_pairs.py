@@ -5,11 +5,10 @@ from random import Random
 
 import pytest
 
-from policies.estimates.heatmap import Heatmap, Layer
-from policies.estimates.heatmap_learning import LearnedHeatmap
+from policies.estimates.heatmap import Heatmap, Layer, LearnedHeatmap
 from policies.events import FirstToken, Left, Output, Placed, WorkerGone
 from policies.fleet.capacity import Room
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.knowledge import Knowledge
 from policies.model import (
     Hold,

@@ -2,7 +2,7 @@
 
 from policies.events import Bound
 from policies.fleet.capacity import Room
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.model import Placement, PrefixKey, Reason, RequestView, WorkerFacts, WorkerView
 from policies.placements import cache_aware, least_loaded, round_robin
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from views import chosen, full, request, worker
 
 from policies.events import Bound, Left, Placed, Queued, WorkerArrived, WorkerGone
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.model import Outcome, Placement, Reason, Usage, WorkerFacts
 from policies.placements.kit import preble_window
 from policies.placements.kit.preble_window import CHUNK, Window

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepped_fleet import SteppedFleet, Wish, view
 
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
 from policies.model import WorkerFacts
 from policies.orders.priority import Priority, Settings
@@ -13,7 +13,7 @@ LINES = frozenset({"base", "lora"})
 
 
 def worker(name, *, full=False):
-    load = Load(WorkerFacts(name, LINES, slots=2), window_s=0.2, window_tokens=None)
+    load = Worker(WorkerFacts(name, LINES, slots=2), window_s=0.2, window_tokens=None)
     if full:
         load.requests, load.sequences = 2, 2
     return load.view()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policies.fleet.fleet import Roster
+from policies.fleet.fleet import Fleet
 from policies.knowledge import Knowledge
 from policies.model import (
     Candidate,
@@ -172,10 +172,10 @@ def test_who_holds_back_lets_others_pass_for_so_long_as_the_queue_is_patient():
 
 
 def refusals():
-    roster, prefixes = Roster(0.2, WINDOW), Prefixes()
+    fleet, prefixes = Fleet(0.2, WINDOW), Prefixes()
     for name in ("a", "b"):
-        roster.tell(WorkerFacts(name, frozenset({"m"})))
-    return Refusals(roster, prefixes, _has_room), roster
+        fleet.update_facts(WorkerFacts(name, frozenset({"m"})))
+    return Refusals(fleet, prefixes, _has_room), fleet
 
 
 def test_a_refusal_stands_only_where_as_many_workers_are_kept_off():
@@ -194,10 +194,10 @@ def test_whoever_has_left_is_forgotten():
 
 
 def test_any_change_of_who_is_there_is_a_reason_to_ask():
-    made, roster = refusals()
+    made, fleet = refusals()
     one = request("one")
     made.holds(Candidate(one), {}, Hold("a", 9.0), {})
-    roster.leave("b")
+    fleet.remove("b")
     assert not made.stands(Candidate(one), 0.0)
 
 

@@ -189,7 +189,7 @@ class World:
         """What is expected of an answer that has become as long as it was expected to be."""
         one, already = asked.request, asked.output // asked.request.sequences
         lengths = self.scheduler().lengths
-        length = lengths.given(one.client, one.line, one.input_tokens, one.max_output_tokens, already)
+        length = lengths.estimate_longer(one.client, one.line, one.input_tokens, one.max_output_tokens, already)
         return length.expected * one.sequences
 
     def hear_left(self, event, asked):
@@ -228,7 +228,7 @@ class World:
             and worker.id not in request.excluded
             and request.pinned in (None, worker.id)
         ]
-        stalled = {load.facts.id for load in self.scheduler()._roster.loads() if load.stalled}
+        stalled = {load.facts.id for load in self.scheduler()._fleet.workers() if load.stalled}
         return {w.id for w in serving if not w.suspect and w.id not in stalled} or {w.id for w in serving}
 
     def check_room(self, request, placement, matches):
@@ -379,7 +379,7 @@ class AnyOrder(RuleBasedStateMachine):
         return asked if asked is not None and asked.ticket == ticket else None
 
     def picture(self):
-        loads = self.scheduler._roster.loads()
+        loads = self.scheduler._fleet.workers()
         return (
             self.scheduler.snapshot(),
             self.scheduler.next_deadline(),
@@ -574,13 +574,13 @@ class AnyOrder(RuleBasedStateMachine):
         kept = set()
         for asked in sorted(heads, key=order):
             able = self.world.able(asked.request) - kept
-            views = [view for view in self.scheduler._roster.views() if view.id in able]
+            views = [view for view in self.scheduler._fleet.views() if view.id in able]
             matches = self.scheduler.prefixes.match(asked.request)
             if self.scheduler._chooser._fallback.choose(asked.request, matches, views, self.now) is not None:
                 assert asked.holds, "a request waits beside a worker with room for it"
                 assert self.scheduler.next_deadline() <= self.now + self.world.settings.hold_s
             if self.now - asked.request.arrived > PATIENCE_S and len(heads) > 1:
-                kept |= {view.id for view in self.scheduler._roster.views() if view.facts.serves(asked.request)}
+                kept |= {view.id for view in self.scheduler._fleet.views() if view.facts.serves(asked.request)}
 
     @rule(share=st.sampled_from([0.01, 0.5, 0.99]))
     def wait_for_the_deadline(self, share):
@@ -591,7 +591,7 @@ class AnyOrder(RuleBasedStateMachine):
         if at is None:
             return
         early = self.now + share * (at - self.now)
-        heard, watch = len(self.world.heard), self.scheduler._roster.next_watch()
+        heard, watch = len(self.world.heard), self.scheduler._fleet.next_check()
         if early < at:
             assert self.scheduler.decisions(early) == []
             assert len(self.world.heard) == heard
@@ -615,7 +615,7 @@ class AnyOrder(RuleBasedStateMachine):
         world, snapshot = self.world, self.scheduler.snapshot()
         assert self.queue_heard == world.heard
         assert (snapshot.queued, snapshot.in_flight) == (len(world.waiting()), len(world.running()))
-        loads = {load.facts.id: load for load in self.scheduler._roster.loads()}
+        loads = {load.facts.id: load for load in self.scheduler._fleet.workers()}
         rows = {row.id: row for row in snapshot.workers}
         busy = {leg.placement.decode for leg in world.running()}
         busy |= {leg.placement.prefill for leg in world.running() if leg.pair and leg.prefilling}
@@ -629,7 +629,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert rows[name].prefill_owed == sum(leg.extend for leg in computing)
             seen = [leg for leg in computing if leg.pair or leg.request.streams]
             handed = [leg for leg in legs if leg.handed and leg.request.streams and not leg.first]
-            assert load.awaited == len(seen) + len(handed)
+            assert load.responses_due == len(seen) + len(handed)
             assert load.reserved == sum(leg.reserved for leg in legs)
             assert load.decode_tokens == sum(
                 leg.request.input_tokens * leg.request.sequences + leg.output for leg in legs if leg.first
@@ -650,8 +650,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.counters_are_the_sum_of_what_runs()
         for row in self.scheduler.snapshot().workers:
             assert (row.requests, row.sequences, row.prefill_owed, row.kv_reserved) == (0, 0, 0, 0)
-        for load in self.scheduler._roster.loads():
-            assert (load.awaited, load._unseen, load._answers, load._loose, len(load._occupants)) == (0,) * 5
+        for load in self.scheduler._fleet.workers():
+            assert (
+                load.responses_due,
+                load._unseen_prefills,
+                load._answers,
+                load._unkeyed,
+                len(load._occupants),
+            ) == (0,) * 5
         assert self.scheduler.next_deadline() is None
         assert (len(self.scheduler._waits), len(self.scheduler._predictions)) == (0, 0)
         assert not self.scheduler._entries
@@ -1375,4 +1381,4 @@ def test_the_decode_worker_of_a_pair_owes_no_first_token_that_nobody_would_see()
     made.decisions(60.0)
     assert len(names(made)) == 3
     made.settled(ticket, Usage(9, 5), 61.0)
-    assert all(load.awaited == 0 for load in made._roster.loads())
+    assert all(load.responses_due == 0 for load in made._fleet.workers())

@@ -3,7 +3,7 @@
 import pytest
 from views import chosen, full, request, worker
 
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.model import Hold, Reason
 from policies.placements.ttft_feasible import Settings, TtftFeasible, predicted_ttft
 

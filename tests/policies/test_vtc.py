@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stepped_fleet import WE, WQ, SteppedFleet, Wish, largest, unfairness, view
 
 from policies.events import Left, Output, Placed, Queued
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
 from policies.model import LegFailure, Outcome, Placement, Usage, WorkerFacts
 from policies.orders import vtc as module
@@ -34,7 +34,7 @@ BACKLOGS = st.lists(
 
 def worker(name, **fields):
     facts = WorkerFacts(name, frozenset({"base"}), **fields)
-    return Load(facts, window_s=0.2, window_tokens=None).view()
+    return Worker(facts, window_s=0.2, window_tokens=None).view()
 
 
 def request(name, client="anna", tokens=40, *, topic=0, arrived=0.0, weight=1.0, **fields):
@@ -295,7 +295,7 @@ def test_with_patience_others_may_use_what_is_too_small_for_it_for_so_long():
 
 
 def test_a_full_worker_s_clients_do_not_hide_the_others():
-    full = Load(WorkerFacts("a", frozenset({"base"}), slots=0), window_s=0.2, window_tokens=None)
+    full = Worker(WorkerFacts("a", frozenset({"base"}), slots=0), window_s=0.2, window_tokens=None)
     full.requests = 1
     made = queue(request("pinned", "anna", pinned="a"))
     serve(made, request("before", "ben", tokens=500))

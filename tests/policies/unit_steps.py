@@ -10,7 +10,7 @@ from policies.estimates.answer_length import Length
 from policies.events import Left, Output, Placed, Queued
 from policies.fleet.capacity import Room
 from policies.fleet.kv_fit import Batch, Member
-from policies.fleet.worker import Load
+from policies.fleet.worker import Worker
 from policies.model import Outcome, Placement, PrefixKey, RequestView, Usage, WorkerFacts
 
 WORKER = "w0"
@@ -51,7 +51,7 @@ def request(number, job, **fields):
 
 def view(members, capacity, *, name=WORKER, lines=("base",)):
     """A worker with all the room in the world but for its memory."""
-    bare = Load(WorkerFacts(name, frozenset(lines), kv_tokens=capacity), window_s=0.2, window_tokens=None).view()
+    bare = Worker(WorkerFacts(name, frozenset(lines), kv_tokens=capacity), window_s=0.2, window_tokens=None).view()
     batch = None if capacity is None else Batch(members, capacity)
     room = Room(not members, True, 10**9, None, capacity, 0.0, capacity, batch)
     return replace(bare, room=room)

@@ -1,7 +1,7 @@
 """Requests and workers as a placement sees them, made by hand."""
 
 from policies.fleet.capacity import Room
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 from policies.model import PrefixKey, RequestView, WorkerFacts, WorkerView
 
 OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None, expected_at=0.0)

@@ -54,7 +54,7 @@ async def known(gateway, worker, index="exact"):
 
 async def quiet(gateway):
     """Wait until it is known what vLLM did: on a busy machine its answer may be here before its events are."""
-    reported = gateway.gateway.pools.by_model["tiny"].scheduler.prefixes.reported
+    reported = gateway.gateway.pools.by_model["tiny"].scheduler.prefixes.reports
     seen = -1
     while seen != reported.version:
         seen = reported.version

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from policies.fleet.profile import Profile, pairs
+from policies.fleet.speed import Profile, pairs
 from policies.model import RequestView, WorkerId
 
 CHUNK = 128

@@ -155,7 +155,7 @@ def test_what_is_foretold_of_caches_without_their_reports_is_what_is_found(gener
     def answered(self, worker, request, matches, cached_tokens):
         wrong.append(abs(matches.get(worker, 0) - cached_tokens) >= 16)
 
-    monkeypatch.setattr(Prefixes, "answered", answered)
+    monkeypatch.setattr(Prefixes, "record_cached", answered)
     replay(open_workload(f"{generator}:requests=400,rate=40"), make_setup(workers=4))
     assert len(wrong) == 400
     assert sum(wrong) <= 30  # without answers: 150 and more

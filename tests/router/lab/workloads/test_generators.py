@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.prefixes.prefix_tree import PrefixTree
+from policies.prefixes.radix_tree import PrefixTree
 from router.lab.workload import UNIT_BYTES, WorkloadError
 from router.lab.workloads.generators import BLOCK_TOKENS, SHAPES, Traffic, generate, options_of
 from workers.simulator.engine import Engine

@@ -5,10 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.fleet.kv_fit import Member
-from policies.fleet.leg import Leg
-from policies.fleet.profile import Profile
-from policies.fleet.worker import STALLED_S, Load
-from policies.model import Placement, PrefixKey, Reading, RequestView, WorkerFacts, reserve
+from policies.fleet.speed import Profile
+from policies.fleet.worker import STALLED_S, Attempt, Worker
+from policies.model import Placement, PrefixKey, Reading, RequestView, WorkerFacts
 
 LINES = frozenset({"base"})
 
@@ -17,11 +16,11 @@ def facts(**fields):
     return WorkerFacts("a", LINES, **fields)
 
 
-def load(*, window_tokens=None, window_s=0.2, kv_margin=0.0, **fields):
-    return Load(facts(**fields), window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin)
+def make_worker(*, window_tokens=None, window_s=0.2, kv_margin=0.0, **fields):
+    return Worker(facts(**fields), window_s=window_s, window_tokens=window_tokens, kv_margin=kv_margin)
 
 
-def leg(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True, key=b"x", prefill=None):
+def make_attempt(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True, key=b"x", prefill=None):
     request = RequestView(
         id="r",
         client="anna",
@@ -33,7 +32,7 @@ def leg(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True, key=b"x"
         sequences=sequences,
         streams=streams,
     )
-    return Leg(request, Placement("a", prefill), tokens, reserve(request), now, tokens)
+    return Attempt(request, Placement("a", prefill), tokens, now, prefiller=None, decoder=None, matches={})
 
 
 def start(worker, one, now=0.0):
@@ -66,12 +65,12 @@ def counters(worker):
 
 
 def test_a_leg_is_counted_while_it_runs():
-    worker = load()
-    one = start(worker, leg(100, sequences=2, expected=50))
+    worker = make_worker()
+    one = start(worker, make_attempt(100, sequences=2, expected=50))
     assert counters(worker) == (1, 2, 1, 100, 0, 100)
     first_token(worker, one, 0.1)
     assert counters(worker) == (1, 2, 0, 0, 200, 100)
-    worker.saw_output(one, 30)
+    worker.record_output(one, 30)
     assert counters(worker) == (1, 2, 0, 0, 230, 100)
     end(worker, one)
     assert counters(worker) == (0, 0, 0, 0, 0, 0)
@@ -79,35 +78,35 @@ def test_a_leg_is_counted_while_it_runs():
 
 
 def test_an_answer_longer_than_expected_reserves_what_it_occupies():
-    worker = load(kv_tokens=1000)
-    one = start(worker, leg(100, expected=50))
+    worker = make_worker(kv_tokens=1000)
+    one = start(worker, make_attempt(100, expected=50))
     first_token(worker, one, 0.1)
-    worker.saw_output(one, 80)
+    worker.record_output(one, 80)
     assert worker.view().room.kv_free == 1000 - 80
-    worker.expect_output(one, 120)
+    worker.expect_output_tokens(one, 120)
     assert (worker.view().room.kv_free, one.remaining) == (1000 - 120, 40)
-    worker.expect_output(one, 60)
+    worker.expect_output_tokens(one, 60)
     assert (worker.view().room.kv_free, one.remaining) == (1000 - 80, 0)
     end(worker, one)
     assert worker.view().room.kv_free == 1000
 
 
 def test_what_is_free_now_is_what_prompts_and_answers_do_not_hold_yet():
-    worker = load(kv_tokens=1000, kv_margin=0.1)
-    one = start(worker, leg(100, expected=50))
-    worker.pin(100)
+    worker = make_worker(kv_tokens=1000, kv_margin=0.1)
+    one = start(worker, make_attempt(100, expected=50))
+    worker.set_pinned(100)
     first_token(worker, one, 0.1)
-    worker.saw_output(one, 30)
+    worker.record_output(one, 30)
     room = worker.view().room
     assert (room.kv_free, room.kv_now) == (900 - 150, 900 - 130)
     end(worker, one)
-    worker.pin(0)
+    worker.set_pinned(0)
     assert worker.view().room.kv_now == 900
 
 
 def test_a_prompt_that_no_prefix_tree_knows_is_counted_all_the_same():
-    worker = load(kv_tokens=1000)
-    one = start(worker, leg(100, expected=50, key=b""))
+    worker = make_worker(kv_tokens=1000)
+    one = start(worker, make_attempt(100, expected=50, key=b""))
     assert (worker.view().kv_reserved, worker.view().room.kv_now) == (150, 900)
     end(worker, one)
     assert (worker.view().kv_reserved, worker.view().room.kv_now) == (0, 1000)
@@ -115,17 +114,17 @@ def test_a_prompt_that_no_prefix_tree_knows_is_counted_all_the_same():
 
 def test_room_is_asked_of_answers_as_far_as_they_have_come():
     """100 + 50 and 100 + 40 tokens never are there together: the first ends 20 steps from now."""
-    worker = load(kv_tokens=270)
-    one = start(worker, leg(100, expected=50))
-    worker.pin(100)
+    worker = make_worker(kv_tokens=270)
+    one = start(worker, make_attempt(100, expected=50))
+    worker.set_pinned(100)
     first_token(worker, one, 0.1)
-    assert not worker.view().admits(leg(100, expected=50).request, 0)
-    worker.saw_output(one, 30)
+    assert not worker.view().admits(make_attempt(100, expected=50).request, 0)
+    worker.record_output(one, 30)
     before = worker.view().room.batch
-    assert worker.view().admits(leg(100, expected=40).request, 0)
-    worker.saw_output(one, 10)
-    worker.expect_output(one, 200)
-    assert not worker.view().admits(leg(100, expected=40).request, 0)
+    assert worker.view().admits(make_attempt(100, expected=40).request, 0)
+    worker.record_output(one, 10)
+    worker.expect_output_tokens(one, 200)
+    assert not worker.view().admits(make_attempt(100, expected=40).request, 0)
     assert before.fits(Member(100, 0, 40)), "a view stays what it was"
 
 
@@ -133,26 +132,26 @@ def test_room_is_asked_of_answers_as_far_as_they_have_come():
 
 
 def test_the_prompt_of_a_pair_is_held_by_the_prefill_worker_until_it_is_done():
-    worker = load(kv_tokens=1000, slots=1)
-    one = leg(100, prefill="p")
+    worker = make_worker(kv_tokens=1000, slots=1)
+    one = make_attempt(100, prefill="p")
     worker.start_prefill(one, 0.0)
     worker.start_prompt(one)
-    worker.pin(100)
+    worker.set_pinned(100)
     assert counters(worker) == (1, 0, 1, 100, 0, 0)
     room = worker.view().room
     assert (room.slots_free, room.kv_free, room.kv_now, worker.idle) == (1, 900, 900, False)
     worker.end_prefill(one, 0.5, finished=True)
     worker.end_prompt(one)
-    worker.pin(0)
+    worker.set_pinned(0)
     assert counters(worker) == (0, 0, 0, 0, 0, 0)
     assert worker.idle
     assert worker.view().room.kv_now == 1000
 
 
 def test_the_end_of_a_pairs_prefill_teaches_even_if_the_answer_is_not_streamed():
-    worker = load()
+    worker = make_worker()
     for _ in range(60):
-        one = leg(1000, streams=False, prefill="p")
+        one = make_attempt(1000, streams=False, prefill="p")
         worker.start_prefill(one, 0.0)
         worker.end_prefill(one, 0.5, finished=True)
     assert worker.profile.prefill_s(1000) == pytest.approx(0.5, rel=0.1)
@@ -160,13 +159,13 @@ def test_the_end_of_a_pairs_prefill_teaches_even_if_the_answer_is_not_streamed()
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_the_answer_of_a_pair_teaches_nothing_of_prefill(streams):
-    worker = load()
+    worker = make_worker()
     before = worker.profile.prefill_s(1000)
     for _ in range(60):
-        one = leg(1000, streams=streams, prefill="p")
+        one = make_attempt(1000, streams=streams, prefill="p")
         one.prefilled_at = 7.0
         one.first_token_at = 8.0 if streams else 7.0
-        worker.saw_answer(one, 101, one.first_token_at + 2.0)
+        worker.learn_from_answer(one, 101, one.first_token_at + 2.0)
     assert worker.profile.prefill_s(1000) == before
     assert worker.profile.step_s() == pytest.approx(0.02, rel=0.05)
 
@@ -175,15 +174,15 @@ def test_the_answer_of_a_pair_teaches_nothing_of_prefill(streams):
 
 
 def test_silence_is_a_stall_only_while_something_is_due_and_not_before_its_time():
-    worker = load()
-    one = start(worker, leg(1000), 10.0)
+    worker = make_worker()
+    one = start(worker, make_attempt(1000), 10.0)
     assert worker.stalls_at() == 10.0 + STALLED_S
-    assert not worker.judge(14.9)
+    assert not worker.update_stalled(14.9)
     assert not worker.stalled
-    assert worker.judge(15.0)
+    assert worker.update_stalled(15.0)
     assert worker.view().stalled
-    worker.heard(15.5)
-    assert worker.judge(15.5)
+    worker.record_response(15.5)
+    assert worker.update_stalled(15.5)
     assert not worker.view().stalled
     assert worker.stalls_at() == 15.5 + STALLED_S
     first_token(worker, one, 16.0)
@@ -191,24 +190,24 @@ def test_silence_is_a_stall_only_while_something_is_due_and_not_before_its_time(
 
 
 def test_a_slow_worker_is_given_ten_times_what_its_prefill_takes():
-    worker = load()
+    worker = make_worker()
     worker.profile = Profile(base_s=0.0, per_token_s=0.01, per_pair_s=1e-12)
-    start(worker, leg(200), 0.0)
+    start(worker, make_attempt(200), 0.0)
     assert worker.stalls_at() == pytest.approx(20.0, rel=0.01)
 
 
 def test_a_first_token_that_nobody_sees_is_not_due():
-    worker = load()
-    start(worker, leg(1000, streams=False), 0.0)
+    worker = make_worker()
+    start(worker, make_attempt(1000, streams=False), 0.0)
     assert worker.stalls_at() == float("inf")
 
 
 def test_silence_begins_when_something_is_due_not_before():
-    worker = load()
-    one = start(worker, leg(10), 0.0)
+    worker = make_worker()
+    one = start(worker, make_attempt(10), 0.0)
     first_token(worker, one, 0.1)
-    start(worker, leg(10), 100.0)
-    start(worker, leg(10), 103.0)
+    start(worker, make_attempt(10), 100.0)
+    start(worker, make_attempt(10), 103.0)
     assert worker.stalls_at() == 100.0 + STALLED_S
 
 
@@ -218,17 +217,19 @@ EVENTS = st.lists(st.tuples(st.sampled_from(["start", "first", "output", "end"])
 @settings(max_examples=60)
 @given(EVENTS, st.integers(1, 4), st.booleans())
 def test_whatever_the_order_every_counter_returns_to_zero(events, sequences, streams):
-    worker, running, now = load(kv_tokens=5000), [], 0.0
+    worker, running, now = make_worker(kv_tokens=5000), [], 0.0
     for kind, which in events:
         now += 0.3
         if kind == "start":
-            running.append(start(worker, leg(10 + which, now=now, sequences=sequences, streams=streams), now))
+            running.append(
+                start(worker, make_attempt(10 + which, now=now, sequences=sequences, streams=streams), now)
+            )
         elif running:
             one = running[which % len(running)]
             if kind == "first" and one.prefilling:
                 first_token(worker, one, now)
             elif kind == "output" and not one.prefilling:
-                worker.saw_output(one, 17 * which)
+                worker.record_output(one, 17 * which)
             elif kind == "end":
                 running.remove(one)
                 end(worker, one, now)
@@ -238,21 +239,27 @@ def test_whatever_the_order_every_counter_returns_to_zero(events, sequences, str
     for one in running:
         end(worker, one, now)
     assert counters(worker) == (0, 0, 0, 0, 0, 0)
-    assert (worker._unseen, worker.awaited, worker._answers, worker._loose, len(worker._occupants)) == (0,) * 5
+    assert (
+        worker._unseen_prefills,
+        worker.responses_due,
+        worker._answers,
+        worker._unkeyed,
+        len(worker._occupants),
+    ) == (0,) * 5
 
 
 def test_the_view_stays_the_same_object_until_something_changes():
-    worker = load()
+    worker = make_worker()
     before = worker.view()
     assert worker.view() is before
-    start(worker, leg())
+    start(worker, make_attempt())
     assert worker.view() is not before
 
 
 def test_the_view_tells_what_is_in_flight():
-    worker = load(slots=4, kv_tokens=1000, window_tokens=300)
-    start(worker, leg(100, sequences=3, expected=50))
-    worker.pin(100)
+    worker = make_worker(slots=4, kv_tokens=1000, window_tokens=300)
+    start(worker, make_attempt(100, sequences=3, expected=50))
+    worker.set_pinned(100)
     view = worker.view()
     assert (view.requests, view.sequences, view.prefill_owed, view.kv_reserved) == (1, 3, 100, 250)
     room = view.room
@@ -263,57 +270,57 @@ def test_the_view_tells_what_is_in_flight():
 
 
 def test_the_window_is_a_time_by_the_profile_but_at_most_one_batch():
-    worker, small = load(), load(max_batched_tokens=512)
+    worker, small = make_worker(), make_worker(max_batched_tokens=512)
     for one in (worker, small):
         served(one, 0.05)
-    assert worker.window() == worker.profile.prefill_tokens(0.2) > 512
-    assert small.window() == 512
-    assert load(max_batched_tokens=512, window_tokens=9000).window() == 9000
+    assert worker.prefill_window() == worker.profile.prefill_tokens(0.2) > 512
+    assert small.prefill_window() == 512
+    assert make_worker(max_batched_tokens=512, window_tokens=9000).prefill_window() == 9000
 
 
 def test_one_prompt_is_in_flight_while_nothing_is_known_of_a_workers_speed():
-    worker = load()
-    assert worker.window() == 0
-    one = start(worker, leg(10), 0.0)
-    assert not worker.view().admits(leg(10).request, 0)
+    worker = make_worker()
+    assert worker.prefill_window() == 0
+    one = start(worker, make_attempt(10), 0.0)
+    assert not worker.view().admits(make_attempt(10).request, 0)
     first_token(worker, one, 0.05)
-    assert worker.window() > 0
+    assert worker.prefill_window() > 0
 
 
 # -- when room is expected
 
 
 def test_room_is_expected_when_the_prefill_in_flight_is_done():
-    worker = load()
-    start(worker, leg(1000), 5.0)
+    worker = make_worker()
+    start(worker, make_attempt(1000), 5.0)
     assert worker.view().room.expected_at == pytest.approx(5.0 + worker.profile.prefill_s(1000))
 
 
 def test_prompts_started_together_are_expected_as_one_batch():
-    worker = load()
+    worker = make_worker()
     for _ in range(50):
-        start(worker, leg(10), 5.0)
+        start(worker, make_attempt(10), 5.0)
     assert worker.prefill_due == pytest.approx(5.0 + worker.profile.prefill_s(500))
 
 
 def test_a_slot_is_expected_when_the_shortest_answer_in_flight_should_end():
-    worker = load(slots=2)
+    worker = make_worker(slots=2)
     worker.profile = Profile(prefills=1, decodes=1)
     for expected in (100, 40):
-        first_token(worker, start(worker, leg(10, expected=expected), 0.0), 1.0)
-    worker.heard(1.0)
+        first_token(worker, start(worker, make_attempt(10, expected=expected), 0.0), 1.0)
+    worker.record_response(1.0)
     step = worker.profile.step_s(2, worker.decode_tokens)
     assert worker.view().room.expected_at == pytest.approx(1.0 + 40 * step)
 
 
 def test_room_is_not_expected_later_and_later_on_a_worker_that_is_never_idle():
     """Each prompt is answered before the next but one arrives; what was predicted too long must not add up."""
-    worker, now = load(), 0.0
+    worker, now = make_worker(), 0.0
     worker.profile = Profile(base_s=0.05, prefills=10**9, decodes=10**9)
-    before = start(worker, leg(10, streams=False))
+    before = start(worker, make_attempt(10, streams=False))
     for _ in range(500):
         now += 0.01
-        after = start(worker, leg(10, now=now, streams=False), now)
+        after = start(worker, make_attempt(10, now=now, streams=False), now)
         first_token(worker, before, now)
         end(worker, before, now)
         before = after
@@ -326,7 +333,7 @@ def test_room_is_not_expected_later_and_later_on_a_worker_that_is_never_idle():
 def served(worker, seconds, *, streams=True, rounds=60):
     now = 0.0
     for _ in range(rounds):
-        one = start(worker, leg(1000, now=now, streams=streams), now)
+        one = start(worker, make_attempt(1000, now=now, streams=streams), now)
         now += seconds
         first_token(worker, one, now)
         end(worker, one, now)
@@ -334,61 +341,61 @@ def served(worker, seconds, *, streams=True, rounds=60):
 
 
 def test_first_tokens_that_were_seen_teach_the_speed_of_prefill():
-    worker = load()
+    worker = make_worker()
     served(worker, 0.5)
     assert worker.profile.prefill_s(1000) == pytest.approx(0.5, rel=0.1)
 
 
 def test_first_tokens_that_were_only_predicted_teach_nothing():
-    worker = load()
+    worker = make_worker()
     served(worker, 0.5, streams=False)
     assert worker.profile == Profile()
 
 
 def test_first_tokens_that_come_in_one_burst_teach_as_one():
     """An engine step computes several prompts; with another one in flight the period would not end by itself."""
-    worker, now = load(), 0.0
-    running = [start(worker, leg(1000), now)]
+    worker, now = make_worker(), 0.0
+    running = [start(worker, make_attempt(1000), now)]
     for _ in range(30):
-        running += [start(worker, leg(1000), now) for _ in range(3)]
+        running += [start(worker, make_attempt(1000), now) for _ in range(3)]
         now += 2.0  # four prompts, half a second each
         for number, one in enumerate(running[:4]):
             first_token(worker, one, now + number * 1e-4)
             end(worker, one, now + number * 1e-4)
-        running = running[4:] or [start(worker, leg(1000), now)]
+        running = running[4:] or [start(worker, make_attempt(1000), now)]
     assert worker.profile.prefill_s(1000) == pytest.approx(0.5, rel=0.35)
 
 
 def test_a_predicted_first_token_in_a_long_busy_period_teaches_nothing_either():
     """After a second a period is cut in two; the second part must not forget that a stream is missing."""
-    worker = load()
-    unseen = start(worker, leg(1000, streams=False), 0.0)
-    seen = start(worker, leg(1000), 0.0)
+    worker = make_worker()
+    unseen = start(worker, make_attempt(1000, streams=False), 0.0)
+    seen = start(worker, make_attempt(1000), 0.0)
     first_token(worker, seen, 2.0)
     first_token(worker, unseen, 2.5)
     assert worker.profile == Profile()
 
 
 def test_a_prompt_that_was_never_computed_teaches_nothing():
-    worker = load()
-    one = start(worker, leg(1000), 0.0)
+    worker = make_worker()
+    one = start(worker, make_attempt(1000), 0.0)
     end(worker, one, 30.0)
     assert worker.profile == Profile()
 
 
 def test_a_streamed_answer_teaches_the_speed_of_decoding():
-    worker = load()
+    worker = make_worker()
     for _ in range(60):
-        one = leg(100)
+        one = make_attempt(100)
         one.first_token_at = 1.0
-        worker.saw_answer(one, 101, 3.0)
+        worker.learn_from_answer(one, 101, 3.0)
     assert worker.profile.step_s() == pytest.approx(0.02, rel=0.05)
 
 
 def test_a_whole_answer_teaches_both_speeds():
-    worker = load()
+    worker = make_worker()
     for _ in range(60):
-        worker.saw_answer(leg(1000, streams=False), 100, 5.0)
+        worker.learn_from_answer(make_attempt(1000, streams=False), 100, 5.0)
     assert worker.profile.prefill_s(1000) + worker.profile.decode_s(100) == pytest.approx(5.0, rel=0.05)
 
 
@@ -396,12 +403,12 @@ def test_a_whole_answer_teaches_both_speeds():
 
 
 def told(worker, at, running, waiting):
-    worker.tell(facts(reading=Reading(at, running, waiting)))
+    worker.update_facts(facts(reading=Reading(at, running, waiting)))
     return worker.view().room.slots_free
 
 
 def test_slots_are_unbounded_until_requests_wait_inside_the_engine_twice_in_a_row():
-    worker = load()
+    worker = make_worker()
     assert told(worker, 1.0, 8, 3) is None
     assert told(worker, 2.0, 8, 0) is None
     assert told(worker, 3.0, 8, 3) is None
@@ -409,17 +416,17 @@ def test_slots_are_unbounded_until_requests_wait_inside_the_engine_twice_in_a_ro
 
 
 def test_a_reading_counts_once():
-    worker = load()
+    worker = make_worker()
     assert told(worker, 1.0, 8, 3) is None
     assert told(worker, 1.0, 8, 3) is None
 
 
 def test_a_bound_that_was_reached_without_anybody_waiting_is_probed_upwards():
-    worker = load()
+    worker = make_worker()
     told(worker, 1.0, 8, 3)
     told(worker, 2.0, 8, 3)
     assert told(worker, 3.0, 8, 0) == 8
-    legs = [start(worker, leg(1)) for _ in range(8)]
+    legs = [start(worker, make_attempt(1)) for _ in range(8)]
     assert told(worker, 4.0, 8, 0) == 2
     for one in legs:
         end(worker, one)
@@ -427,13 +434,13 @@ def test_a_bound_that_was_reached_without_anybody_waiting_is_probed_upwards():
 
 
 def test_a_configured_number_of_slots_is_not_learned_over():
-    worker = load(slots=4)
+    worker = make_worker(slots=4)
     for at in (1.0, 2.0):
-        worker.tell(facts(slots=4, reading=Reading(at, 9, 5)))
+        worker.update_facts(facts(slots=4, reading=Reading(at, 9, 5)))
     assert worker.view().room.slots_free == 4
 
 
 def test_an_engine_with_requests_waiting_and_none_running_still_has_a_slot():
-    worker = load()
+    worker = make_worker()
     told(worker, 1.0, 0, 3)
     assert told(worker, 2.0, 0, 3) == 1

@@ -31,9 +31,9 @@ def an_engine(kv_blocks, block_size=4):
 
 def an_index(block_size=4):
     known = Prefixes()
-    known.tell(WorkerFacts("a", LINES, adapters=frozenset({"sql"}), block_size=block_size))
-    known.reported.begins("a")
-    known.reported.caught_up("a")
+    known.update_facts(WorkerFacts("a", LINES, adapters=frozenset({"sql"}), block_size=block_size))
+    known.reports.start("a")
+    known.reports.caught_up("a")
     return known
 
 
@@ -96,10 +96,10 @@ def test_every_hit_of_an_engine_that_reports_was_foretold(kv_blocks, seed):
     assert hits > 100
     # A full cache may forget the one copy of a block that it knows by name while another is in use. What follows
     # is named behind a parent that nobody knows any more; no prompt can hit it.
-    tally = known.reported.tally("a")
+    tally = known.reports.tally("a")
     assert tally.passed_over == 0
-    assert tally.strangers <= tally.orphans <= 2
-    assert 0 <= engine._scheduler.pool.named - known.reported.blocks.held_blocks("a") <= tally.orphans
+    assert tally.unknown_removed <= tally.unknown_parent <= 2
+    assert 0 <= engine._scheduler.pool.named - known.reports.blocks.held_blocks("a") <= tally.unknown_parent
 
 
 def test_with_predictions_every_hit_among_concurrent_requests_is_foretold_too():

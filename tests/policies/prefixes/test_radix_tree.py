@@ -8,8 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from policies.prefixes.prefix_tree import PrefixTree
-from policies.prefixes.radix_tree import NO_CHILDREN, NO_COUNTS, common_length
+from policies.prefixes.radix_tree import NO_CHILDREN, NO_COUNTS, PrefixTree, common_length
 
 WORKERS = ["a", "b", "c"]
 # Of width 4, two units share all but their last byte and two all but their first.

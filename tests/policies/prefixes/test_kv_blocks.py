@@ -8,13 +8,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from policies.prefixes.kv_blocks import HeldBlocks
+from policies.prefixes.kv_blocks import KvBlocks
 
 IDS = tuple(range(100, 120))
 
 
 def held(*events, worker="a"):
-    known = HeldBlocks()
+    known = KvBlocks()
     known.follow(worker)
     for event in events:
         (known.stored if isinstance(event, Stored) else known.removed)(worker, event)
@@ -57,7 +57,7 @@ def test_a_hash_is_known_by_its_last_eight_bytes():
 
 
 def test_every_worker_is_matched_as_far_as_it_holds_the_prompt():
-    known = HeldBlocks()
+    known = KvBlocks()
     for worker, end in (("a", 20), ("b", 8), ("c", 4), ("d", 0)):
         known.follow(worker)
         known.stored(worker, stored(IDS[:end]))
@@ -65,7 +65,7 @@ def test_every_worker_is_matched_as_far_as_it_holds_the_prompt():
 
 
 def test_workers_have_block_sizes_of_their_own():
-    known = HeldBlocks()
+    known = KvBlocks()
     for worker, size in (("a", 4), ("b", 6), ("c", 16)):
         known.follow(worker)
         known.stored(worker, stored(IDS, size))
@@ -135,13 +135,13 @@ def test_partial_blocks_are_passed_over():
 def test_blocks_behind_an_unknown_parent_are_counted_and_left_out():
     known = held(stored(IDS, after=8))
     assert match(known) == {}
-    assert (len(known), known.tally("a").orphans, known.tally("a").stored) == (0, 3, 0)
+    assert (len(known), known.tally("a").unknown_parent, known.tally("a").stored) == (0, 3, 0)
 
 
 def test_the_removal_of_what_was_never_stored_is_counted():
     known = held(stored(IDS), removed(IDS[:5]))
     assert match(known) == {"a": 16}
-    assert (known.tally("a").strangers, known.tally("a").removed) == (1, 0)
+    assert (known.tally("a").unknown_removed, known.tally("a").removed) == (1, 0)
 
 
 def test_a_block_that_was_stored_twice_is_held_until_both_copies_are_gone():
@@ -232,7 +232,7 @@ def test_what_is_held_no_more_is_forgotten_a_few_blocks_at_a_time():
 
 
 def test_the_places_of_those_who_left_are_used_again():
-    known = HeldBlocks()
+    known = KvBlocks()
     for number in range(40):
         known.follow(f"w{number}")
         known.stored(f"w{number}", stored(IDS))
@@ -244,7 +244,7 @@ def test_the_places_of_those_who_left_are_used_again():
 
 
 def test_many_workers_may_hold_one_block():
-    known = HeldBlocks()
+    known = KvBlocks()
     names = [f"w{number}" for number in range(70)]
     for name in names:
         known.follow(name)
@@ -273,7 +273,7 @@ class Fleet(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.known = HeldBlocks()
+        self.known = KvBlocks()
         self.pools = {"a": LruPool(5, 2), "b": LruPool(3, 3, numbers=False)}
         for worker in self.pools:
             self.known.follow(worker)
@@ -326,5 +326,5 @@ def test_a_long_life_leaves_what_the_pool_holds():
         for event in pool.run(prompt):
             (known.stored if isinstance(event, Stored) else known.removed)("a", event)
     tally = known.tally("a")
-    assert (tally.orphans, tally.strangers, tally.passed_over) == (0, 0, 0)
+    assert (tally.unknown_parent, tally.unknown_removed, tally.passed_over) == (0, 0, 0)
     assert known.held_tokens("a") == len(set(pool.copies.values())) * 4

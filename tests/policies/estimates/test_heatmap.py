@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.estimates.heatmap import NOTHING_KNOWN, Heatmap, Layer
+from policies.estimates.heatmap import EXPLORED, NOTHING_KNOWN, Heatmap, Layer, LearnedHeatmap
 from policies.estimates.heatmap_file import HeatmapError, parse, render
-from policies.estimates.heatmap_learning import EXPLORED, LearnedHeatmap
-from policies.fleet.profile import Profile
+from policies.fleet.speed import Profile
 
 LENGTHS, RATIOS = (100, 1000, 10_000), (0.01, 0.1, 1.0)
 GAINS = ((0.1, -0.2, -0.3), (0.5, 0.2, -0.1), (0.9, 0.4, 0.0))
@@ -181,13 +180,13 @@ def teach(learned, length, output, *, colocated_s, disaggregated_s, requests, sh
         rare -= against
         disaggregated = (learned.gain(length, output) > 0) != against
         seconds = disaggregated_s if disaggregated else colocated_s
-        learned.saw(length, output, seconds, disaggregated=disaggregated)
+        learned.record(length, output, seconds, disaggregated=disaggregated)
 
 
 def test_nothing_is_learned_from_one_side_alone():
     learned = LearnedHeatmap(heatmap())
     for _ in range(500):
-        learned.saw(1000, 100, 60.0, disaggregated=True)
+        learned.record(1000, 100, 60.0, disaggregated=True)
     assert learned.gains == heatmap().total
     assert learned.undecided(1000, 100)
 
@@ -195,7 +194,7 @@ def test_nothing_is_learned_from_one_side_alone():
 def test_a_handful_of_requests_teaches_nothing_yet():
     learned = LearnedHeatmap(heatmap())
     for number in range(12):
-        learned.saw(1000, 100, 9.0 if number % 2 else 1.0, disaggregated=bool(number % 2))
+        learned.record(1000, 100, 9.0 if number % 2 else 1.0, disaggregated=bool(number % 2))
     assert learned.gains == heatmap().total
     assert learned.undecided(1000, 100)
 
@@ -229,7 +228,7 @@ def test_a_cell_that_turned_does_not_turn_back_for_a_difference_that_is_not_clea
     rng = Random(3)
     for _ in range(4000):
         disaggregated = rng.random() < 0.5
-        learned.saw(1000, 100, rng.uniform(0.9, 1.1) * 2.0, disaggregated=disaggregated)
+        learned.record(1000, 100, rng.uniform(0.9, 1.1) * 2.0, disaggregated=disaggregated)
         now = learned.gain(1000, 100) > 0
         turns, last = turns + (now != last), now
     assert turns <= 1
@@ -240,7 +239,7 @@ def test_a_side_that_is_not_used_any_more_is_forgotten_so_that_its_cell_is_explo
     teach(learned, 1000, 100, colocated_s=3.0, disaggregated_s=1.0, requests=1500)
     assert not learned.undecided(1000, 100)
     for _ in range(1500):
-        learned.saw(1000, 100, 1.0, disaggregated=True)
+        learned.record(1000, 100, 1.0, disaggregated=True)
     assert learned.undecided(1000, 100)
     assert learned.gain(1000, 100) > 0.5
 
@@ -251,5 +250,5 @@ def test_differences_of_size_within_a_cell_teach_nothing():
     for number in range(400):
         length, output = (700, 70) if number % 2 else (1400, 140)
         seconds = alone.prefill_s(length) + alone.decode_s(output, 1, length)
-        learned.saw(length, output, seconds, disaggregated=not number % 2)
+        learned.record(length, output, seconds, disaggregated=not number % 2)
     assert abs(learned.gains[1][1]) < 0.05

@@ -13,8 +13,8 @@ def answered(*by, width=1, tokens=30, right=True):
     """The question, answered by each of these workers; suppositions have been right so far, or wrong."""
     made = Answers(width)
     for worker in by:
-        made.given(QUESTION, answer(worker, tokens))
-    made.found(8, 8 if right else 0)
+        made.record_answer(QUESTION, answer(worker, tokens))
+    made.record_found(8, 8 if right else 0)
     return made
 
 
@@ -23,14 +23,14 @@ def answer(worker, tokens):
 
 
 def behind(made, key, **held):
-    return made.behind(key, held)
+    return made.following(key, held)
 
 
 def test_who_has_answered_holds_the_answer_behind_the_prompt():
     made = answered("a")
     assert behind(made, QUESTION + MORE, a=len(QUESTION), b=len(QUESTION)) == {"a": 30}
-    assert made.supposed("a", QUESTION + MORE, len(QUESTION)) == answer("a", 30)
-    assert made.supposed("b", QUESTION + MORE, len(QUESTION)) is None
+    assert made.assumed("a", QUESTION + MORE, len(QUESTION)) == answer("a", 30)
+    assert made.assumed("b", QUESTION + MORE, len(QUESTION)) is None
 
 
 def test_units_may_be_wider_than_a_byte():
@@ -51,38 +51,38 @@ def test_the_same_prompt_again_has_no_answer_in_it():
 
 def test_of_several_answers_by_one_worker_the_last_counts():
     made = answered("a")
-    made.given(QUESTION, answer("a", 50))
+    made.record_answer(QUESTION, answer("a", 50))
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 50}
 
 
 def test_nobody_knows_which_answer_a_prompt_goes_on_with_that_several_workers_have_given():
     made = answered("a", "b", "b")
     assert behind(made, QUESTION + MORE, a=len(QUESTION), b=len(QUESTION)) == {}
-    assert made.supposed("b", QUESTION + MORE, len(QUESTION)) is None
+    assert made.assumed("b", QUESTION + MORE, len(QUESTION)) is None
 
 
 def test_nothing_is_supposed_aloud_before_a_supposition_was_right():
     made = Answers(1)
-    made.given(QUESTION, answer("a", 30))
+    made.record_answer(QUESTION, answer("a", 30))
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {}
-    assert made.supposed("a", QUESTION + MORE, len(QUESTION)) == answer("a", 30)
-    made.found(30, 16)
+    assert made.assumed("a", QUESTION + MORE, len(QUESTION)) == answer("a", 30)
+    made.record_found(30, 16)
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 30}
 
 
 def test_where_most_answers_are_left_out_of_the_next_prompt_none_is_supposed_until_that_changes():
     made = answered("a")
     for _ in range(32):
-        made.found(400, 0)
+        made.record_found(400, 0)
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {}
     for _ in range(16):
-        made.found(400, 390)
+        made.record_found(400, 390)
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 30}
 
 
 def test_a_worker_that_holds_nothing_any_more_has_answered_nothing():
     made = answered("a")
-    made.given(QUESTION + MORE, answer("b", 5))
+    made.record_answer(QUESTION + MORE, answer("b", 5))
     made.forget("a")
     assert len(made) == 1
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {}
@@ -90,12 +90,12 @@ def test_a_worker_that_holds_nothing_any_more_has_answered_nothing():
 
 
 def test_the_prompts_that_were_answered_last_are_remembered(monkeypatch):
-    monkeypatch.setattr(answers, "MOST", 3)
+    monkeypatch.setattr(answers, "MAX_MARKS", 3)
     made = answered("a")
     for number in (1, 2, 3):
-        made.given(b"%d" % number, answer("a", 1))
+        made.record_answer(b"%d" % number, answer("a", 1))
         if number == 1:
-            made.given(QUESTION, answer("a", 30))
+            made.record_answer(QUESTION, answer("a", 30))
     assert len(made) == 3
     assert behind(made, QUESTION + MORE, a=len(QUESTION)) == {"a": 30}
     assert behind(made, b"1 more", a=1) == {}
@@ -107,15 +107,15 @@ def test_the_prompts_that_were_answered_last_are_remembered(monkeypatch):
 )
 def test_whatever_was_answered_each_prompt_is_marked_once_and_found_as_it_was(given):
     made, oracle = Answers(1), {}
-    made.found(1, 1)
+    made.record_found(1, 1)
     for worker, key, tokens in given:
-        made.given(key, answer(worker, tokens))
+        made.record_answer(key, answer(worker, tokens))
         alone = key not in oracle or (oracle[key] is not None and oracle[key][0] == worker)
         oracle[key] = (worker, tokens) if alone else None
     assert len(made) == len(oracle)
     for key, mark in oracle.items():
         held = {"a": len(key), "b": len(key)}
-        assert made.behind(key + b"!", held) == ({} if mark is None else {mark[0]: mark[1]})
+        assert made.following(key + b"!", held) == ({} if mark is None else {mark[0]: mark[1]})
     made.forget("a")
     made.forget("b")
     assert len(made) == sum(mark is None for mark in oracle.values())

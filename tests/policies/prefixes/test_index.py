@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from policies.model import PrefixKey, RequestView, WorkerFacts
 from policies.prefixes.index import Prefixes
-from policies.prefixes.trust import Index
+from policies.prefixes.trust import Trust
 
 LOREM = b"lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod"
 
@@ -121,7 +121,7 @@ def test_a_capacity_told_later_is_applied():
 def test_a_worker_that_is_removed_holds_nothing_and_its_pins_are_gone():
     known = holding(LOREM, worker="b")
     pin = known.insert("a", request(), 0.0)
-    known.remove("a")
+    known.remove_worker("a")
     assert known.match(request()).keys() == {"b"}
     assert known.pinned_tokens("a") == 0
     known.release(pin, 1.0)
@@ -136,8 +136,8 @@ def answer(known, asked, tokens, *, worker="a", found=None):
     """A worker answers at such length, and says how much of the prompt it has found in its cache."""
     pinned = known.insert(worker, asked, 0.0)
     if found is not None:
-        known.continued(pinned, found)
-    known.generated(pinned, asked.input_tokens, tokens)
+        known.record_continuation(pinned, found)
+    known.record_answer(pinned, asked.input_tokens, tokens)
     known.release(pinned, 1.0)
 
 
@@ -166,7 +166,7 @@ def test_without_an_answer_there_is_none():
     assert talking(tokens=0).match(request()) == {"a": 10}
 
 
-@pytest.mark.parametrize("act", ["cleared", "remove"])
+@pytest.mark.parametrize("act", ["cleared", "remove_worker"])
 def test_answers_go_with_the_cache(act):
     known = talking()
     getattr(known, act)("a")
@@ -185,7 +185,7 @@ def test_answers_that_are_left_out_of_the_next_prompt_are_no_longer_supposed():
 
 def test_an_answer_that_fills_no_block_says_nothing():
     known = talking(**IN_TOKENS)
-    known.tell(WorkerFacts("a", frozenset({"base"}), block_size=8))
+    known.update_facts(WorkerFacts("a", frozenset({"base"}), block_size=8))
     for number in range(3):
         text = b"%d and so on" % number
         answer(known, request(text * 4, **IN_TOKENS), 4)
@@ -223,9 +223,9 @@ IDS = tuple(range(100, 120))
 
 def reporting(*events, worker="a"):
     known = Prefixes()
-    known.tell(WorkerFacts(worker, frozenset({"base", "sql"}), adapters=frozenset({"sql"}), block_size=4))
-    known.reported.begins(worker)
-    known.reported.caught_up(worker)
+    known.update_facts(WorkerFacts(worker, frozenset({"base", "sql"}), adapters=frozenset({"sql"}), block_size=4))
+    known.reports.start(worker)
+    known.reports.caught_up(worker)
     for event in events:
         known.stored(worker, event)
     return known
@@ -233,14 +233,14 @@ def reporting(*events, worker="a"):
 
 def test_a_cache_that_was_emptied_long_ago_takes_nothing_from_what_was_sent_since():
     known = Prefixes()
-    known.tell(WorkerFacts("a", frozenset({"base"}), block_size=4))
-    known.reported.begins("a")
+    known.update_facts(WorkerFacts("a", frozenset({"base"}), block_size=4))
+    known.reports.start("a")
     known.stored("a", stored(IDS[:8]))
     known.release(known.insert("a", asking(IDS), 1.0), 1.1)
     known.cleared("a")
     assert known.match(asking(IDS, arrived=1.2)) == {"a": 16}
-    known.reported.caught_up("a")
-    assert known.reported.index("a") is Index.EXACT
+    known.reports.caught_up("a")
+    assert known.reports.trust("a") is Trust.EXACT
     assert known.match(asking(IDS, arrived=9.0)) == {}
     known.cleared("a")
     assert known.match(asking(IDS)) == {}
@@ -258,7 +258,7 @@ def test_what_is_reported_is_held_without_having_been_sent():
 def test_an_adapter_has_blocks_of_its_own():
     known = reporting(stored(IDS, lora="sql", extra_keys=(("sql",),) * 5))
     assert (known.match(asking(IDS)), known.match(asking(IDS, line="sql"))) == ({}, {"a": 16})
-    known.tell(WorkerFacts("a", frozenset({"base"}), block_size=4))
+    known.update_facts(WorkerFacts("a", frozenset({"base"}), block_size=4))
     assert known.match(asking(IDS, line="sql")) == {}
 
 
@@ -342,7 +342,7 @@ def test_what_is_reported_stays_when_the_prediction_ends():
 
 def test_a_report_in_part_leaves_predictions_alone():
     known = reporting()
-    known.reported.lost("a")
+    known.reports.lost("a")
     known.release(known.insert("a", asking(IDS), 0.0), 1.0)
     assert known.match(asking(IDS, arrived=99.0)) == {"a": 16}
     assert known.held_tokens("a") == 20
@@ -383,20 +383,20 @@ def test_a_salted_prompt_that_was_not_computed_is_forgotten():
 
 def test_a_worker_that_left_is_not_believed_under_its_old_name():
     known = reporting(stored(IDS))
-    known.remove("a")
-    known.tell(WorkerFacts("a", frozenset({"base"})))
+    known.remove_worker("a")
+    known.update_facts(WorkerFacts("a", frozenset({"base"})))
     assert (known.match(asking(IDS)), known.held_tokens("a")) == ({}, 0)
 
 
 def test_answers_are_judged_for_plain_prompts_of_tokens_only():
     known = reporting(stored(IDS))
     for _ in range(50):
-        known.answered("a", request(LOREM), {}, 400)
-        known.answered("a", asking(IDS, sequences=2), {}, 400)
-    assert known.reported.index("a") is Index.EXACT
+        known.record_cached("a", request(LOREM), {}, 400)
+        known.record_cached("a", asking(IDS, sequences=2), {}, 400)
+    assert known.reports.trust("a") is Trust.EXACT
     for _ in range(24):
-        known.answered("a", asking(IDS), {"b": 400}, 400)
-    assert known.reported.index("a") is Index.PREDICTED
+        known.record_cached("a", asking(IDS), {"b": 400}, 400)
+    assert known.reports.trust("a") is Trust.PREDICTED
 
 
 class OneWorker(RuleBasedStateMachine):
@@ -406,7 +406,7 @@ class OneWorker(RuleBasedStateMachine):
         super().__init__()
         self.pool = LruPool(12, 2)
         self.known = reporting()
-        self.known.tell(WorkerFacts("a", frozenset({"base"}), block_size=2))
+        self.known.update_facts(WorkerFacts("a", frozenset({"base"}), block_size=2))
         self.running = []
         self.now = 0.0
 
