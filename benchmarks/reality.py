@@ -55,7 +55,7 @@ from router.lab.profiling.sweep import TOKEN_IDS, look
 from router.lab.report import summarize
 from router.lab.setup import make_setup
 from router.lab.workload import Request, Workload
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 from workers.fleet.probe import fetch_metrics, open_client
 from workers.fleet.worker import WorkerSpec
 from workers.simulator.profiles import PROFILES, Profile

@@ -27,7 +27,7 @@ from benchmarks.gpu import cuda, plots
 from benchmarks.gpu.sizes import Sizes
 from router.heatmap.file import read_heatmap
 from router.heatmap.show import plot_heatmap, print_heatmap
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 from workers.launch.devices import Cpu, Gpu
 from workers.launch.disaggregation import Split
 from workers.launch.plan import LaunchSpec

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from router.lab.compare import Source
+from router.lab.comparison import Source
 
 WORKERS = 4
 CLIENTS = 8

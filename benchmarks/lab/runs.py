@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.lab.cases import SHARES, Case, misbehaving, workloads
 from policies import catalog
-from router.lab.compare import compare
+from router.lab.comparison import compare
 from router.lab.report import Targets
 from router.lab.setup import Setup, make_setup
 

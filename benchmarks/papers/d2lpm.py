@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.papers.runner import Replay, Row, Runner, measure
-from router.lab.compare import Source
+from router.lab.comparison import Source
 from router.lab.setup import Setup, make_setup
 
 PROFILE = "a100-llama-3.1-8b"

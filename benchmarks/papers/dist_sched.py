@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.papers.runner import Replay, Row, Runner, measure
 from policies.estimates.heatmap import Heatmap
 from router.heatmap.file import shipped_heatmap
-from router.lab.compare import Source, load
+from router.lab.comparison import Source, load
 from router.lab.driver import replay
 from router.lab.report import e2e_s, spread, ttft_s
 from router.lab.setup import Setup, make_setup

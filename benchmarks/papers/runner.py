@@ -7,10 +7,10 @@ from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from router.lab.compare import Source, load
+from router.lab.comparison import Source, load
 from router.lab.driver import replay
-from router.lab.record import Record
 from router.lab.report import e2e_s, spread, summarize, ttft_s
+from router.lab.results import RequestResult
 from router.lab.setup import Setup
 
 Task = TypeVar("Task")
@@ -71,6 +71,6 @@ def measure(task: Replay) -> Row:
     }
 
 
-def _latency(records: Iterable[Record]) -> Row:
+def _latency(records: Iterable[RequestResult]) -> Row:
     completed = list(records)
     return {"ttft_s": spread(map(ttft_s, completed)), "e2e_s": spread(map(e2e_s, completed))}

@@ -17,7 +17,7 @@ from router.lab.profiling.command import profile
 from router.progress import progress_bar
 
 if TYPE_CHECKING:
-    from router.lab.compare import Entry
+    from router.lab.comparison import CombinationResult
     from router.lab.setup import Setup
     from router.lab.workload import Workload
 
@@ -100,7 +100,7 @@ def simulate(
     from router.lab.driver import replay
     from router.lab.report import Targets, rejections, summarize
     from router.lab.setup import make_setup, parse_settings
-    from router.lab.workloads.opening import open_workload
+    from router.lab.workloads.open_workload import open_workload
 
     with _refusals():
         setup = make_setup(
@@ -163,8 +163,8 @@ def compare(
     One workload under every combination of the named policies, as a sorted table.
     """
     from policies import catalog
-    from router.lab.compare import Source, combinations, load, ordered
-    from router.lab.compare import compare as run_all
+    from router.lab.comparison import Source, combinations, load, ordered
+    from router.lab.comparison import compare as run_all
     from router.lab.report import Targets
     from router.lab.setup import parse_settings
 
@@ -223,7 +223,7 @@ def _bindings(text: str | None) -> list[str | None]:
     return names
 
 
-def _draw() -> "Callable[[Path, Sequence[Entry], str], list[Path]]":
+def _draw() -> "Callable[[Path, Sequence[CombinationResult], str], list[Path]]":
     try:
         from router.lab.plots import draw
     except ImportError:

@@ -22,9 +22,9 @@ from heapq import heappop, heappush
 
 from policies.model import Dispatch, PrefixKey, RequestView, Stage, Usage, WorkerFacts
 from router.brain import scheduler_for
-from router.lab.record import Record, Run
+from router.lab.results import RequestResult, Run
 from router.lab.setup import Setup
-from router.lab.station import Station
+from router.lab.simulated_worker import SimulatedWorker
 from router.lab.workload import UNIT_BYTES, Request, Workload
 from workers.simulator.engine import Engine
 from workers.simulator.sequences import Blocks, EngineConfig, EngineRequest, EngineSequence
@@ -56,7 +56,7 @@ def replay(workload: Workload, setup: Setup, progress: Callable[[int], None] | N
     started = time.perf_counter()
     driver = _Driver(workload, setup, progress or (lambda _: None))
     driver.run()
-    totals = [station.totals() for station in driver.stations]
+    totals = [worker.totals() for worker in driver.workers]
     return Run(driver.records, totals, time.perf_counter() - started, driver.fault())
 
 
@@ -64,14 +64,14 @@ class _Driver:
     """One replay.
 
     Invariants: a request is either still to be reached, or held, or with the scheduler, or ended; at most one
-    moment of kind _STEP per worker counts, the one at `Station.due`.
+    moment of kind _STEP per worker counts, the one at `SimulatedWorker.due`.
     """
 
     def __init__(self, workload: Workload, setup: Setup, progress: Callable[[int], None]) -> None:
         limits = setup.engine_config(workload.block_tokens)
-        self.records: list[Record] = []
-        self.stations = [
-            Station(_facts(number, stages, limits), Engine(limits, setup.profile))
+        self.records: list[RequestResult] = []
+        self.workers = [
+            SimulatedWorker(_facts(number, stages, limits), Engine(limits, setup.profile))
             for number, stages in enumerate(setup.stages)
         ]
         self._workload = workload
@@ -79,7 +79,7 @@ class _Driver:
         self._read_every_s = setup.read_every_s
         self._progress = progress
         self._scheduler = scheduler_for(setup.config, setup.seed)
-        self._by_id = {station.facts.id: number for number, station in enumerate(self.stations)}
+        self._by_id = {worker.facts.id: number for number, worker in enumerate(self.workers)}
         self._requests = enumerate(workload.requests)
         self._heap: list[tuple[float, int, int]] = []
         """Moments: time, kind, and the number of the worker or request."""
@@ -98,9 +98,9 @@ class _Driver:
         """Let time pass until every request has ended."""
         heap = self._heap
         happen = (self._step, self._tell, self._read, self._reach, self._arrive, self._ask)
-        for number, station in enumerate(self.stations):
-            self._scheduler.worker_joined(station.facts, 0.0)
-            heappush(heap, (self._read_every_s * (number + 1) / len(self.stations), _READ, number))
+        for number, worker in enumerate(self.workers):
+            self._scheduler.worker_joined(worker.facts, 0.0)
+            heappush(heap, (self._read_every_s * (number + 1) / len(self.workers), _READ, number))
         self._fetch()
         total, now = len(self._workload.requests), 0.0
         while self._ended < total:
@@ -120,33 +120,33 @@ class _Driver:
 
     def _step(self, number: int, now: float) -> None:
         """An engine has something to show."""
-        if self.stations[number].due == now:
+        if self.workers[number].due == now:
             self._advance(number, now)
             self._decide(now)
 
     def _tell(self, number: int, now: float) -> None:
         """The scheduler hears how far the answers of a worker are."""
-        station = self.stations[number]
-        station.telling = False
-        if not station.decoding:
+        worker = self.workers[number]
+        worker.telling = False
+        if not worker.decoding:
             return
-        ahead = station.engine.ahead(now)
-        generated, output = station.engine.generated, self._scheduler.output
+        ahead = worker.engine.ahead(now)
+        generated, output = worker.engine.generated, self._scheduler.output
         long_ago = now - _OUTPUT_EVERY_S + 1e-9
-        for leg in station.decoding.values():
-            tokens = generated(leg.sequence, ahead) - leg.told
-            if tokens >= _OUTPUT_EVERY or (tokens and leg.told_at <= long_ago):
-                leg.told += tokens
-                leg.told_at = now
-                output(leg.ticket, tokens, now)
+        for attempt in worker.decoding.values():
+            tokens = generated(attempt.sequence, ahead) - attempt.told
+            if tokens >= _OUTPUT_EVERY or (tokens and attempt.told_at <= long_ago):
+                attempt.told += tokens
+                attempt.told_at = now
+                output(attempt.ticket, tokens, now)
         self._tell_later(number, now)
         self._decide(now)
 
     def _read(self, number: int, now: float) -> None:
         """A worker's metrics are scraped."""
-        self._scheduler.worker_changed(self.stations[number].read(now), now)
+        self._scheduler.worker_changed(self.workers[number].read(now), now)
         self._decide(now)
-        if self._deadline is None and not self._held and not any(station.legs for station in self.stations):
+        if self._deadline is None and not self._held and not any(worker.attempts for worker in self.workers):
             raise NeverEndsError(
                 f"{len(self._open)} requests wait, no worker is busy, and the scheduler lets them"
             )
@@ -231,12 +231,12 @@ class _Driver:
         record.dispatched = now
         record.pair = placement.prefill is not None
         if placement.prefill is None:
-            self.stations[decoder].take(asked, number, record, decision.ticket, now)
+            self.workers[decoder].take(asked, number, record, decision.ticket, now)
             self._touched.add(decoder)
         else:
             prefiller = self._by_id[placement.prefill]
             asked = replace(asked, part="prefill")
-            self.stations[prefiller].take(asked, number, record, decision.ticket, now, decoder=decoder)
+            self.workers[prefiller].take(asked, number, record, decision.ticket, now, decoder=decoder)
             self._touched.add(prefiller)
 
     def _rejected(self, number: int, why: str, now: float) -> None:
@@ -248,56 +248,56 @@ class _Driver:
 
     def _advance(self, number: int, now: float) -> None:
         """Carry out an engine's work up to now, and tell the scheduler of the beginnings and ends in it."""
-        station, scheduler = self.stations[number], self._scheduler
-        station.due = None
+        worker, scheduler = self.workers[number], self._scheduler
+        worker.due = None
         self._touched.add(number)
-        for result in station.advance(now):
+        for result in worker.advance(now):
             for sequence in result.first:
                 if sequence.request.part == "prefill":
                     continue
-                leg = station.started(sequence, result.at)
-                if leg.prefiller is not None:
-                    self._fetched(leg.prefiller, sequence.request.id, now)
-                scheduler.first_token(leg.ticket, now)
+                attempt = worker.started(sequence, result.at)
+                if attempt.prefiller is not None:
+                    self._fetched(attempt.prefiller, sequence.request.id, now)
+                scheduler.first_token(attempt.ticket, now)
                 self._tell_later(number, now)
             for sequence in result.finished:
                 if sequence.request.part == "prefill":
                     self._hand_over(number, sequence, now)
                     continue
-                leg = station.finished(sequence, result.at)
-                record = leg.record
+                attempt = worker.finished(sequence, result.at)
+                record = attempt.record
                 usage = Usage(record.input_tokens, record.output_tokens, record.cached_tokens)
-                scheduler.settled(leg.ticket, usage, now)
-                self._release(leg.number, now)
+                scheduler.settled(attempt.ticket, usage, now)
+                self._release(attempt.number, now)
 
     def _hand_over(self, prefiller: int, sequence: EngineSequence, now: float) -> None:
         """The prompt of a pair is computed: its answer begins with fetching the KV."""
-        leg = self.stations[prefiller].handed_over(sequence)
-        self._scheduler.prefill_done(leg.ticket, now)
-        decoder = leg.decoder if leg.decoder is not None else prefiller
+        attempt = self.workers[prefiller].handed_over(sequence)
+        self._scheduler.prefill_done(attempt.ticket, now)
+        decoder = attempt.decoder if attempt.decoder is not None else prefiller
         asked = replace(sequence.request, part="decode")
-        self.stations[decoder].take(asked, leg.number, leg.record, leg.ticket, now, prefiller=prefiller)
+        self.workers[decoder].take(asked, attempt.number, attempt.record, attempt.ticket, now, prefiller=prefiller)
         self._touched.add(decoder)
 
     def _fetched(self, prefiller: int, request_id: str, now: float) -> None:
         """The KV of a prompt is where it is needed; the prefill worker's blocks are free."""
-        self.stations[prefiller].engine.fetched(request_id, now)
+        self.workers[prefiller].engine.fetched(request_id, now)
         self._touched.add(prefiller)
 
     def _tell_later(self, number: int, now: float) -> None:
-        station = self.stations[number]
-        if not station.telling:
-            station.telling = True
-            heappush(self._heap, (now + min(_OUTPUT_EVERY_S, _OUTPUT_EVERY * station.step_s), _TELL, number))
+        worker = self.workers[number]
+        if not worker.telling:
+            worker.telling = True
+            heappush(self._heap, (now + min(_OUTPUT_EVERY_S, _OUTPUT_EVERY * worker.step_s), _TELL, number))
 
     def _plan_steps(self) -> None:
         """Everything of this moment has happened: engines that were touched begin their next step."""
         for number in sorted(self._touched):
-            station = self.stations[number]
-            due = station.engine.next_event()
-            if due is not None and due != station.due:
+            worker = self.workers[number]
+            due = worker.engine.next_event()
+            if due is not None and due != worker.due:
                 heappush(self._heap, (due, _STEP, number))
-            station.due = due
+            worker.due = due
         self._touched.clear()
 
     # -- the workload
@@ -306,7 +306,7 @@ class _Driver:
         """Take the next request out of the workload."""
         number, request = next(self._requests, (0, None))
         if request is not None:
-            record = Record(
+            record = RequestResult(
                 request.client, request.weight, request.input_tokens, request.output_tokens, request.at
             )
             self.records.append(record)

@@ -12,10 +12,10 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 
-from router.lab.record import Record
+from router.lab.results import RequestResult
 
 
-def jain(records: Iterable[Record]) -> float | None:
+def jain(records: Iterable[RequestResult]) -> float | None:
     """The index over a run; None if there are never two clients backlogged at once."""
     ended = [record for record in records if record.ended is not None and record.ended > record.arrived]
     backlogs = _backlogs(ended)
@@ -34,7 +34,7 @@ def jain(records: Iterable[Record]) -> float | None:
     return sum(rates) ** 2 / (len(rates) * squares) if squares else None
 
 
-def _backlogs(records: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:
+def _backlogs(records: Iterable[RequestResult]) -> dict[str, list[tuple[float, float]]]:
     """By client the intervals in which it has a request that has arrived and not ended, in rising order."""
     spans: dict[str, list[tuple[float, float]]] = {}
     for record in records:
@@ -80,7 +80,7 @@ class _Window:
             return 0.0
         return self._gone[last] + (at - self._at[last] if self._open[last] else 0.0)
 
-    def service(self, record: Record) -> float:
+    def service(self, record: RequestResult) -> float:
         """What a request has received within the window."""
         first, end = record.first_at, record.ended
         if first is None or end is None:

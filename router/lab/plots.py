@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from router.lab.compare import Entry
+from router.lab.comparison import CombinationResult
 
 _PANELS = 12
 """Combinations shown where each has a panel of its own: the first ones, as sorted."""
@@ -14,10 +14,10 @@ _CLIENTS = 8
 """Clients shown by name: those with the most service."""
 
 
-def draw(folder: Path, entries: Sequence[Entry], title: str) -> list[Path]:
+def draw(folder: Path, entries: Sequence[CombinationResult], title: str) -> list[Path]:
     """Write every picture into the folder, which is made if it is missing. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures: dict[str, Callable[[Sequence[Entry]], Figure]] = {
+    pictures: dict[str, Callable[[Sequence[CombinationResult]], Figure]] = {
         "ttft.png": _ttft,
         "service_per_client.png": _service,
         "throughput_and_fairness.png": _tradeoff,
@@ -33,7 +33,7 @@ def draw(folder: Path, entries: Sequence[Entry], title: str) -> list[Path]:
     return files
 
 
-def _ttft(entries: Sequence[Entry]) -> Figure:
+def _ttft(entries: Sequence[CombinationResult]) -> Figure:
     """Share of requests with at most this time to first token."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -47,7 +47,7 @@ def _ttft(entries: Sequence[Entry]) -> Figure:
     return figure
 
 
-def _service(entries: Sequence[Entry]) -> Figure:
+def _service(entries: Sequence[CombinationResult]) -> Figure:
     """Service of each client up to a moment: parallel lines are fair, a line that bends down waits."""
     shown = entries[:_PANELS]
     columns = min(3, len(shown))
@@ -71,7 +71,7 @@ def _service(entries: Sequence[Entry]) -> Figure:
     return figure
 
 
-def _tradeoff(entries: Sequence[Entry]) -> Figure:
+def _tradeoff(entries: Sequence[CombinationResult]) -> Figure:
     """Up and to the right is better."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -88,14 +88,14 @@ def _tradeoff(entries: Sequence[Entry]) -> Figure:
     return figure
 
 
-def _hit_ratio(entries: Sequence[Entry]) -> Figure:
+def _hit_ratio(entries: Sequence[CombinationResult]) -> Figure:
     figure, axes = _rows_of(entries)
     axes.barh([entry.name for entry in entries], [entry.report["prefix_hit_ratio"] for entry in entries])
     axes.set(xlabel="prompt tokens found in the workers' caches (share)", xlim=(0, 1))
     return figure
 
 
-def _worker_load(entries: Sequence[Entry]) -> Figure:
+def _worker_load(entries: Sequence[CombinationResult]) -> Figure:
     """A dot per worker; close together is even."""
     figure, axes = _rows_of(entries)
     for entry in entries:
@@ -105,7 +105,7 @@ def _worker_load(entries: Sequence[Entry]) -> Figure:
     return figure
 
 
-def _rows_of(entries: Sequence[Entry]) -> tuple[Figure, Axes]:
+def _rows_of(entries: Sequence[CombinationResult]) -> tuple[Figure, Axes]:
     """A row per combination, the first on top."""
     figure = Figure(figsize=(8, 1.4 + 0.32 * len(entries)), layout="constrained")
     axes = figure.subplots()

@@ -15,7 +15,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from router.lab.fairness import jain
-from router.lab.record import Record, Run
+from router.lab.results import RequestResult, Run
 from router.lab.setup import Setup
 
 _BINS = 120
@@ -29,7 +29,7 @@ class Targets:
     ttft_s: float = 2.0
     tpot_s: float = 0.1
 
-    def met_by(self, record: Record) -> bool:
+    def met_by(self, record: RequestResult) -> bool:
         ttft, tpot = ttft_s(record), tpot_s(record)
         return ttft is not None and ttft <= self.ttft_s and (tpot is None or tpot <= self.tpot_s)
 
@@ -103,19 +103,19 @@ def rejections(run: Run) -> dict[str, int]:
 # -- times of one request; None where it has none
 
 
-def ttft_s(record: Record) -> float | None:
+def ttft_s(record: RequestResult) -> float | None:
     """From arrival to the first token."""
     return None if record.first_at is None else record.first_at - record.arrived
 
 
-def tpot_s(record: Record) -> float | None:
+def tpot_s(record: RequestResult) -> float | None:
     """Per output token after the first; None for an answer of one token."""
     if record.first_at is None or record.ended is None or record.output_tokens < 2:
         return None
     return (record.ended - record.first_at) / (record.output_tokens - 1)
 
 
-def e2e_s(record: Record) -> float | None:
+def e2e_s(record: RequestResult) -> float | None:
     """From arrival to the last token."""
     return None if record.ended is None else record.ended - record.arrived
 
@@ -150,15 +150,15 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def _clients(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
+def _clients(records: Iterable[RequestResult]) -> dict[str, dict[str, Any]]:
     """By name; `requests` counts rejected ones too."""
-    by_client: dict[str, list[Record]] = {}
+    by_client: dict[str, list[RequestResult]] = {}
     for record in records:
         by_client.setdefault(record.client, []).append(record)
     return {name: _client(by_client[name]) for name in sorted(by_client)}
 
 
-def _client(records: list[Record]) -> dict[str, Any]:
+def _client(records: list[RequestResult]) -> dict[str, Any]:
     completed = [record for record in records if record.completed]
     return {
         "requests": len(records),

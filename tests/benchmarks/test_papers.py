@@ -14,7 +14,7 @@ from benchmarks.papers.one_worker import serve
 from benchmarks.papers.runner import Runner
 from benchmarks.papers.tables import markdown
 from policies.estimates.answer_length import Length
-from router.lab.compare import Source
+from router.lab.comparison import Source
 from router.lab.setup import make_setup
 
 TINY = st.builds(Job, prompt=st.integers(0, 5), answer=st.integers(1, 3), release=st.integers(0, 3).map(float))

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.reality import CHATS, Played, summary, tokens_of
 from router.lab.profiling.stream import Answer
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 from workers.simulator.profiles import PROFILES
 
 

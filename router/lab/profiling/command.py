@@ -73,8 +73,8 @@ def profile(
     """
     import orjson
 
-    from router.lab.profiling.file import document
     from router.lab.profiling.fit import Limits, UndeterminedError, fit
+    from router.lab.profiling.profile_file import document
     from router.lab.profiling.stream import MeasurementError
     from router.lab.profiling.sweep import Sweep
 
@@ -116,7 +116,7 @@ async def _measure(
 ) -> "tuple[Facts, list[Point], list[str]]":
     from contextlib import AsyncExitStack
 
-    from router.lab.profiling.together import facts_of, measure_together, notes_of, open_meters
+    from router.lab.profiling.measure_together import facts_of, measure_together, notes_of, open_meters
 
     async with AsyncExitStack() as stack:
         meters = await open_meters(stack, urls, model, api_key)

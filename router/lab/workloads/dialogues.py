@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Self
 
-from router.lab.workloads.prompts import NOBODY
-from router.lab.workloads.request_table import NOTHING, RequestTable
+from router.lab.workloads.prompts import NO_PARENT
+from router.lab.workloads.request_table import NO_ROW, RequestTable
 from router.lab.workloads.shapes import (
     MORE,
     Amount,
@@ -51,7 +51,7 @@ class Chat:
         prompts = table.prompts
 
         def write(client: int, at: float, session: int, chance: Random) -> None:
-            past, row, delay = NOBODY, NOTHING, 0.0
+            past, row, delay = NO_PARENT, NO_ROW, 0.0
             for _ in range(turns(chance, self.turns, self.most_turns)):
                 prompt = prompts.grow(past, length(chance, self.message_tokens, self.spread))
                 output = length(chance, self.output_tokens, self.spread)
@@ -96,12 +96,13 @@ class Agents:
     def begin(self, table: RequestTable, chance: Random) -> Write:
         prompts = table.prompts
         systems = [
-            prompts.grow(NOBODY, length(chance, self.system_tokens, self.system_spread)) for _ in range(self.kinds)
+            prompts.grow(NO_PARENT, length(chance, self.system_tokens, self.system_spread))
+            for _ in range(self.kinds)
         ]
         shares = [1 / (rank + 1) for rank in range(self.kinds)]
 
         def write(client: int, at: float, session: int, chance: Random) -> None:
-            past, row, delay = chance.choices(systems, shares)[0], NOTHING, 0.0
+            past, row, delay = chance.choices(systems, shares)[0], NO_ROW, 0.0
             last = turns(chance, self.turns, self.most_turns) - 1
             for turn in range(last + 1):
                 asked = self.result_tokens if turn else self.task_tokens

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Self
 
-from router.lab.workloads.prompts import NOBODY
-from router.lab.workloads.request_table import NOTHING, RequestTable
+from router.lab.workloads.prompts import NO_PARENT
+from router.lab.workloads.request_table import NO_ROW, RequestTable
 from router.lab.workloads.shapes import MORE, Count, Misbehaviour, Spread, Tokens, Write, gap, length
 
 
@@ -43,7 +43,7 @@ class TreeOfThoughts:
         prompts = table.prompts
 
         def write(client: int, at: float, session: int, chance: Random) -> None:
-            level = [(prompts.grow(NOBODY, length(chance, self.question_tokens, self.question_spread)), NOTHING)]
+            level = [(prompts.grow(NO_PARENT, length(chance, self.question_tokens, self.question_spread)), NO_ROW)]
             for depth in range(self.height):
                 above, level = level, []
                 for text, after in above:
@@ -84,7 +84,7 @@ class Judge:
         prompts = table.prompts
 
         def write(client: int, at: float, session: int, chance: Random) -> None:
-            essay = prompts.grow(NOBODY, length(chance, self.essay_tokens, self.essay_spread))
+            essay = prompts.grow(NO_PARENT, length(chance, self.essay_tokens, self.essay_spread))
             for _ in range(self.dimensions):
                 prompt = prompts.grow(essay, self.dimension_tokens)
                 table.add(at, client, prompt, self.output_tokens, session=session)
@@ -122,7 +122,7 @@ class LongQuestions:
         prompts = table.prompts
 
         def write(client: int, at: float, session: int, chance: Random) -> None:
-            document = prompts.grow(NOBODY, length(chance, self.document_tokens, self.document_spread))
+            document = prompts.grow(NO_PARENT, length(chance, self.document_tokens, self.document_spread))
             for _ in range(self.questions):
                 prompt = prompts.grow(document, length(chance, self.question_tokens, self.spread))
                 answer = length(chance, self.output_tokens, self.spread)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Self
 
-from router.lab.workloads.prompts import NOBODY
+from router.lab.workloads.prompts import NO_PARENT
 from router.lab.workloads.request_table import RequestTable
 from router.lab.workloads.shapes import MORE, Count, Misbehaviour, Share, Spread, Tokens, Write, length
 
@@ -34,7 +34,7 @@ class Poisson:
     def begin(self, table: RequestTable, chance: Random) -> Write:
         del chance
         prompts = table.prompts
-        starts = [prompts.grow(NOBODY, self.prefix_tokens) for _ in range(self.prefixes)]
+        starts = [prompts.grow(NO_PARENT, self.prefix_tokens) for _ in range(self.prefixes)]
         shares = [1 / (rank + 1) for rank in range(self.prefixes)]
 
         def write(client: int, at: float, session: int, chance: Random) -> None:
@@ -44,7 +44,7 @@ class Poisson:
                 start = chance.choices(starts, shares)[0]
                 prompt = prompts.grow(start, max(16, tokens - self.prefix_tokens))
             else:
-                prompt = prompts.grow(NOBODY, tokens)
+                prompt = prompts.grow(NO_PARENT, tokens)
             table.add(at, client, prompt, output, session=session)
 
         return write

@@ -14,7 +14,7 @@ from router.lab.workload import UNIT_BYTES
 
 FIRST_NEW_UNIT = 1 << 63
 """Units that the lab makes up itself are counted from here; a trace's own ids are mostly small."""
-NOBODY = -1
+NO_PARENT = -1
 """The parent of a prompt that begins anew."""
 
 
@@ -34,8 +34,8 @@ class Prompts:
         self._made = 0
 
     def grow(self, parent: int, tokens: int) -> int:
-        """New text behind `parent` (or `NOBODY`); returns its node."""
-        before = 0 if parent == NOBODY else self._tokens[parent]
+        """New text behind `parent` (or `NO_PARENT`); returns its node."""
+        before = 0 if parent == NO_PARENT else self._tokens[parent]
         units = (before + tokens) // self.block_tokens - before // self.block_tokens
         node = self._add(parent, before + tokens, units, self._made)
         self._made += units
@@ -49,7 +49,7 @@ class Prompts:
         full = units[: tokens // self.block_tokens]
         start = len(self._named)
         self._named.extend(full)
-        node = self._add(NOBODY, len(full) * self.block_tokens, len(full), -1 - start)
+        node = self._add(NO_PARENT, len(full) * self.block_tokens, len(full), -1 - start)
         rest = tokens - len(full) * self.block_tokens
         return self.grow(node, rest) if rest else node
 
@@ -60,7 +60,7 @@ class Prompts:
     def key(self, node: int) -> bytes:
         """Units of its full blocks, from the first on."""
         parts: list[bytes] = []
-        while node != NOBODY:
+        while node != NO_PARENT:
             if self._count[node]:
                 parts.append(self.own_key(node))
             node = self._parent[node]

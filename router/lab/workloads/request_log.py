@@ -9,9 +9,9 @@ without the worker's count of tokens (rejected, refused, failed, given up), whic
 from pathlib import Path
 from typing import Any
 
-from router.lab.workloads import fields
+from router.lab.workloads import trace_fields
 from router.lab.workloads.request_table import RequestTable
-from router.lab.workloads.text_file import BrokenLine, numbered_lines
+from router.lab.workloads.trace_lines import BrokenLine, numbered_lines
 
 BLOCK_TOKENS = 16
 NO_CLIENT = "anonymous"
@@ -23,7 +23,7 @@ def read(path: Path, block_tokens: int | None, warnings: list[str]) -> RequestTa
     left_out = 0
     for number, line in numbered_lines(path):
         try:
-            record = fields.json_object(line)
+            record = trace_fields.json_object(line)
             if record.get("event") != "request":
                 continue
             if "input_tokens" in record and "output_tokens" in record:
@@ -45,19 +45,19 @@ def _block_tokens(path: Path) -> int | None:
     for number, line in numbered_lines(path):
         if b'"prefix_tokens"' in line:
             try:
-                return fields.tokens(fields.json_object(line), "prefix_tokens", 1)
+                return trace_fields.tokens(trace_fields.json_object(line), "prefix_tokens", 1)
             except ValueError as error:
                 raise BrokenLine(path, number, str(error)) from None
     return None
 
 
 def _add(table: RequestTable, record: dict[str, Any]) -> None:
-    at = fields.moment(record.get("time"), "time") - fields.number(record, "e2e_s")
-    length = fields.tokens(record, "input_tokens", 1)
-    output = fields.tokens(record, "output_tokens", 0)
-    client = table.client(fields.text(record, "client") or NO_CLIENT)
-    units = fields.units(record, "prefix")
-    if units and fields.tokens(record, "prefix_tokens", 1) != table.prompts.block_tokens:
+    at = trace_fields.moment(record.get("time"), "time") - trace_fields.number(record, "e2e_s")
+    length = trace_fields.tokens(record, "input_tokens", 1)
+    output = trace_fields.tokens(record, "output_tokens", 0)
+    client = table.client(trace_fields.text(record, "client") or NO_CLIENT)
+    units = trace_fields.units(record, "prefix")
+    if units and trace_fields.tokens(record, "prefix_tokens", 1) != table.prompts.block_tokens:
         raise ValueError(
             f"prefix_tokens is {record['prefix_tokens']}, but {table.prompts.block_tokens} in the lines before"
         )

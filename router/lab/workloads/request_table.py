@@ -7,7 +7,7 @@ from typing import overload
 from router.lab.workload import Request
 from router.lab.workloads.prompts import Prompts
 
-NOTHING = -1
+NO_ROW = -1
 
 
 class RequestTable(Sequence[Request]):
@@ -55,10 +55,10 @@ class RequestTable(Sequence[Request]):
         prompt: int,
         output_tokens: int,
         *,
-        reply: int = NOTHING,
-        session: int = NOTHING,
+        reply: int = NO_ROW,
+        session: int = NO_ROW,
         priority: int = 0,
-        after: int = NOTHING,
+        after: int = NO_ROW,
         delay: float = 0.0,
     ) -> int:
         """Append a row, return its number; `prompt` and `reply` are nodes of `prompts`, `after` an earlier row."""
@@ -85,7 +85,7 @@ class RequestTable(Sequence[Request]):
             place[old] = new
         order = order[:limit]
         after = self._after
-        self._after = array("q", (place[after[row]] if after[row] != NOTHING else NOTHING for row in order))
+        self._after = array("q", (place[after[row]] if after[row] != NO_ROW else NO_ROW for row in order))
         self._at = array("d", (self._at[row] for row in order))
         for name in ("_client", "_prompt", "_reply", "_output", "_session", "_priority", "_delay"):
             column = getattr(self, name)
@@ -124,9 +124,9 @@ class RequestTable(Sequence[Request]):
             key=self.prompts.key(prompt),
             input_tokens=self.prompts.tokens(prompt),
             output_tokens=self._output[row],
-            reply_key=b"" if reply == NOTHING else self.prompts.own_key(reply),
-            session=None if session == NOTHING else self._sessions[session],
+            reply_key=b"" if reply == NO_ROW else self.prompts.own_key(reply),
+            session=None if session == NO_ROW else self._sessions[session],
             priority=self._priority[row],
             weight=self.weights[client],
-            after=None if after == NOTHING else (after, self._delay[row]),
+            after=None if after == NO_ROW else (after, self._delay[row]),
         )

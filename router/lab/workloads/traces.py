@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from router.lab.workload import Workload, WorkloadError
-from router.lab.workloads import fields, request_log
-from router.lab.workloads.prompts import NOBODY
-from router.lab.workloads.request_table import NOTHING, RequestTable
-from router.lab.workloads.text_file import BrokenLine, numbered_lines
+from router.lab.workloads import request_log, trace_fields
+from router.lab.workloads.prompts import NO_PARENT
+from router.lab.workloads.request_table import NO_ROW, RequestTable
+from router.lab.workloads.trace_lines import BrokenLine, numbered_lines
 
 TRACE_BLOCK_TOKENS = 512
 """Tokens that one of a trace's hash ids stands for."""
@@ -59,9 +59,11 @@ def _reader(path: Path, number: int, first: bytes) -> Reader:
     if not first.startswith(b"{"):
         if set(AZURE_COLUMNS) <= set(_columns(first)):
             return _azure
-        raise WorkloadError(f"{path}: not a trace, its first line is {fields.shown(_text(first))}; {FORMATS}")
+        raise WorkloadError(
+            f"{path}: not a trace, its first line is {trace_fields.shown(_text(first))}; {FORMATS}"
+        )
     try:
-        record = fields.json_object(first)
+        record = trace_fields.json_object(first)
     except ValueError as error:
         raise BrokenLine(path, number, str(error)) from None
     if "event" in record and "time" in record:
@@ -86,25 +88,25 @@ def _json_lines(path: Path, block_tokens: int | None, warnings: list[str]) -> Re
 
 def _json_line(table: RequestTable, line: bytes) -> float:
     """One request; returns its moment."""
-    record = fields.json_object(line)
-    at = fields.number(record, "timestamp") / 1000
-    length = fields.tokens(record, "input_length", 1)
-    output = fields.tokens(record, "output_length", 0)
-    ids = fields.units(record, "hash_ids")
+    record = trace_fields.json_object(line)
+    at = trace_fields.number(record, "timestamp") / 1000
+    length = trace_fields.tokens(record, "input_length", 1)
+    output = trace_fields.tokens(record, "output_length", 0)
+    ids = trace_fields.units(record, "hash_ids")
     size = table.prompts.block_tokens
     if len(ids) > -(-length // size):
         raise ValueError(
             f"hash_ids has {len(ids)} blocks of {size} tokens for a prompt of {length}; "
             "give block_tokens if its ids stand for fewer"
         )
-    session = fields.text(record, "session")
-    priority = fields.whole(record.get("priority", 0), "priority", -(2**31), 2**31 - 1)
-    client = table.client(fields.text(record, "client") or NO_CLIENT)
+    session = trace_fields.text(record, "session")
+    priority = trace_fields.whole(record.get("priority", 0), "priority", -(2**31), 2**31 - 1)
+    client = table.client(trace_fields.text(record, "client") or NO_CLIENT)
     try:
         prompt = table.prompts.name(ids, length)
     except (TypeError, OverflowError):
         raise ValueError("hash_ids should be whole numbers from 0 to 2**64 - 1") from None
-    place = NOTHING if session is None else table.session(session)
+    place = NO_ROW if session is None else table.session(session)
     table.add(at, client, prompt, output, session=place, priority=priority)
     return at
 
@@ -117,13 +119,13 @@ def _azure(path: Path, block_tokens: int | None, warnings: list[str]) -> Request
     for number, line in lines:
         try:
             row = dict(zip(columns, _columns(line), strict=True))
-            at = fields.moment(row["TIMESTAMP"], "TIMESTAMP")
+            at = trace_fields.moment(row["TIMESTAMP"], "TIMESTAMP")
             length = _count(row, "ContextTokens", 1)
             output = _count(row, "GeneratedTokens", 0)
         except ValueError as error:
             reason = str(error) if "zip" not in str(error) else f"should have {len(columns)} columns"
             raise BrokenLine(path, number, reason) from None
-        table.add(at, client, table.prompts.grow(NOBODY, length), output)
+        table.add(at, client, table.prompts.grow(NO_PARENT, length), output)
         watch.saw(number, at)
     watch.tell()
     return table
@@ -142,7 +144,7 @@ def _count(row: dict[str, str], name: str, least: int) -> int:
         value: object = int(row[name])
     except ValueError:
         value = row[name]
-    return fields.whole(value, name, least, fields.MAX_TOKENS)
+    return trace_fields.whole(value, name, least, trace_fields.MAX_TOKENS)
 
 
 class Backwards:

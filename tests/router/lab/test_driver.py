@@ -14,7 +14,7 @@ from router.lab.driver import NeverEndsError, replay
 from router.lab.report import summarize
 from router.lab.setup import make_setup
 from router.lab.workload import Request, Workload
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 from workers.simulator.profiles import PROFILES
 
 INSTANT = PROFILES["instant"]
@@ -293,8 +293,8 @@ def test_after_a_run_no_worker_holds_kv_for_anybody(monkeypatch):
     monkeypatch.setattr(driver_module, "_Driver", Watched)
     replay(shared_prefixes(), paired("1xmixed,2xprefill,2xdecode", settings={"disaggregate": "always"}))
     (driver,) = drivers
-    for station in driver.stations:
-        assert (station.engine.held, station.engine.leases_expired, station.engine.kv_blocks_used) == (0, 0, 0)
+    for worker in driver.workers:
+        assert (worker.engine.held, worker.engine.leases_expired, worker.engine.kv_blocks_used) == (0, 0, 0)
     views = driver._scheduler.snapshot().workers
     assert {(view.requests, view.sequences, view.prefill_owed, view.kv_reserved) for view in views} == {
         (0, 0, 0, 0)

@@ -9,7 +9,7 @@ from policies.scheduler.matching import Faults
 from router.lab.driver import replay
 from router.lab.setup import make_setup
 from router.lab.workloads.generators import SHAPES
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from router.cli import cli
-from router.lab.profiling.file import ProfileFileError, document, read_profile
 from router.lab.profiling.fit import Limits, UndeterminedError, fit, nonnegative_least_squares
+from router.lab.profiling.measure_together import measure_together, medians
 from router.lab.profiling.points import Point, decode_point, prefill_point
+from router.lab.profiling.profile_file import ProfileFileError, document, read_profile
 from router.lab.profiling.stream import Answer, MeasurementError, ask
 from router.lab.profiling.sweep import Meter, Sweep, side_by_side
-from router.lab.profiling.together import measure_together, medians
 from router.lab.setup import SetupError, make_setup
 from workers.simulator.faults import Fault
 from workers.simulator.profiles import PROFILES, Profile

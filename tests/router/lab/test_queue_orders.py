@@ -5,7 +5,7 @@ import pytest
 from policies.scheduler.matching import Faults
 from router.lab.driver import replay
 from router.lab.setup import make_setup
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 
 ORDERS = ["vtc", "shortest_first", "mc_sf", "sorted_f", "svf", "amax", "amin"]
 TIGHT = {"judge": 8_000, "longqa": 40_000, "poisson": 8_000}

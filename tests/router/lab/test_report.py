@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 
 from router.lab.fairness import jain
-from router.lab.record import Record, Run, WorkerTotals
 from router.lab.report import Targets, curves, percentile, rejections, spread, summarize
+from router.lab.results import RequestResult, Run, WorkerTotals
 from router.lab.setup import make_setup
 
 KEYS = [
@@ -41,13 +41,13 @@ KEYS = [
 
 
 def served(client="a", *, arrived=0.0, wait=1.0, first=2.0, end=12.0, tokens=100, output=11, weight=1.0):
-    record = Record(client, weight, tokens, output, arrived)
+    record = RequestResult(client, weight, tokens, output, arrived)
     record.dispatched, record.first_at, record.ended = arrived + wait, arrived + first, arrived + end
     return record
 
 
 def turned_away(client="a", arrived=0.0, why="queue_full", after=0.0):
-    return Record(client, 1.0, 100, 11, arrived, rejected=why, ended=arrived + after)
+    return RequestResult(client, 1.0, 100, 11, arrived, rejected=why, ended=arrived + after)
 
 
 def worker(prompt=100, cached=40, generated=20, preemptions=0):

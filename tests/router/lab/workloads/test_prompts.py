@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.lab.workloads.prompts import NOBODY, Prompts
+from router.lab.workloads.prompts import NO_PARENT, Prompts
 
 GROWTHS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50)), min_size=1, max_size=30)
 
@@ -30,8 +30,8 @@ def shared(one, other):
 def test_two_prompts_share_exactly_the_full_blocks_of_their_common_tokens(growths, size):
     prompts, written = Prompts(size), []
     for number, (chosen, tokens) in enumerate(growths):
-        parent = chosen - 1 if chosen <= len(written) else NOBODY
-        before = [] if parent == NOBODY else written[parent]
+        parent = chosen - 1 if chosen <= len(written) else NO_PARENT
+        before = [] if parent == NO_PARENT else written[parent]
         assert prompts.grow(parent, tokens) == number
         written.append(before + [(number, index) for index in range(tokens)])
     keys = [units(prompts.key(node)) for node in range(len(written))]
@@ -44,7 +44,7 @@ def test_two_prompts_share_exactly_the_full_blocks_of_their_common_tokens(growth
 
 def test_the_units_of_a_node_are_the_end_of_its_key():
     prompts = Prompts(16)
-    prompt = prompts.grow(NOBODY, 40)
+    prompt = prompts.grow(NO_PARENT, 40)
     reply = prompts.grow(prompt, 30)
     assert prompts.key(reply) == prompts.key(prompt) + prompts.own_key(reply)
     assert len(units(prompts.own_key(reply))) == 70 // 16 - 40 // 16

@@ -7,7 +7,7 @@ from array import array
 import pytest
 
 from router.lab.workload import WorkloadError
-from router.lab.workloads.text_file import BrokenLine
+from router.lab.workloads.trace_lines import BrokenLine
 from router.lab.workloads.traces import read_trace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"

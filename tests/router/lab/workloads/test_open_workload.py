@@ -6,7 +6,7 @@ import pytest
 
 from router.lab.workload import WorkloadError
 from router.lab.workloads.generators import generate
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 
 
 @pytest.fixture

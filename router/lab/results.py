@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class RequestResult:
     """What became of one request. Times are seconds from the start of the workload."""
 
     client: str
@@ -58,7 +58,7 @@ class WorkerTotals:
 class Run:
     """A replay from its first arrival to its last end."""
 
-    records: list[Record]
+    records: list[RequestResult]
     """In the order of the workload."""
     workers: list[WorkerTotals]
     wall_s: float

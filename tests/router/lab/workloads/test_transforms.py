@@ -6,7 +6,7 @@ import pytest
 
 from router.lab.workload import Request, Workload, WorkloadError
 from router.lab.workloads.generators import generate
-from router.lab.workloads.reshape import composed, faster, first
+from router.lab.workloads.transforms import composed, faster, first
 
 
 def clients_of(shares, weights=()):

@@ -15,7 +15,7 @@ from router.lab.driver import replay
 from router.lab.report import Curves, Targets, curves, rejections, summarize
 from router.lab.setup import Setup, SetupError, known_settings, make_setup, refuse_unknown
 from router.lab.workload import Workload
-from router.lab.workloads.opening import open_workload
+from router.lab.workloads.open_workload import open_workload
 
 SORTS: Mapping[str, Callable[[dict[str, Any]], float | None]] = {
     "ttft": lambda report: report["ttft_s"]["mean"],
@@ -49,7 +49,7 @@ def load(source: Source) -> Workload:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CombinationResult:
     """One combination and what it came to."""
 
     report: dict[str, Any]
@@ -92,7 +92,7 @@ def compare(
     targets: Targets,
     jobs: int = 1,
     progress: Callable[[int], None] | None = None,
-) -> list[Entry]:
+) -> list[CombinationResult]:
     """Run every setup, in up to `jobs` processes. `progress` hears how many are done. Order as given."""
     done = progress or (lambda _: None)
     if jobs == 1 or len(setups) == 1:
@@ -114,18 +114,18 @@ def compare(
             raise
 
 
-def ordered(entries: Iterable[Entry], by: str) -> list[Entry]:
+def ordered(entries: Iterable[CombinationResult], by: str) -> list[CombinationResult]:
     """Sort by one of `SORTS`; what has no value there comes last. Raises SetupError for another name."""
     if by not in SORTS:
         raise SetupError(f"cannot sort by `{by}`; known are {', '.join(SORTS)}")
 
-    def key(entry: Entry) -> tuple[bool, float]:
+    def key(entry: CombinationResult) -> tuple[bool, float]:
         value = SORTS[by](entry.report)
         return value is None, value or 0.0
 
     return sorted(entries, key=key)
 
 
-def _entry(source: Source, setup: Setup, targets: Targets) -> Entry:
+def _entry(source: Source, setup: Setup, targets: Targets) -> CombinationResult:
     run = replay(load(source), setup)
-    return Entry(summarize(run, setup, targets), rejections(run), curves(run), run.fault)
+    return CombinationResult(summarize(run, setup, targets), rejections(run), curves(run), run.fault)

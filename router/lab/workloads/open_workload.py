@@ -14,8 +14,8 @@ from typing import Any
 
 from router.lab.workload import Workload, WorkloadError
 from router.lab.workloads.generators import SHAPES, generate
-from router.lab.workloads.reshape import composed, faster, first
 from router.lab.workloads.traces import read_trace
+from router.lab.workloads.transforms import composed, faster, first
 
 
 def open_workload(wanted: str, *, seed: int = 0, rate: float = 1.0, limit: int | None = None) -> Workload:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.lab.compare import Source, combinations, compare, ordered
+from router.lab.comparison import Source, combinations, compare, ordered
 from router.lab.report import Targets
 from router.lab.setup import SetupError, make_setup, parse_settings
 from router.settings_file import ConfigError

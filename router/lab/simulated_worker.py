@@ -1,37 +1,37 @@
 """A simulated engine as the driver holds it: what runs there, and what is known of it from outside.
 
-A request on a pair has two legs, one after the other: the prefill worker's ends with the prompt's KV, the decode
-worker's begins by fetching it.
+A request on a pair has two attempts, one after the other: that on the prefill worker ends with the KV of the
+prompt, that on the decode worker begins by fetching it.
 """
 
 from dataclasses import dataclass, replace
 
 from policies.model import Reading, Ticket, WorkerFacts
-from router.lab.record import Record, WorkerTotals
+from router.lab.results import RequestResult, WorkerTotals
 from workers.simulator.engine import Engine
 from workers.simulator.sequences import EngineRequest, EngineSequence
 from workers.simulator.steps import StepResult
 
 
 @dataclass(slots=True, eq=False)
-class Leg:
+class Attempt:
     """A request on its engine, and how much of its answer the scheduler has heard of."""
 
     number: int
     """Its place in the workload."""
-    record: Record
+    record: RequestResult
     ticket: Ticket
     sequence: EngineSequence
     decoder: int | None = None
-    """Of the first leg of a pair: the worker that goes on with it."""
+    """Of the first attempt of a pair: the worker that goes on with it."""
     prefiller: int | None = None
     """Of the second: the worker that holds the prompt's KV."""
     told: int = 0
     told_at: float = 0.0
 
 
-class Station:
-    """One engine and the legs on it."""
+class SimulatedWorker:
+    """One engine and the attempts on it."""
 
     __slots__ = (
         "_busy_s",
@@ -40,11 +40,11 @@ class Station:
         "_most_waiting",
         "_prefills",
         "_requests",
+        "attempts",
         "decoding",
         "due",
         "engine",
         "facts",
-        "legs",
         "step_s",
         "telling",
     )
@@ -52,8 +52,8 @@ class Station:
     def __init__(self, facts: WorkerFacts, engine: Engine) -> None:
         self.facts = facts
         self.engine = engine
-        self.legs: dict[str, Leg] = {}
-        self.decoding: dict[str, Leg] = {}
+        self.attempts: dict[str, Attempt] = {}
+        self.decoding: dict[str, Attempt] = {}
         self.due: float | None = None
         """When the work in hand becomes visible; other moments in the driver's heap are void."""
         self.telling = False
@@ -65,13 +65,13 @@ class Station:
         self._requests = 0
         self._prefills = 0
         self._elsewhere = self._cached_elsewhere = 0
-        """Prompt tokens of second legs, and those of them in the cache here: the first leg counts them."""
+        """Prompt tokens of second attempts, and those of them in the cache here: the first attempt counts them."""
 
     def take(
         self,
         request: EngineRequest,
         number: int,
-        record: Record,
+        record: RequestResult,
         ticket: Ticket,
         now: float,
         *,
@@ -79,7 +79,7 @@ class Station:
         prefiller: int | None = None,
     ) -> None:
         sequence = self.engine.add(request, now)
-        self.legs[request.id] = Leg(number, record, ticket, sequence, decoder, prefiller)
+        self.attempts[request.id] = Attempt(number, record, ticket, sequence, decoder, prefiller)
         self._requests += 1
         self._most_waiting = max(self._most_waiting, self.engine.waiting)
 
@@ -90,31 +90,31 @@ class Station:
             self.step_s = result.duration_s / result.steps
         return results
 
-    def started(self, sequence: EngineSequence, at: float) -> Leg:
+    def started(self, sequence: EngineSequence, at: float) -> Attempt:
         """Its first token is there."""
-        leg = self.legs[sequence.request.id]
-        leg.record.first_at = leg.told_at = at
-        self.decoding[sequence.request.id] = leg
-        return leg
+        attempt = self.attempts[sequence.request.id]
+        attempt.record.first_at = attempt.told_at = at
+        self.decoding[sequence.request.id] = attempt
+        return attempt
 
-    def finished(self, sequence: EngineSequence, at: float) -> Leg:
+    def finished(self, sequence: EngineSequence, at: float) -> Attempt:
         """Its last token is there."""
-        leg = self.legs.pop(sequence.request.id)
+        attempt = self.attempts.pop(sequence.request.id)
         del self.decoding[sequence.request.id]
-        leg.record.ended = at
-        if leg.prefiller is None:
-            leg.record.cached_tokens = sequence.cached or 0
+        attempt.record.ended = at
+        if attempt.prefiller is None:
+            attempt.record.cached_tokens = sequence.cached or 0
         else:
             self._elsewhere += sequence.prompt_tokens
             self._cached_elsewhere += sequence.cached or 0
-        return leg
+        return attempt
 
-    def handed_over(self, sequence: EngineSequence) -> Leg:
+    def handed_over(self, sequence: EngineSequence) -> Attempt:
         """Its prompt is computed, and waits here to be fetched."""
-        leg = self.legs.pop(sequence.request.id)
-        leg.record.cached_tokens = sequence.cached or 0
+        attempt = self.attempts.pop(sequence.request.id)
+        attempt.record.cached_tokens = sequence.cached or 0
         self._prefills += 1
-        return leg
+        return attempt
 
     def read(self, now: float) -> WorkerFacts:
         """What a scrape of its metrics adds to the facts."""
