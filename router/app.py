@@ -19,24 +19,24 @@ from typing import Any
 
 import uvicorn
 
-from router import log
-from router.admin import admin_pages
-from router.brain import roles_shortfall, scheduler_for
-from router.cache_reports import CacheReports
-from router.clients import Clients
-from router.config import Config
-from router.gateway import Door
-from router.holders import Holders
-from router.kv_series import KvSeries
-from router.listener import listener
-from router.metrics import Metrics
-from router.pages import not_ready, pages
-from router.pools import Pools, facts
-from router.settings_file import ConfigError
-from router.state import Gateway
+from router.config.schema import Config
+from router.config.yaml_lines import ConfigError
+from router.control.cache_reports import CacheReports
+from router.control.pages.admin import admin_pages
+from router.control.pages.status import not_ready, pages
+from router.control.parties.identity import Clients
+from router.control.pools import Pools, facts
+from router.control.response_owners import ResponseOwners
+from router.control.scheduler_factory import make_scheduler, roles_shortfall
+from router.control.state import Gateway
+from router.control.token_ratio import TokenRatio
+from router.edge.connection import connection_class
+from router.edge.routes import Routes
+from router.observability import request_log as log
+from router.observability.cache_metrics import CacheMetrics
+from router.observability.metrics import Metrics
 from router.tokenization.series import TokenizationSeries
 from router.tokenization.tokenization import Tokenization
-from router.tokens import TokenScale
 from workers.fleet.fleet import Fleet, FleetSettings
 from workers.fleet.poller import PollerSettings
 from workers.fleet.worker import FleetEvent
@@ -103,7 +103,7 @@ async def _gateway(
         kv_listener=reports if config.health.kv_events == "auto" else None,
     )
     pools = Pools(
-        make_scheduler=lambda: scheduler_for(config),
+        make_scheduler=lambda: make_scheduler(config),
         connect=lambda url: Upstream(url, timeouts=Timeouts(**config.timeouts.model_dump())),
         rested=fleet.release,
         aliases=dict(config.models),
@@ -114,8 +114,8 @@ async def _gateway(
         pools=pools,
         fleet=fleet,
         clients=clients,
-        holders=Holders(),
-        scale=TokenScale(),
+        holders=ResponseOwners(),
+        scale=TokenRatio(),
         tokenization=tokenization,
         metrics=metrics,
         request_log=log_lines,
@@ -124,7 +124,7 @@ async def _gateway(
         loop=loop,
     )
     metrics.watch(pools, lambda: gateway.open)
-    metrics.registry.register(KvSeries(pools, fleet))
+    metrics.registry.register(CacheMetrics(pools, fleet))
     metrics.registry.register(TokenizationSeries(tokenization))
     announced = False
 
@@ -197,7 +197,7 @@ def _servers(config: Config, gateway: Gateway) -> list[uvicorn.Server]:
             inner.mount("/admin", operator)
         else:
             servers.append(_server(config, operator, admin.host, admin.port, tls=False))
-    servers.insert(0, _server(config, Door(gateway, inner), listen.host, listen.port, tls=True))
+    servers.insert(0, _server(config, Routes(gateway, inner), listen.host, listen.port, tls=True))
     return servers
 
 
@@ -208,7 +208,7 @@ def _server(config: Config, app: Any, host: str, port: int, *, tls: bool) -> uvi
             app,
             host=host,
             port=port,
-            http=listener(config.limits.header_bytes),
+            http=connection_class(config.limits.header_bytes),
             ws="none",
             lifespan="off",
             log_config=None,

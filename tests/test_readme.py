@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from router.config import Config
+from router.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

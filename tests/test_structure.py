@@ -125,8 +125,8 @@ def modules_of(path):
         ("workers/fleet/fleet.py", "import uvicorn"),
         ("workers/simulator/engine.py", "from policies.prefixes.radix_tree import PrefixTree"),
         ("workers/simulator/engine.py", "from fastapi import FastAPI"),
-        ("router/gateway.py", "from tests.router import fakes"),
-        ("router/gateway.py", "import benchmarks.micro"),
+        ("router/edge/routes.py", "from tests.router import fakes"),
+        ("router/edge/routes.py", "import benchmarks.micro"),
     ],
 )
 def test_the_checker_finds(path, source):
@@ -142,7 +142,7 @@ def test_the_checker_finds(path, source):
         ("workers/http/upstream.py", "import asyncio, ssl\nimport httptools"),
         ("workers/simulator/server.py", "import uvicorn"),
         (
-            "router/gateway.py",
+            "router/edge/routes.py",
             "import asyncio\nfrom policies.model import Stage\nfrom workers.worker import Worker",
         ),
         ("tests/router/test_x.py", "import router.gateway\nimport policies.model\nimport time"),

@@ -25,10 +25,11 @@ from benchmarks.dataplane.backend import answer_to
 from benchmarks.dataplane.client import Question, Requests
 from benchmarks.dataplane.load import KEYS
 from benchmarks.dataplane.routers import fairlead_config
-from router import app, log
-from router.config import Config
-from router.gateway import Door
-from router.listener import listener
+from router import app
+from router.config.schema import Config
+from router.edge.connection import connection_class
+from router.edge.routes import Routes
+from router.observability import request_log as log
 from workers.http.connection import Connection
 from workers.http.upstream import Upstream
 
@@ -144,10 +145,10 @@ async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> f
         config = Config.model_validate(fairlead_config(workers))
         async with app._gateway(config, lines, known.set) as gateway:  # noqa: SLF001
             await known.wait()
-            settings = uvicorn.Config(Door(gateway, _nothing), **_AS_SERVED)
+            settings = uvicorn.Config(Routes(gateway, _nothing), **_AS_SERVED)
             settings.load()
             state = uvicorn.server.ServerState()
-            protocol = listener(65536)(settings, state, {})  # type: ignore[call-arg]
+            protocol = connection_class(65536)(settings, state, {})  # type: ignore[call-arg]
             asker = Asker(protocol, Requests(QUESTIONS[mode], "http://inside:1", KEYS, 8, 0))
             await asker.ask(2 * _SLICE)
             app._spare_the_collector()  # noqa: SLF001

@@ -20,8 +20,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 from router import app
-from router.config import Config
-from router.state import Gateway
+from router.config.schema import Config
+from router.control.state import Gateway
 
 PARTS = ("tree", "scheduler", "clients", "pools", "metrics", "log", "rest")
 _PROGRAM = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType)
@@ -96,7 +96,7 @@ def main() -> None:
         return servers(config, gateway)
 
     app._servers = watched  # noqa: SLF001
-    from router.cli import main as fairlead  # noqa: PLC0415 - after its composition has been changed
+    from router.commands.cli import main as fairlead  # noqa: PLC0415 - after its composition has been changed
 
     fairlead()
 

@@ -84,7 +84,7 @@ def main() -> None:
         await program
 
     uvloop.run = lambda program: run(watched(program))  # type: ignore[assignment, misc]
-    from router.cli import main as fairlead  # noqa: PLC0415 - after its loop has been replaced
+    from router.commands.cli import main as fairlead  # noqa: PLC0415 - after its loop has been replaced
 
     fairlead()
 

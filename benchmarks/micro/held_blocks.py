@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from policies.model import PrefixKey
 from policies.prefixes.index import Prefixes
 from policies.prefixes.kv_blocks import KvBlocks
-from router.cache_reports import CacheReports
+from router.control.cache_reports import CacheReports
 from workers.kv_events.decode import BlockHash, BlocksRemoved, BlocksStored, decode
 
 VOCABULARY = 128_000

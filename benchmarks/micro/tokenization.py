@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from router.openai import Ask, Surface, parse
+from router.edge.api.parsed_request import ParsedRequest, Surface, parse
 from router.tokenization.desk import INLINE_CHARS, Desk
 from router.tokenization.lanes import Lanes
 from router.tokenization.local import load
@@ -33,7 +33,7 @@ def text(size: int, seed: int) -> str:
     return " ".join(random.Random(seed).choices(WORDS, k=size))[:size]
 
 
-def chat(turns: int, seed: int) -> Ask:
+def chat(turns: int, seed: int) -> ParsedRequest:
     """A chat that has come to its so many-th question."""
     messages = [
         {"role": "assistant" if turn % 2 else "user", "content": text(TURN_BYTES, seed * 1000 + turn)}
@@ -42,12 +42,12 @@ def chat(turns: int, seed: int) -> Ask:
     return parse(Surface.CHAT, json.dumps({"messages": messages}).encode())
 
 
-def prompt(size: int, seed: int) -> Ask:
+def prompt(size: int, seed: int) -> ParsedRequest:
     """A completion of a text."""
     return parse(Surface.COMPLETIONS, json.dumps({"prompt": text(size, seed)}).encode())
 
 
-async def cost(desk: Desk, asks: list[Ask]) -> dict[str, float]:
+async def cost(desk: Desk, asks: list[ParsedRequest]) -> dict[str, float]:
     """Median microseconds per request, one after the other."""
     on_loop, until_there = [], []
     for ask in asks:
@@ -78,7 +78,7 @@ async def growing(make: Callable[[], Desk]) -> dict[str, dict[str, float]]:
     }
 
 
-async def held_up(desk: Desk, ask: Ask) -> dict[str, float]:
+async def held_up(desk: Desk, ask: ParsedRequest) -> dict[str, float]:
     """The longest that a loop with a tick each millisecond stands still while this prompt is tokenized."""
     longest = 0.0
 

@@ -18,7 +18,7 @@ from benchmarks.papers.bound import Job
 from policies.estimates.answer_length import Length
 from policies.model import Dispatch, PrefixKey, RequestView, Stage, Ticket, Usage, WorkerFacts
 from policies.scheduler.scheduler import Scheduler
-from router.brain import scheduler_for
+from router.control.scheduler_factory import make_scheduler
 from router.lab.setup import make_setup
 from router.lab.workload import UNIT_BYTES
 from workers.simulator.engine import Engine
@@ -94,7 +94,7 @@ class _Worker:
             },
             lenient=True,
         )
-        self._scheduler: Scheduler = scheduler_for(setup.config)
+        self._scheduler: Scheduler = make_scheduler(setup.config)
         facts = WorkerFacts(
             id=_WORKER,
             lines=frozenset((_LINE,)),

@@ -1,13 +1,13 @@
 """The commands `fairlead heatmap show` and `fairlead heatmap measure`."""
 
-# ruff: noqa: PLC0415, FBT002, PLR0917  # as in `router/cli.py`: late imports, and what typer makes of parameters
+# ruff: noqa: PLC0415, FBT002, PLR0917  # as in `router/commands/cli.py`: late imports, and what typer makes of parameters
 import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from router.progress import progress_bar
+from router.commands.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

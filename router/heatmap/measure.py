@@ -1,10 +1,9 @@
 """The batches of a sweep on real workers: on colocated ones, and on pairs of a prefill and a decode worker.
 
-A pair is asked as the gateway asks it (`router/prefill.py`): the prompt first, for one token, then the request
-with what the prefill worker says of where the KV is. No scheduler is in between: the requests of a batch go to the
-workers, or pairs, in turn, so that a map says how the workers fare and not how they are chosen.
-
-The workers must have nothing else to do.
+A pair is asked as the gateway asks it (`router/edge/execution/prefill_attempt.py`): the prompt first, for one
+token, then the request with what the prefill worker says of where the KV is. No scheduler is in between: the
+requests of a batch go to the workers, or pairs, in turn, so that a map says how the workers fare and not how they
+are chosen.
 """
 
 import asyncio
@@ -18,11 +17,11 @@ from typing import Any
 import httpx
 import orjson
 
+from router.edge.api.parsed_request import ParsedRequest, Surface, parse
+from router.edge.api.rewrite import for_prefill, for_worker
 from router.heatmap.sweep import Findings, Place, Shape, Side, Sweep, side
 from router.lab.profiling.stream import MeasurementError, worker_client
 from router.lab.profiling.sweep import TOKEN_IDS, Facts, look
-from router.openai import Ask, Surface, parse
-from router.rewrite import for_prefill, for_worker
 
 _ANSWER_S = 3600.0
 """The longest wait for an answer: batches may be more than the workers can do."""
@@ -170,6 +169,6 @@ async def run(
         done(number)
 
 
-def _ask(model: str, prompt: list[int], output_tokens: int) -> Ask:
+def _ask(model: str, prompt: list[int], output_tokens: int) -> ParsedRequest:
     fields = {"model": model, "prompt": prompt, "max_tokens": output_tokens, "temperature": 0, "ignore_eos": True}
     return parse(Surface.COMPLETIONS, orjson.dumps(fields))

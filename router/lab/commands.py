@@ -3,7 +3,7 @@
 With `--json` standard output holds the result and nothing else; notes and progress go to standard error.
 """
 
-# ruff: noqa: PLC0415, FBT002, PLR0917  # as in `router/cli.py`: late imports, and what typer makes of parameters
+# ruff: noqa: PLC0415, FBT002, PLR0917  # as in `router/commands/cli.py`: late imports, and what typer makes of parameters
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from router.commands.progress_bar import progress_bar
 from router.lab.profiling.command import EXAMPLES as PROFILE_EXAMPLES
 from router.lab.profiling.command import profile
-from router.progress import progress_bar
 
 if TYPE_CHECKING:
     from router.lab.comparison import CombinationResult
@@ -242,7 +242,7 @@ def _opened(traffic: "Workload") -> "Workload":
 
 def _tell_shortfall(setup: "Setup") -> None:
     from policies.model import WorkerFacts
-    from router.brain import roles_shortfall
+    from router.control.scheduler_factory import roles_shortfall
 
     facts = [WorkerFacts(str(number), frozenset(), stages) for number, stages in enumerate(setup.stages)]
     if lacking := roles_shortfall(setup.config, facts):
@@ -278,10 +278,10 @@ def _write(value: Any, out: Path | None) -> None:
 @contextmanager
 def _refusals() -> Iterator[None]:
     """What was asked wrongly becomes one message and status 2, policies that never end a run one and status 1."""
+    from router.config.yaml_lines import ConfigError
     from router.lab.driver import NeverEndsError
     from router.lab.setup import SetupError
     from router.lab.workload import WorkloadError
-    from router.settings_file import ConfigError
 
     try:
         yield

@@ -1,7 +1,7 @@
 """The other driver of the scheduler: virtual time for a clock, simulated engines for vLLM.
 
 One heap of moments. The earliest thing happens, the scheduler hears of it in the words that the gateway uses
-(`router/admission.py`, `router/leg.py`), and what it decides is done at once:
+(`router/control/dispatcher.py`, `router/edge/execution/attempt.py`), and what it decides is done at once:
 
     arrival ──────────────────► submit ───────────────┐                 ┌─► engine.add
     a step ends ──────────────► first_token, settled ─┼─► decisions ────┤
@@ -21,7 +21,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 
 from policies.model import Dispatch, PrefixKey, RequestView, Stage, Usage, WorkerFacts
-from router.brain import scheduler_for
+from router.control.scheduler_factory import make_scheduler
 from router.lab.results import RequestResult, Run
 from router.lab.setup import Setup
 from router.lab.simulated_worker import SimulatedWorker
@@ -78,7 +78,7 @@ class _Driver:
         self._most_tokens = limits.max_model_len
         self._read_every_s = setup.read_every_s
         self._progress = progress
-        self._scheduler = scheduler_for(setup.config, setup.seed)
+        self._scheduler = make_scheduler(setup.config, setup.seed)
         self._by_id = {worker.facts.id: number for number, worker in enumerate(self.workers)}
         self._requests = enumerate(workload.requests)
         self._heap: list[tuple[float, int, int]] = []

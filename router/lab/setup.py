@@ -17,9 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from policies import catalog
 from policies.model import Stage
-from router.config import Config
+from router.config.schema import Config
+from router.config.sections import Policies
 from router.lab.profiling.profile_file import ProfileFileError, read_profile
-from router.sections import Policies
 from workers.simulator.profiles import PROFILES, Profile
 from workers.simulator.sequences import EngineConfig
 

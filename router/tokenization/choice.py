@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import orjson
 
-from router.pools import Member
+from router.control.pools import Member
 from router.tokenization.local import LocalTokenizer, NotLoaded, installed
 from router.tokenization.prompt import Chat, Inexact, Texts
 from router.tokenization.remote import NoAnswer, RemoteTokenizer, ask, exchange, questions

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
-from router.openai import Ask, Surface
+from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.tokenization.lanes import Lanes
 from router.tokenization.local import LocalTokenizer
 from router.tokenization.pieces import Pieces
@@ -72,7 +72,7 @@ class Desk:
         tokenizer = self._tokenizer
         return tokenizer.encoder.pieces if isinstance(tokenizer, LocalTokenizer) else tokenizer.pieces
 
-    async def ids(self, ask: Ask) -> bytes | None:
+    async def ids(self, ask: ParsedRequest) -> bytes | None:
         """The token ids of the request's prompt, 4 bytes each, little-endian; None: it goes on as text."""
         try:
             ids = await self._ids(self._prompt(ask), len(ask.body))
@@ -102,7 +102,7 @@ class Desk:
             )
             self._on_distrust()
 
-    def _prompt(self, ask: Ask) -> Prompt:
+    def _prompt(self, ask: ParsedRequest) -> Prompt:
         if self._wrong[ask.surface] >= _MISCOUNTS:
             raise Inexact(Why.DISTRUSTED)
         return prompt_of(ask)

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from xxhash import xxh3_128_digest
 
-from router.pools import Member
+from router.control.pools import Member
 from router.tokenization.pieces import Pieces
 from router.tokenization.prompt import Chat, Ids, Inexact, Prompt, Texts, Why
 from workers.http.upstream import UpstreamError

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from router.sections import Seconds, Section, Whole
+from router.config.sections import Seconds, Section, Whole
 
 
 class TokenizationSettings(Section):

@@ -4,12 +4,12 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from router.openai import Ask, Surface
+from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.tokenization import anthropic, responses
 from router.tokenization.prompt import Chat, Ids, Inexact, Prompt, Texts, Why, flag, listed, template_arguments
 
 
-def prompt_of(ask: Ask) -> Prompt:
+def prompt_of(ask: ParsedRequest) -> Prompt:
     """What a worker tokenizes of this request. Raises Inexact."""
     read = _SURFACES.get(ask.surface)
     if read is None:

@@ -8,7 +8,7 @@ import gc
 import logging
 from collections.abc import Mapping
 
-from router.pools import Member, Pools
+from router.control.pools import Member, Pools
 from router.tokenization.choice import Choice, Chooser
 from router.tokenization.desk import Desk
 from router.tokenization.lanes import Lanes

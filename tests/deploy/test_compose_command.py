@@ -10,10 +10,10 @@ import yaml
 from compose_file import DEPLOY, ROOT, VALIDATOR, device_ids, interpolated, mounts, read
 from typer.testing import CliRunner
 
-from router import compose
-from router.cli import cli
-from router.compose import ComposeOptions, ComposeRefused, document, fleet
-from router.config import Config
+from router.commands import compose_file as compose
+from router.commands.cli import cli
+from router.commands.compose_file import ComposeOptions, ComposeRefused, document, fleet
+from router.config.schema import Config
 from workers.launch import devices
 from workers.launch.errors import NoGpu
 

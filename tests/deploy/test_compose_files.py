@@ -13,8 +13,8 @@ import yaml
 from compose_file import DEPLOY, ROOT, VALIDATOR, active, device_ids, dotenv, mounts, read
 from typer.main import get_command
 
-from router.cli import cli
-from router.config import Config
+from router.commands.cli import cli
+from router.config.schema import Config
 from workers.launch import disaggregation
 from workers.simulator.__main__ import parser, read_config
 

@@ -8,7 +8,7 @@ import pytest
 from compose_file import DEPLOY, ROOT, dotenv
 from typer.testing import CliRunner
 
-from router.cli import cli
+from router.commands.cli import cli
 
 README = (DEPLOY / "README.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]

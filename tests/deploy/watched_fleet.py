@@ -82,7 +82,7 @@ def watched_fleet(folder):
         config = folder / "fairlead.yaml"
         port = free_port()
         config.write_text(yaml.safe_dump(_gateway_config(port, workers)))
-        serve = "from router.cli import main; main()"
+        serve = "from router.commands.cli import main; main()"
         gateway = stack.enter_context(
             _process(sys.executable, "-c", serve, "serve", "--config", str(config), log=folder / "gateway.log")
         )

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import httpx
 
 from router import app
-from router.config import Config
-from router.log import Lines, RequestLog
-from router.state import Gateway
+from router.config.schema import Config
+from router.control.state import Gateway
+from router.observability.log_writer import Lines
+from router.observability.request_log import RequestLog
 from workers.simulator.server import SimulatedWorker, SimulatorConfig, simulated_worker
 
 T = TypeVar("T")

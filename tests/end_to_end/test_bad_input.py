@@ -7,7 +7,8 @@ import os
 import pytest
 from gateway_under_test import MODEL, post, raw_client, running_fleet, running_gateway, until
 
-from router import life, listener
+from router.edge import connection as listener
+from router.edge.execution import lifecycle as life
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
 CHAT = "/v1/chat/completions"

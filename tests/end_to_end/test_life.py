@@ -20,7 +20,7 @@ from gateway_under_test import (
     whole_answer,
 )
 
-from router.life import Life
+from router.edge.execution.lifecycle import Lifecycle
 from workers.simulator.faults import Fault
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
@@ -465,7 +465,7 @@ async def test_a_client_that_does_not_read_makes_the_worker_pause_and_nobody_hoa
                 await asyncio.sleep(0.2)
             assert 0 < written < 24_000_000  # kernel buffers of two sockets on each side, and little of ours
             member = next(iter(gateway.gateway.pools.members.values()))
-            held = sum(c.exchange.buffered for c in member.upstream._connections if c.exchange is not None)
+            held = sum(c.response.buffered for c in member.upstream._connections if c.response is not None)
             assert held <= 512 * 1024
             client.vanish()
             await until(lambda: worker.left >= 1)
@@ -530,13 +530,13 @@ async def test_what_passes_through_goes_round_a_worker_that_is_not_there():
 
 
 async def test_a_storm_leaves_every_counter_at_zero_and_counts_each_request_once(monkeypatch):
-    begun, live = [], Life.live
+    begun, live = [], Lifecycle.live
 
     async def counted(self):
         begun.append(self)
         await live(self)
 
-    monkeypatch.setattr(Life, "live", counted)
+    monkeypatch.setattr(Lifecycle, "live", counted)
     chance = random.Random(20)
     limits = {"queue_requests": 40, "queue_wait_s": 2}
     timeouts = {"first_byte_s": 0.5, "idle_s": 0.5}

@@ -60,7 +60,7 @@ async def alone(body):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("first", "second"), [(PULL, PUSH), (PUSH, PULL)])
 async def test_a_pair_of_which_one_pushes_and_one_pulls_is_taken_apart(first, second, stream, caplog, monkeypatch):
-    monkeypatch.setattr("router.handovers._APART_S", 600.0)
+    monkeypatch.setattr("router.control.pair_compatibility._APART_S", 600.0)
     async with worker(first) as prefill, worker(second) as decode, gateway_over(prefill, decode) as gateway:
         for number in range(3):
             body = chat(number)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from real_vllm import alive, launched_on
 
-from router.up import UpOptions, launched
+from router.commands.up import UpOptions, launched
 from workers.launch.errors import LaunchFailed
 
 pytestmark = pytest.mark.timeout(400)
@@ -59,7 +59,7 @@ async def test_a_cache_too_small_for_the_context_is_told_with_its_cause_not_its_
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
-from router.up import UpOptions, launched
+from router.commands.up import UpOptions, launched
 
 async def main(python, model, port, log_dir):
     async with launched(UpOptions(model=model, vllm_python=python, log_dir=Path(log_dir), device="cpu",

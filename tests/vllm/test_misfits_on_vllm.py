@@ -72,7 +72,7 @@ def healthy(gateway):
 async def test_one_that_pulls_and_one_that_is_pushed_to_are_taken_apart_at_the_first_error(
     kinds, pair, monkeypatch
 ):
-    monkeypatch.setattr("router.handovers._APART_S", 600.0)
+    monkeypatch.setattr("router.control.pair_compatibility._APART_S", 600.0)
     prefill, decode = kinds["pull"], kinds["push"]
     async with gateway_over(prefill, decode) as gateway:
         await known(gateway)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from gateway_under_test import running_gateway, until
 
-from router.openai import Surface, parse
+from router.edge.api.parsed_request import Surface, parse
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -1,6 +1,6 @@
 """The command `fairlead profile`: measure workers, fit, print what was found, write it for the lab."""
 
-# ruff: noqa: PLC0415, PLR0917  # as in `router/cli.py`: late imports, and what typer makes of parameters
+# ruff: noqa: PLC0415, PLR0917  # as in `router/commands/cli.py`: late imports, and what typer makes of parameters
 import asyncio
 import secrets
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from router.progress import progress_bar
+from router.commands.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from router.lab.profiling.fit import Fit

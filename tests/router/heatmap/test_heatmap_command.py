@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from policies.estimates.heatmap import Heatmap, Layer
 from policies.estimates.heatmap_file import parse
-from router.cli import cli
+from router.commands.cli import cli
 from router.heatmap import sweep as sweep_module
 from router.heatmap.file import read_heatmap, write_heatmap
 from router.heatmap.sweep import Findings, Place, Shape, Side, Sweep, side
@@ -143,7 +143,7 @@ async def test_only_the_same_measurement_goes_on(fleet, tmp_path):
 async def test_ctrl_c_leaves_a_file_that_can_be_gone_on_with(fleet, tmp_path):
     out = tmp_path / "map.json"
     slow = ("--prompt-lengths", "16,64", "--ratios", "0.125,0.5", "--rates", "5,100", "--requests", "3")
-    words = [sys.executable, "-c", "from router.cli import main; main()", "heatmap", "measure"]
+    words = [sys.executable, "-c", "from router.commands.cli import main; main()", "heatmap", "measure"]
     words += [*urls(fleet), *slow, "--out", str(out)]
     child = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not out.exists():

@@ -7,10 +7,10 @@ import pytest
 from policies.estimates.heatmap import Heatmap, Layer
 from policies.estimates.heatmap_file import HeatmapError
 from policies.model import PrefixKey, RequestView, Stage, WorkerFacts
-from router.brain import roles_shortfall, scheduler_for
-from router.config import Config
+from router.config.schema import Config
+from router.config.yaml_lines import ConfigError
+from router.control.scheduler_factory import make_scheduler, roles_shortfall
 from router.heatmap.file import read_heatmap, shipped_heatmap, write_heatmap
-from router.settings_file import ConfigError
 
 MAP = Heatmap((100, 1000), (0.1, 1.0), (Layer(1.0, ((0.1, -0.2), (0.3, None))),), {"model": "m"})
 
@@ -71,7 +71,7 @@ def test_a_configuration_names_its_map(tmp_path):
     write_heatmap(file, MAP)
     assert config(heatmap=str(file)).policies.heatmap == file
     assert config().policies.heatmap is None
-    scheduler_for(config(heatmap=str(file)))
+    make_scheduler(config(heatmap=str(file)))
     file.write_text("{}")
     with pytest.raises(ConfigError, match="not a heatmap") as refused:
         config(heatmap=str(file))
@@ -95,7 +95,7 @@ def test_what_the_chosen_policies_want_of_roles_is_told_before_the_first_request
 
 def test_a_side_that_has_no_room_is_not_taken_for_one_that_is_down():
     """Whom the queue keeps a request off is left out of the workers that the placement is asked about."""
-    scheduler = scheduler_for(config())
+    scheduler = make_scheduler(config())
     for name, stage in (("p", Stage.PREFILL), ("d", Stage.DECODE)):
         scheduler.worker_joined(WorkerFacts(name, frozenset({"m"}), frozenset((stage,))), 0.0)
     request = RequestView("r", "anna", "m", PrefixKey(), 1000, 10, 0.0)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from policies import catalog
 from policies.placements.lmetric import LMetric
-from router.cli import cli
+from router.commands.cli import cli
 
 SMALL = "poisson:requests=40"
 NUMBERS = {"mean", "p50", "p90", "p99"}
@@ -173,7 +173,8 @@ def test_help_shows_examples():
 
 def test_the_command_line_starts_without_the_lab():
     script = (
-        "import sys, router.cli; print([m for m in sys.modules if m.startswith(('workers', 'policies', 'rich'))])"
+        "import sys, router.commands.cli\n"
+        "print([m for m in sys.modules if m.startswith(('workers', 'policies', 'rich'))])"
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "workers.simulator" not in loaded.stdout

@@ -2,10 +2,10 @@
 
 import pytest
 
+from router.config.yaml_lines import ConfigError
 from router.lab.comparison import Source, combinations, compare, ordered
 from router.lab.report import Targets
 from router.lab.setup import SetupError, make_setup, parse_settings
-from router.settings_file import ConfigError
 
 SOURCE = Source("chat:requests=50", seed=2)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from router.cli import cli
+from router.commands.cli import cli
 from router.lab.profiling.fit import Limits, UndeterminedError, fit, nonnegative_least_squares
 from router.lab.profiling.measure_together import measure_together, medians
 from router.lab.profiling.points import Point, decode_point, prefill_point

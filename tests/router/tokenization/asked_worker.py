@@ -5,7 +5,7 @@ import json
 import time
 from contextlib import asynccontextmanager, closing, suppress
 
-from router.pools import Member
+from router.control.pools import Member
 from workers.fleet.worker import State, Worker, WorkerSpec
 from workers.http.upstream import Upstream
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from asked_worker import FakeWorker, member_of, until
 
-from router.openai import Surface, parse
+from router.edge.api.parsed_request import Surface, parse
 from router.tokenization import desk as desks
 from router.tokenization import lanes
 from router.tokenization.desk import Desk

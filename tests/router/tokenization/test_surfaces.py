@@ -3,7 +3,7 @@ from array import array
 
 import pytest
 
-from router.openai import Surface, parse
+from router.edge.api.parsed_request import Surface, parse
 from router.tokenization.prompt import Chat, Ids, Inexact, Texts, Why
 from router.tokenization.surfaces import prompt_of
 

@@ -5,7 +5,7 @@ import time
 from asked_worker import FakeWorker, member_of, until
 from prometheus_client import CollectorRegistry, generate_latest
 
-from router.openai import Surface
+from router.edge.api.parsed_request import Surface
 from router.tokenization import tokenization as tokenization_room
 from router.tokenization.series import TokenizationSeries
 from router.tokenization.settings import TokenizationSettings

@@ -9,7 +9,8 @@ import pytest
 from router.lab.workload import WorkloadError
 from router.lab.workloads.trace_lines import BrokenLine
 from router.lab.workloads.traces import read_trace
-from router.log import Lines, RequestLog
+from router.observability.log_writer import Lines
+from router.observability.request_log import RequestLog
 
 STARTED = {"time": "2026-01-01T00:00:00Z", "level": "info", "event": "listening", "logger": "router.up"}
 

@@ -1,0 +1,267 @@
+"""The sections of the configuration, each a frozen model that is checked by itself.
+
+Names carry their units. Each field's description is what `fairlead print-config` prints above it.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from policies.scheduler.disaggregation import Disaggregate
+from router.config import api_keys as keys
+from router.config.policy_choice import PlacementChoice, QueueChoice, choose
+from router.heatmap.file import read_heatmap
+
+_NAME_PART = "[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}"
+CLIENT_NAME = re.compile(f"{_NAME_PART}(/{_NAME_PART})*")
+
+
+def _no_truth_value(value: object) -> object:
+    """YAML's `yes` is a boolean, and Python counts booleans as numbers."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")  # noqa: TRY004  # pydantic collects ValueErrors
+    return value
+
+
+def _on_or_off(value: object) -> object:
+    """YAML's `on` and `off` are booleans."""
+    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _secret(value: object, info: ValidationInfo) -> str:
+    return keys.resolve(value, *_surroundings(info))
+
+
+def _digest(value: object, info: ValidationInfo) -> str:
+    return keys.digest_of(value, *_surroundings(info))
+
+
+def _surroundings(info: ValidationInfo) -> tuple[Mapping[str, str], Path]:
+    context = info.context or {}
+    return context.get("env", os.environ), context.get("folder", Path())
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, le=65535)]
+PerMinute = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0, allow_inf_nan=False)]
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+KeyDigest = Annotated[str, BeforeValidator(_digest)]
+"""A key on the way in, its hash from then on."""
+Hash = Annotated[str, BeforeValidator(keys.checked_digest)]
+
+
+class Section(BaseModel):
+    """One part of the configuration: unknown keys are refused, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=False)
+
+
+class Listen(Section):
+    """Where clients connect."""
+
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 or :: for all."
+    )
+    port: Port = Field(default=8000, description="0 takes a free one.")
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file with the certificate chain; set: https."
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file with the private key of the certificate.")
+    keep_alive_s: Seconds = Field(default=75.0, description="How long an idle client connection stays open.")
+    decision_headers: bool = Field(
+        default=False, description="Answers carry x-fairlead-worker, -reason and -matched-tokens."
+    )
+    backlog: Whole = Field(default=2048, description="Connections that may wait to be accepted.")
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("`tls_certificate` and `tls_key` belong together: give both or neither")
+        for file in (self.tls_certificate, self.tls_key):
+            if file is not None and not os.access(file, os.R_OK):
+                raise ValueError(f"the file {file} does not exist or cannot be read")
+        return self
+
+    @property
+    def url(self) -> str:
+        """What a client on this machine may use as its base."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        scheme = "https" if self.tls_certificate else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+
+class ClientConfig(Section):
+    """Somebody who sends requests, and what is due to them."""
+
+    name: str = Field(description="Label in metrics and logs; a/b puts b under the organisation a.")
+    keys: tuple[KeyDigest, ...] = Field(
+        default=(), repr=False, description="API keys: in the clear, env:NAME or file:PATH; hashed when read."
+    )
+    key_hashes: tuple[Hash, ...] = Field(
+        default=(), repr=False, description="The same keys as hashes, from `fairlead hash-key`."
+    )
+    weight: Weight = Field(default=1.0, description="Share of the fleet relative to other clients.")
+    requests_per_minute: PerMinute | None = Field(default=None, description="Unset: unlimited.")
+    tokens_per_minute: PerMinute | None = Field(default=None, description="Prompt and answer together.")
+    max_concurrent: Whole | None = Field(default=None, description="Requests open at once.")
+    trust_user: bool = Field(
+        default=False,
+        description="Its `user` field is the client (a front end that serves many), not a part of it.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not CLIENT_NAME.fullmatch(value):
+            raise ValueError(
+                "each part between / should be letters, digits and ._@+-, at most 64, the first no sign"
+            )
+        return value
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every key, hashed."""
+        return (*self.keys, *self.key_hashes)
+
+
+class Limits(Section):
+    """Bounds on what the gateway takes in."""
+
+    body_bytes: Whole = Field(default=32 * 1024 * 1024, description="Largest request body.")
+    header_bytes: Whole = Field(default=64 * 1024, description="Largest request line and headers together.")
+    concurrent_requests: Whole = Field(default=10_000, description="Requests open at once; more are turned away.")
+    queue_requests: Whole = Field(default=4096, description="Requests that may wait per model.")
+    queue_wait_s: Seconds = Field(default=600.0, description="Longest wait before a request is turned away.")
+    drain_s: Seconds = Field(
+        default=30.0, description="Time that open requests get to finish when the gateway stops."
+    )
+    attempts: Whole = Field(default=3, description="Workers tried for one request before it fails.")
+
+
+class Timeouts(Section):
+    """How long a worker may keep the gateway waiting."""
+
+    connect_s: Seconds = Field(default=5.0, description="Until the connection stands.")
+    first_byte_s: Seconds = Field(default=600.0, description="From the request to the first byte of the answer.")
+    idle_s: Seconds = Field(default=120.0, description="Between two pieces of an answer.")
+
+
+def _readable_heatmap(path: Path | None) -> Path | None:
+    if path is not None:
+        read_heatmap(path)  # its error is a ValueError that names the file and what is wrong with it
+    return path
+
+
+class Policies(Section):
+    """Who is next, and where it runs."""
+
+    placement: PlacementChoice = Field(
+        default_factory=lambda: choose("placement", None),
+        description="Where a request runs: a name, or a mapping with `name` and that policy's settings.",
+    )
+    queue: QueueChoice = Field(
+        default_factory=lambda: choose("queue", None),
+        description="Who is next: a name, or a mapping with `name` and that policy's settings.",
+    )
+    binding: Literal["late", "early"] = Field(
+        default="late",
+        description="late: wait here until a worker has room; early: go to a worker's line at once.",
+    )
+    prefill_window_s: Seconds = Field(
+        default=0.2, description="Prompt processing in flight per worker, in time by its profile."
+    )
+    prefill_window_tokens: Whole | None = Field(
+        default=None, description="The same in tokens; set, it replaces the time."
+    )
+    kv_margin: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, lt=1)] = Field(
+        default=0.02, description="Share of a worker's KV cache that is left free, as lengths are estimates."
+    )
+    hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
+        default=5000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
+    )
+    disaggregate: Disaggregate = Field(
+        default="heatmap",
+        description="Use pairs of a prefill and a decode worker: as the heatmap says, always, never (no roles).",
+    )
+    heatmap: Annotated[Path | None, AfterValidator(_readable_heatmap)] = Field(
+        default=None, description="A file of `fairlead heatmap measure`; unset: the one that is shipped."
+    )
+
+
+class Health(Section):
+    """How workers are watched."""
+
+    probe_every_s: Seconds = Field(default=2.0, description="Between two health checks of one worker.")
+    probe_timeout_s: Seconds = Field(default=2.0, description="Until a health check counts as failed.")
+    scrape_every_s: Seconds = Field(default=5.0, description="Between two readings of a worker's metrics.")
+    stale_after_s: Seconds = Field(default=15.0, description="Age at which a reading is not used any more.")
+    kv_events: Annotated[Literal["auto", "off"], BeforeValidator(_on_or_off)] = Field(
+        default="auto",
+        description="auto: listen to workers that publish KV events, so that their caches are known; or off.",
+    )
+
+    @model_validator(mode="after")
+    def _readings_live_long_enough(self) -> Self:
+        if self.stale_after_s <= self.scrape_every_s:
+            raise ValueError("`stale_after_s` should be greater than `scrape_every_s`, or no reading is ever used")
+        return self
+
+
+class Admin(Section):
+    """Add, drain and remove workers while the gateway runs."""
+
+    key: KeyDigest | None = Field(default=None, repr=False, description="In the clear, env:NAME or file:PATH.")
+    key_hash: Hash | None = Field(default=None, repr=False, description="The same as a hash.")
+    port: Port | None = Field(
+        default=None, description="A listener of its own; unset: below /admin on the main one."
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address of that listener.")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if (self.key is None) == (self.key_hash is None):
+            raise ValueError("needs `key` or `key_hash` (one of them): the admin API is never open")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The key, hashed."""
+        return self.key or self.key_hash or ""
+
+
+class Log(Section):
+    """What is written to standard error."""
+
+    format: Literal["auto", "json", "text"] = Field(
+        default="auto", description="auto: text on a terminal, else json."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level written.")
+    prefixes: bool = Field(
+        default=True,
+        description="Whether request lines carry hashes of the prompt's blocks, for replay in the lab.",
+    )
+    prompts: bool = Field(default=False, description="Whether request lines carry the prompt's text.")
+
+
+class Metrics(Section):
+    """What /metrics shows."""
+
+    max_clients: Whole = Field(
+        default=100, description="Client names used as labels; later ones are counted as one."
+    )

@@ -1,0 +1,1 @@
+"""The control plane: everything that requests share. Fleet, schedulers, parties, quotas, owners."""

@@ -1,0 +1,1 @@
+"""The pages that are not inference: for probes, for operators, for people."""

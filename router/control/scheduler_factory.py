@@ -1,0 +1,55 @@
+"""One pool's scheduler with the policies that the operator chose: the same for the gateway and for the lab."""
+
+from collections.abc import Sequence
+from random import Random
+
+from policies import catalog
+from policies.knowledge import Knowledge
+from policies.model import WorkerFacts
+from policies.protocol import QueuePolicy
+from policies.scheduler.disaggregation import Pairs, shortfall
+from policies.scheduler.early import EarlyLines
+from policies.scheduler.scheduler import Scheduler, SchedulerSettings
+from router.config.schema import Config
+from router.heatmap.file import read_heatmap, shipped_heatmap
+
+
+def make_scheduler(config: Config, seed: int = 0) -> Scheduler:
+    """A fresh scheduler with policies of its own; `seed` decides what they leave to chance.
+
+    Raises HeatmapError if the heatmap's file has become unreadable since the configuration was checked.
+    """
+    chosen, limits = config.policies, config.limits
+    heatmap = shipped_heatmap() if chosen.heatmap is None else read_heatmap(chosen.heatmap)
+    knowledge = Knowledge(heatmap=heatmap, rng=Random(seed))
+    rule = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings, knowledge)
+    placement = Pairs(rule, knowledge, chosen.disaggregate)
+
+    def make_queue() -> QueuePolicy:
+        return catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings, knowledge)
+
+    settings = SchedulerSettings(
+        max_queued=limits.queue_requests,
+        max_wait_s=limits.queue_wait_s,
+        attempts=limits.attempts,
+        prefill_window_s=chosen.prefill_window_s,
+        prefill_window_tokens=chosen.prefill_window_tokens,
+        kv_margin=chosen.kv_margin,
+        hold_s=chosen.hold_ms / 1000,
+        disaggregate=chosen.disaggregate,
+    )
+    if chosen.binding == "late":
+        scheduler = Scheduler(make_queue(), placement, settings, knowledge)
+    else:
+        lines = EarlyLines(make_queue, placement, knowledge.prefixes)
+        scheduler = Scheduler(lines, placement, settings, knowledge)
+        lines.choose_among(scheduler.able, scheduler.faults)
+    placement.choose_among(scheduler.able)
+    return scheduler
+
+
+def roles_shortfall(config: Config, workers: Sequence[WorkerFacts]) -> str | None:
+    """What the chosen policies want of roles that these workers lack, and what happens instead; else None."""
+    chosen = config.policies
+    wants_pairs = catalog.placement_policies()[chosen.placement.name].wants_pairs
+    return shortfall(workers, chosen.disaggregate, wants_pairs=wants_pairs)

@@ -1,0 +1,241 @@
+"""The end of an answer: usage and finish, read without parsing what goes before.
+
+A stream is a sequence of server-sent events, each ending with a blank line. Events pass through unread; only a
+usage event (vLLM marks it with an empty `choices`), an error, an abort, or the closing `[DONE]` is looked at,
+and each can be told by a substring: inside JSON strings quotes and line breaks are escaped, so `"choices":[]`, and
+`data: [DONE]` at the beginning of a line, are always structure. Most pieces are one event in the middle of a
+choice (`_PLAIN`): none of the others, which is told by one look instead of six.
+
+Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), and, where the usage
+event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint` in the very last
+chunk, so it has to move from the usage event, which follows at once, to the chunk that becomes the last one.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from policies.model import Usage
+from router.edge.api.parsed_request import Surface
+
+_MAX_PARTIAL = 1 << 20
+_DONE = b"data: [DONE]"
+_ERROR = b'data: {"error"'
+_ABORT = b'"finish_reason":"abort"'
+_NO_STOP = b'"type":"message_delta","delta":{"stop_reason":null'
+"""How vLLM says abort on `/v1/messages`. On `/v1/responses` it does not say it at all (0.32)."""
+_NO_CHOICES = b'"choices":[]'
+_FINISHED = b'"finish_reason":"'
+_FINGERPRINT = b',"system_fingerprint":'
+_BRACE = re.compile(rb"[{}]")
+_PLAIN = re.compile(rb'data: \{"id":[^\n]*"finish_reason":null[^\n]*\n\n').fullmatch
+
+
+class StreamMonitor:
+    """Watches one stream of so many choices pass. `feed` returns the bytes that the client gets."""
+
+    __slots__ = (
+        "_held",
+        "_partial",
+        "_strip",
+        "_surface",
+        "_unfinished",
+        "aborted",
+        "done",
+        "error",
+        "events",
+        "over",
+        "response_id",
+        "usage",
+    )
+
+    def __init__(self, surface: Surface, *, strip_usage: bool, choices: int = 1) -> None:
+        self._surface = surface
+        self._strip = strip_usage
+        self._unfinished = choices
+        self._partial = b""
+        self._held = b""
+        self.events = 0
+        """Events so far: a running estimate of output tokens."""
+        self.usage: Usage | None = None
+        self.done = False
+        """The stream came to its proper end."""
+        self.aborted = False
+        """The worker gave the answer up (it is shutting down)."""
+        self.error: bytes | None = None
+        """The error event, if the worker sent one inside the stream."""
+        self.over = False
+        """One of these three."""
+        self.response_id: str | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        if _PLAIN(data) and not self._partial and not self._held:
+            self.events += 1
+            return data
+        if self._partial:
+            data = self._partial + data
+        end = data.rfind(b"\n\n") + 2
+        if end < 2:  # no event has ended
+            end = 0 if len(data) <= _MAX_PARTIAL else len(data)
+        data, self._partial = data[:end], data[end:]
+        if not data:
+            return data
+        self.events += data.count(b"data: ")
+        if self._surface is Surface.CHAT or self._surface is Surface.COMPLETIONS:
+            data = self._openai(data)
+        else:
+            self._typed(data)
+        self.over = self.done or self.aborted or self.error is not None
+        return data
+
+    def rest(self) -> bytes:
+        """What is left of a stream that ended without a blank line."""
+        rest, self._held, self._partial = self._held + self._partial, b"", b""
+        return rest
+
+    def _openai(self, data: bytes) -> bytes:
+        finished = data.count(_FINISHED) if self._strip else 0
+        if self._held:
+            data, self._held = self._held + data, b""
+        if _NO_CHOICES in data:
+            data = self._usage_event(data)
+        if _ERROR in data:
+            self.error = data[data.index(_ERROR) :]
+        if _ABORT in data:
+            self.aborted = True
+        if _begins_line(_DONE, data):
+            self.done = True
+        if finished:
+            self._unfinished -= finished
+            if self._unfinished <= 0 and self.usage is None and not self.done:
+                data = self._hold(data)
+        return data
+
+    def _hold(self, data: bytes) -> bytes:
+        """Keep back the event that ends the last choice, and what follows it."""
+        before, gap, _ = data[: data.rindex(_FINISHED)].rpartition(b"\n\n")
+        self._held = data[len(before) + len(gap) :]
+        return before + gap
+
+    def _usage_event(self, data: bytes) -> bytes:
+        """Read the usage event among these, and take it out unless the client asked for it."""
+        kept: list[bytes] = []
+        for event in data.split(b"\n\n")[:-1]:
+            if _NO_CHOICES in event:
+                content = _parsed(event)
+                usage = content.get("usage")
+                if usage:
+                    self.usage = read_usage(usage)
+                    if self._strip:
+                        self.events -= 1
+                        _sign(kept, content.get("system_fingerprint"))
+                        continue
+            kept.append(event + b"\n\n")
+        return b"".join(kept)
+
+    def _typed(self, data: bytes) -> None:
+        """Events with names: `/v1/responses` and `/v1/messages`, which bring their own usage."""
+        if self.response_id is None and self._surface is Surface.RESPONSES:
+            self.response_id = find_id(data)
+        if b'"usage"' in data:
+            for event in data.split(b"\n\n"):
+                if b'"usage":{' in event:
+                    self._named_usage(_parsed(event))
+        if b"event: error\n" in data or _ERROR in data:
+            self.error = data
+        if _NO_STOP in data:
+            self.aborted = True
+        if any(_begins_line(mark, data) for mark in _CLOSING):
+            self.done = True
+
+    def _named_usage(self, event: dict[str, Any]) -> None:
+        found = event.get("usage") or (event.get("response") or event.get("message") or {}).get("usage")
+        if found:
+            seen = self.usage
+            usage = read_usage(found)
+            # Anthropic's first event carries the input, its last the output: keep the larger of each.
+            self.usage = (
+                usage
+                if seen is None
+                else Usage(
+                    max(seen.input_tokens, usage.input_tokens),
+                    max(seen.output_tokens, usage.output_tokens),
+                    usage.cached_tokens if usage.cached_tokens is not None else seen.cached_tokens,
+                )
+            )
+
+
+_CLOSING = (
+    b"event: response.completed",
+    b"event: response.incomplete",
+    b"event: response.failed",
+    b"event: message_stop",
+)
+
+
+def _begins_line(mark: bytes, events: bytes) -> bool:
+    """Whether a line begins like this. Without quotes it may stand in a text too, but not behind a line break."""
+    return mark in events and (events.startswith(mark) or b"\n" + mark in events)
+
+
+def _sign(events: list[bytes], fingerprint: str | None) -> None:
+    """Put the fingerprint into the last of these chunks, if that is the end of a choice and has none."""
+    if fingerprint and events and _FINISHED in events[-1] and _FINGERPRINT not in events[-1]:
+        signature = _FINGERPRINT + orjson.dumps(fingerprint)
+        events[-1] = events[-1].removesuffix(b"}\n\n") + signature + b"}\n\n"
+
+
+def whole_usage(body: bytes) -> Usage | None:
+    """The usage of an answer that is one JSON object, read from its end: bodies are long, usage stands last."""
+    at = body.rfind(b'"usage":{')
+    if at < 0:
+        return None
+    start = at + len(b'"usage":')
+    depth = 0
+    for brace in _BRACE.finditer(body, start, start + 4096):
+        depth += 1 if brace.group() == b"{" else -1
+        if depth == 0:
+            try:
+                return read_usage(orjson.loads(body[start : brace.end()]))
+            except orjson.JSONDecodeError:
+                return None
+    return None
+
+
+def whole_aborted(body: bytes, *, anthropic: bool = False) -> bool:
+    """Whether the worker gave the answer up because it is shutting down."""
+    if anthropic:
+        return b'"type":"message"' in body and b'"stop_reason":"' not in body
+    return _ABORT in body
+
+
+def find_id(data: bytes) -> str | None:
+    """The id of a stored response, from the first bytes that name it."""
+    at = data.find(b'"id":"resp_')
+    if at < 0:
+        return None
+    end = data.find(b'"', at + 6)
+    return data[at + 6 : end].decode("ascii", "replace") if end > 0 else None
+
+
+def read_usage(usage: dict[str, Any]) -> Usage:
+    """Usage in any of the API's dialects."""
+    if "prompt_tokens" in usage:
+        details = usage.get("prompt_tokens_details") or {}
+        return Usage(usage["prompt_tokens"], usage.get("completion_tokens") or 0, details.get("cached_tokens"))
+    details = usage.get("input_tokens_details") or {}
+    # /v1/messages counts what was cached, and what is cached from now on, beside its input tokens, not among them.
+    read, created = usage.get("cache_read_input_tokens"), usage.get("cache_creation_input_tokens")
+    prompt = (usage.get("input_tokens") or 0) + (read or 0) + (created or 0)
+    return Usage(prompt, usage.get("output_tokens") or 0, details.get("cached_tokens", read))
+
+
+def _parsed(event: bytes) -> dict[str, Any]:
+    """The JSON of an event's data line; an empty object if it is not JSON."""
+    at = event.find(b"data: ")
+    try:
+        value = orjson.loads(event[at + 6 :])
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}

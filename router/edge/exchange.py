@@ -1,0 +1,295 @@
+"""One request and its answer on a client's connection: ASGI's two channels, at the price of what they have to do.
+
+An answer's head leaves together with the first of its body. A request's body is kept in pieces and joined once.
+Beyond ASGI it offers what `Wire` says: to send without awaiting, and to be told when the client leaves.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+_log = logging.getLogger("uvicorn.error")
+
+EXTENSION = "fairlead"
+"""The name under which a request's scope has its `Wire`, among the extensions."""
+_BODILESS = (204, 304)
+_HELD_BYTES = 65536
+"""So much of a request's body waits for its reader before the sender is paused."""
+_FAILED = b"Internal Server Error"
+
+
+class Wire(Protocol):
+    """What our own listener offers beyond ASGI."""
+
+    def write(self, data: bytes) -> bool:
+        """Send more of a body at once; False: the client reads slowly, the next piece should be awaited."""
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        """Call this once if the client leaves before its answer is complete."""
+
+
+def wire_of(scope: MutableMapping[str, Any]) -> Wire | None:
+    """A request's wire where the server has one; others do without."""
+    wire: Wire | None = scope.get("extensions", {}).get(EXTENSION)
+    return wire
+
+
+class Flow:
+    """Whether a connection is read from, and whether it takes more."""
+
+    __slots__ = ("_transport", "_writable", "read_paused", "write_paused")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = False
+        self.write_paused = False
+        self._writable: asyncio.Event | None = None
+        """There while somebody waits for that."""
+
+    def pause_reading(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    async def drain(self) -> None:
+        """Return once the connection takes more."""
+        while self.write_paused:
+            self._writable = self._writable or asyncio.Event()
+            await self._writable.wait()
+
+
+class Exchange:
+    """See the module. `done` is called at the end of the answer."""
+
+    __slots__ = (
+        "_chunked",
+        "_default_headers",
+        "_done",
+        "_event",
+        "_expected",
+        "_gone",
+        "_head",
+        "_missing",
+        "_news",
+        "_pieces",
+        "_size",
+        "_transport",
+        "complete",
+        "disconnected",
+        "flow",
+        "keep_alive",
+        "more_body",
+        "scope",
+        "started",
+    )
+
+    def __init__(
+        self,
+        scope: MutableMapping[str, Any],
+        transport: asyncio.Transport,
+        flow: Flow,
+        default_headers: list[tuple[bytes, bytes]],
+        done: Callable[[], None],
+        *,
+        expects_continue: bool,
+        keep_alive: bool,
+    ) -> None:
+        self.scope = scope
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.more_body = True
+        """Of the request."""
+        self.started = False
+        """The answer is."""
+        self.complete = False
+        self._transport = transport
+        self.flow = flow
+        self._default_headers = default_headers
+        self._done = done
+        self._expected = expects_continue
+        """The client waits to hear that it may send its body."""
+        self._pieces: list[bytes] = []
+        self._size = 0
+        """Bytes in `_pieces`."""
+        self._news = False
+        """`receive` has something to say, or an end to find; `_event` is set then, if anybody waits for it."""
+        self._event: asyncio.Event | None = None
+        self._head = b""
+        """Of the answer, until it is sent."""
+        self._chunked = False
+        self._missing = 0
+        """Bytes of an answer of known length that are still to come."""
+        self._gone: Callable[[], None] | None = None
+
+    async def run(self, app: ASGIApp) -> None:
+        """Have the request answered. Whatever happens, the client hears of an end."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except BaseException as error:  # noqa: BLE001 - of whatever kind, the client must not wait for ever
+            _log.error("Exception in ASGI application\n", exc_info=error)
+            failed = True
+        else:
+            failed = not self.complete and not self.disconnected
+            if failed:
+                _log.error("the application returned without an answer, or in the middle of one")
+        finally:
+            self._done = _nothing
+        if failed and self.started:
+            self._transport.close()
+        elif failed:
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            length = (b"content-length", str(len(_FAILED)).encode())
+            await self.send({"type": "http.response.start", "status": 500, "headers": [*headers, length]})
+            await self.send({"type": "http.response.body", "body": _FAILED})
+
+    # -- the request
+
+    def take(self, piece: bytes) -> None:
+        """A piece of the body; a sender that is faster than its reader is paused."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size > _HELD_BYTES:
+            self.flow.pause_reading()
+        self.wake()
+
+    def wake(self) -> None:
+        """Something has changed for whoever waits in `receive`."""
+        self._news = True
+        if self._event is not None:
+            self._event.set()
+
+    async def receive(self) -> dict[str, Any]:
+        if self._expected and not self._transport.is_closing():
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._expected = False
+        if not self.disconnected and not self.complete:
+            self.flow.resume_reading()
+            if not self._news:
+                self._event = event = self._event or asyncio.Event()
+                await event.wait()
+                self._event = None
+            self._news = False
+        if self.disconnected or self.complete:
+            return {"type": "http.disconnect"}
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    def watch(self, gone: Callable[[], None]) -> None:
+        self.flow.resume_reading()  # or nobody would hear of it
+        if self.disconnected:
+            gone()
+        else:
+            self._gone = gone
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if not self.complete:
+            self.disconnected = True
+        gone = self._gone
+        self._let_go()
+        self.wake()
+        if gone is not None:
+            gone()
+
+    # -- the answer
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.started:
+            self._begin(message["status"], message.get("headers", ()))
+        elif self.complete:
+            raise RuntimeError("an answer went on after its end")
+        else:
+            self._go_on(message.get("body", b""), more=message.get("more_body", False))
+
+    def write(self, data: bytes) -> bool:
+        if not self.disconnected:
+            if self._chunked and data and not self._head:  # of all that is sent, nearly everything
+                self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            else:
+                self._go_on(data, more=True)
+        return not self.flow.write_paused
+
+    def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Make the head; RuntimeError for what would break its lines."""
+        self.started = True
+        self._expected = False
+        lines = [STATUS_LINE[status]]
+        closes = measured = False
+        given = [*self._default_headers, *headers]
+        for name, value in given:
+            lines += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self._missing = int(value)
+                measured = True
+            elif name == b"connection" and b"close" in value.lower().replace(b",", b" ").split():
+                self.keep_alive, closes = False, True
+        if not self.keep_alive and not closes:
+            lines.append(b"connection: close\r\n")
+        if not measured and self.scope["method"] != "HEAD" and status not in _BODILESS:
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n")
+        head = self._head = b"".join(lines)
+        breaks = len(given) + 2 + (not self.keep_alive and not closes) + self._chunked
+        if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
+            raise RuntimeError("a header of an answer holds CR, LF or NUL")
+
+    def _go_on(self, body: bytes, *, more: bool) -> None:
+        """Send a piece of the body, the head before the first."""
+        head, self._head = self._head, b""
+        if self._chunked:
+            framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            self._write(head + framed if more else head + framed + b"0\r\n\r\n")
+        elif self.scope["method"] == "HEAD":
+            self._write(head)
+        else:
+            self._missing -= len(body)
+            if self._missing < 0 or (self._missing and not more):
+                raise RuntimeError("an answer is not as long as its Content-Length says")
+            self._write(head + body)
+        if not more:
+            self._end()
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            self._transport.write(data)
+
+    def _end(self) -> None:
+        self.complete = True
+        self._let_go()
+        self.wake()
+        if not self.keep_alive:
+            self._transport.close()
+        self._done()
+
+    def _let_go(self) -> None:
+        """Scope and cycle refer to each other; that would be work for the collector."""
+        self._gone = None
+        self.scope.pop("extensions", None)
+
+
+def _nothing() -> None:
+    """Nobody waits for the end any more."""

@@ -1,0 +1,211 @@
+"""One attempt of a request on one worker: send it there, and pass the answer on as it comes.
+
+An attempt ends in an answer, whole, streamed or a 4xx of the worker's own, or in `AttemptFailed`. As long as the
+client has seen nothing of it, a failed attempt can be replaced by another; so nothing is sent before the worker's
+first event has shown that the stream is none of the errors that vLLM hides inside a 200.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from policies.model import LegFailure, Outcome, Usage, WorkerId
+from router.control.dispatcher import Admitted
+from router.control.pools import Member
+from router.control.response_owners import ResponseOwners
+from router.edge.api.parsed_request import ParsedRequest, Surface
+from router.edge.api.stream_monitor import StreamMonitor, find_id, whole_aborted, whole_usage
+from router.edge.headers import content_type
+from router.edge.response import ResponseWriter
+from workers.http.upstream import NotConnected, Response, TimedOut, UpstreamError
+
+_OUTPUT_EVERY = 32
+_OUTPUT_EVERY_S = 0.25
+"""How often the scheduler hears of output: whichever comes first."""
+WHOLE_BYTES = 64 << 20
+"""The longest answer that is held whole before it is passed on."""
+_SHUTDOWN = b"cannot schedule new futures after shutdown"
+"""What a vLLM that drains says, with status 500, while its /health still says 200."""
+GIVEN_UP = "the worker gave the answer up (finish_reason abort)"
+_BUSY = (429, 503)
+_DISTRUST = (401, 403)
+"""The worker refuses the gateway's own key: that is not the client's fault."""
+
+
+class AttemptFailed(Exception):
+    """The attempt came to nothing. `busy`: the worker is well, but has no room; that is not held against it."""
+
+    def __init__(self, reason: LegFailure, why: str, *, busy: bool = False) -> None:
+        super().__init__(why)
+        self.reason = reason
+        self.why = why
+        self.busy = busy
+        self.worker = ""
+        """Where it was."""
+
+    @classmethod
+    def of(cls, error: UpstreamError) -> "AttemptFailed":
+        """What an error of the connection means for the attempt."""
+        if isinstance(error, NotConnected):
+            return cls(LegFailure.CONNECT, str(error))
+        return cls(LegFailure.TIMEOUT if isinstance(error, TimedOut) else LegFailure.LOST, str(error))
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt under way. `usage` and `outcome` are set when the answer is all there."""
+
+    admitted: Admitted
+    ask: ParsedRequest
+    answer: ResponseWriter
+    holders: ResponseOwners
+    loop: asyncio.AbstractEventLoop
+    body: bytes = b""
+    """What to send, until it is sent."""
+    exchange: Response | None = None
+    first_byte_at: float | None = None
+    outcome: Outcome | None = None
+    usage: Usage | None = None
+    exact: bool = False
+    """The usage is what the worker reported, not an estimate."""
+    prompt_cached: int | None = None
+    """Prompt tokens that were cached where another worker computed the prompt; this one only knows its own."""
+    worker: WorkerId = ""
+    """Where it runs."""
+    told: int = 0
+    """Events of the stream that the scheduler has heard of."""
+    tell_after: float = math.inf
+    """It hears again once there are so many, or at this time of the loop; not before the stream has begun."""
+    tell_at: float = math.inf
+
+    async def run(self, member: Member, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        """Perform it on this worker. Raises AttemptFailed; the worker is left alone afterwards in any case."""
+        self.worker = member.worker.id
+        try:
+            exchange = self.exchange = await member.upstream.send(b"POST", target, headers, self.body)
+            self.body = b""
+            await exchange.head()
+            if exchange.status >= 400:
+                await self._refused(exchange)
+            elif content_type(exchange.headers).startswith(b"text/event-stream"):
+                await self._stream(exchange)
+            else:
+                await self._whole(exchange)
+        except UpstreamError as error:
+            if self.outcome is None:
+                raise AttemptFailed.of(error) from error
+            # The answer had said its last word; only the framing after it is missing.
+            await self.answer.body(b"", more=False)
+        finally:
+            if self.exchange is not None:
+                self.exchange.abort()
+
+    async def _refused(self, exchange: Response) -> None:
+        """A client's own mistake passes through untouched; the rest is the worker's."""
+        body = await exchange.read_all(WHOLE_BYTES)
+        status = exchange.status
+        if status in _BUSY:
+            raise AttemptFailed(LegFailure.ERROR, f"the worker is busy: {_excerpt(body)}", busy=True)
+        if status in _DISTRUST:
+            raise AttemptFailed(LegFailure.ERROR, f"the worker refuses the gateway's key with status {status}")
+        if status >= 500 and status != 501:
+            reason = LegFailure.SHUTDOWN if _SHUTDOWN in body else LegFailure.ERROR
+            raise AttemptFailed(reason, f"the worker answered {status}: {_excerpt(body)}")
+        self._settle(Outcome.REFUSED, Usage(0, 0), exact=False)
+        await self.answer.whole(status, exchange.headers, body)
+
+    async def _whole(self, exchange: Response) -> None:
+        """An answer in one piece."""
+        body = await exchange.read_all(WHOLE_BYTES)
+        if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
+            raise AttemptFailed(LegFailure.SHUTDOWN, GIVEN_UP)
+        self.first_byte_at = self.loop.time()
+        if self.ask.surface is Surface.RESPONSES:
+            self._hold(find_id(body))
+        usage, view = whole_usage(body), self.admitted.view
+        guess = Usage(view.input_tokens, view.expected_output_tokens * view.sequences)
+        self._settle(Outcome.COMPLETED, usage or guess, exact=usage is not None)
+        await self.answer.whole(exchange.status, exchange.headers, body)
+
+    async def _stream(self, exchange: Response) -> None:
+        """An answer in events: once it has begun, each is passed on in the very moment in which it arrives."""
+        ask, answer = self.ask, self.answer
+        tail = StreamMonitor(ask.surface, strip_usage=not ask.wants_usage, choices=ask.sequences)
+        pass_on = None if answer.wire is None else self._into(answer.wire.write, tail)
+        while piece := await exchange.read():
+            data = tail.feed(piece)
+            self._heed(tail)
+            if not data:
+                continue
+            if not answer.started:
+                await self._begin(exchange, tail)
+            await answer.body(data, more=True)
+            if pass_on is not None:
+                await exchange.feed(pass_on)
+        if not tail.done:
+            raise AttemptFailed(LegFailure.LOST, "the stream ended before its end")
+        if not answer.started:
+            await answer.start(exchange.status, exchange.headers)
+        await answer.body(tail.rest(), more=False)
+
+    def _into(self, write: Callable[[bytes], bool], tail: StreamMonitor) -> Callable[[bytes], bool]:
+        """What becomes of each further piece: every token passes here, so it asks `_heed` only if it must."""
+        feed, now = tail.feed, self.loop.time
+
+        def pass_on(piece: bytes) -> bool:
+            data = feed(piece)
+            if tail.over or tail.events >= self.tell_after or now() >= self.tell_at:
+                self._heed(tail)
+            return not data or write(data)
+
+        return pass_on
+
+    async def _begin(self, exchange: Response, tail: StreamMonitor) -> None:
+        """The first event is there, and none of the errors that vLLM hides inside a 200."""
+        self.first_byte_at = now = self.loop.time()
+        self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
+        self.admitted.first_token()
+        self._hold(tail.response_id)
+        self.ask.forget()  # nobody starts anew once the client has seen a part of the answer
+        await self.answer.start(exchange.status, exchange.headers)
+
+    def _heed(self, tail: StreamMonitor) -> None:
+        """Whoever is concerned hears of what has come, before the client does. Raises AttemptFailed."""
+        if tail.over:
+            if tail.aborted or tail.error is not None:
+                raise _broken(tail)
+            if self.outcome is None:
+                # Settled before its last bytes leave: the client's next request meets true accounts.
+                self._streamed(tail)
+        elif tail.events >= self.tell_after or self.loop.time() >= self.tell_at:
+            self.admitted.output(tail.events - self.told)
+            self.told = tail.events
+            self.tell_after, self.tell_at = self.told + _OUTPUT_EVERY, self.loop.time() + _OUTPUT_EVERY_S
+
+    def _streamed(self, tail: StreamMonitor) -> None:
+        """The stream has said its last word; without reported usage its events are the estimate."""
+        seen = Usage(self.admitted.view.input_tokens, max(0, tail.events - 2))
+        self._settle(Outcome.COMPLETED, tail.usage or seen, exact=tail.usage is not None)
+
+    def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool) -> None:
+        if self.prompt_cached is not None and outcome is Outcome.COMPLETED:
+            usage = replace(usage, cached_tokens=self.prompt_cached)
+        self.outcome, self.usage, self.exact = outcome, usage, exact
+        self.admitted.settle(usage, outcome)
+
+    def _hold(self, response: str | None) -> None:
+        if response is not None:
+            self.holders.keep(response, self.worker)
+
+
+def _broken(tail: StreamMonitor) -> AttemptFailed:
+    """The worker says inside the stream that there will be no answer."""
+    if tail.error is None:
+        return AttemptFailed(LegFailure.SHUTDOWN, GIVEN_UP)
+    busy = b'"code":503' in tail.error.replace(b" ", b"")
+    return AttemptFailed(LegFailure.ERROR, f"an error inside the stream: {_excerpt(tail.error)}", busy=busy)
+
+
+def _excerpt(body: bytes) -> str:
+    return body[:300].decode("utf-8", "replace").strip()

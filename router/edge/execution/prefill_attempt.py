@@ -1,0 +1,107 @@
+"""The first half of a pair: one worker computes the prompt, another one goes on from there.
+
+    prefill leg ──► its KV stays there, parameters come back ──► decode leg, which brings them and fetches the KV
+         └──► the answer is over with its first token: it is the answer
+
+The sequence is vLLM's (NIXL, pulling or pushing): the same path and body, one token long and not streamed; the
+`kv_transfer_params` of its answer go with the request that follows, unread, and once: a worker frees what has been
+fetched, so that a second request with them would read memory that has become somebody else's. Connectors that find
+the KV by themselves (a shared file) answer without parameters, and the request that follows has none.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from policies.model import LegFailure, Outcome, Usage
+from router.edge.api.parsed_request import ParsedRequest, Surface
+from router.edge.api.stream_chunks import as_events
+from router.edge.api.stream_monitor import read_usage, whole_aborted
+from router.edge.execution.attempt import GIVEN_UP, WHOLE_BYTES, Attempt, AttemptFailed
+from workers.http.upstream import Response
+
+_DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)
+_WHOLE_ONLY = ("use_beam_search", "echo", "prompt_embeds", "kv_transfer_params")
+_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+def divisible(ask: ParsedRequest) -> bool:
+    """Whether two workers can share the request. If not, one of them does all of it:
+
+    - `/v1/responses`: each of the two would store a response, and go through tool calls of its own;
+    - embeddings: nothing is decoded;
+    - several sequences, beams: each would have to fetch the KV, which can be fetched once;
+    - log probabilities of the prompt (also with `echo`): only who computes it has them;
+    - prompts given as embeddings;
+    - a tool call or function that is forced: one token of it is no valid call, which vLLM may refuse;
+    - a client that brings `kv_transfer_params` of its own does the same as we would.
+    """
+    fields = ask.fields
+    return (
+        ask.surface in _DIVISIBLE
+        and ask.sequences == 1
+        and not any(fields.get(name) for name in _WHOLE_ONLY)
+        and fields.get("prompt_logprobs") is None
+        and not _forced(fields.get("tool_choice"))
+    )
+
+
+def _forced(choice: Any) -> bool:
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    return kind not in (None, "auto", "none")
+
+
+@dataclass(slots=True)
+class PrefillAttempt(Attempt):
+    """The attempt on the prefill worker. With an `outcome` the client is answered, else the decode leg follows."""
+
+    params: dict[str, Any] | None = None
+    """What the decode leg has to bring, once."""
+
+    async def _whole(self, exchange: Response) -> None:
+        body = await exchange.read_all(WHOLE_BYTES)
+        if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
+            raise AttemptFailed(LegFailure.SHUTDOWN, GIVEN_UP)
+        answer = _parsed(body)
+        params = answer.get("kv_transfer_params")
+        if isinstance(params, dict):
+            self.params = params
+        usage = answer.get("usage")
+        spent = read_usage(usage) if isinstance(usage, dict) else None
+        self.prompt_cached = spent.cached_tokens if spent is not None else None
+        if self._is_over(answer):
+            await self._answer(exchange, answer, spent)
+
+    async def _stream(self, _: Response) -> None:
+        raise AttemptFailed(LegFailure.LOST, "the worker streams what was not to be streamed")
+
+    def _is_over(self, answer: dict[str, Any]) -> bool:
+        """Whether the model had no more to say than this token. Nobody knows where more was demanded of it."""
+        if self.ask.surface is Surface.MESSAGES or self.ask.fields.get("min_tokens"):
+            return False
+        choices = answer.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else {}
+        return choice.get("finish_reason") == "stop"
+
+    async def _answer(self, exchange: Response, answer: dict[str, Any], spent: Usage | None) -> None:
+        """Hand the one token on, in the form that the client wants."""
+        self.first_byte_at = self.loop.time()
+        view = self.admitted.view
+        self._settle(Outcome.COMPLETED, spent or Usage(view.input_tokens, 1), exact=spent is not None)
+        answer = {**answer, "kv_transfer_params": None}
+        if self.ask.stream:
+            events = as_events(answer, self.ask.fields.get("stream_options"))
+            await self.answer.whole(exchange.status, _EVENTS, events)
+        else:
+            await self.answer.whole(exchange.status, exchange.headers, orjson.dumps(answer))
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise AttemptFailed(LegFailure.LOST, "the worker's answer to the prefill is no JSON object")
+    return answer

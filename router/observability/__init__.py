@@ -1,0 +1,1 @@
+"""What the router reports of itself: log lines and Prometheus series."""

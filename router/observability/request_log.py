@@ -1,0 +1,193 @@
+"""What the gateway writes down: one line per finished request, and what its parts have to say.
+
+For people on a terminal, as JSON lines for everything else. Both kinds of line leave through one `Lines`, so they
+keep their order and never mix. A request's line does not pass through the standard library's logging, which would
+cost ten times as much as making it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import orjson
+
+from router.config.sections import Log
+from router.observability.log_writer import Lines
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+PROMPT_KEYS = frozenset({"prompt", "messages", "input", "body"})
+"""Keys of a request's record that hold what the client wrote."""
+SHOWN = (
+    *("outcome", "client", "model", "status", "worker", "reason", "matched_tokens"),
+    *("wait_s", "ttft_s", "e2e_s", "input_tokens", "output_tokens"),
+)
+"""Keys of a request's record that have their place in the line for people; the others follow as key=value."""
+JSON_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+class RequestLog:
+    """Writes the line of a finished request.
+
+    The record's keys, all optional: those of `SHOWN`, request_id, path, error, and what else there is to say.
+    """
+
+    def __init__(
+        self,
+        lines: Lines,
+        *,
+        text: bool,
+        enabled: bool = True,
+        prompts: bool = False,
+        prefixes: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.lines = lines
+        self.prompts = prompts
+        """Whether the text of prompts may be written; without it such keys are dropped."""
+        self.prefixes = prefixes and not text
+        """Whether lines carry hashes of the prompt's blocks: for the lab, so not on a terminal."""
+        self._text = text
+        self._enabled = enabled
+        self._clock = clock
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        if not self._enabled:
+            return
+        if not self.prompts and not record.keys().isdisjoint(PROMPT_KEYS):
+            record = {key: value for key, value in record.items() if key not in PROMPT_KEYS}
+        now = self._clock()
+        if self._text:
+            self.lines.write(request_as_text(record, now).encode(errors="replace") + b"\n")
+        else:
+            line = {"time": datetime.fromtimestamp(now, UTC), "level": "info", "event": "request", **record}
+            self.lines.write(_json(line))
+
+
+def configure(settings: Log, stream: TextIO) -> RequestLog:
+    """Send everybody's log lines to `stream` (its `buffer`) in one format; returns the writer of request lines.
+
+    Uvicorn has to be started with `log_config=None`. Its access lines are off: the request lines say more.
+    """
+    text = settings.format == "text" or (settings.format == "auto" and stream.isatty())
+    level = LEVELS[settings.level]
+    lines = Lines(stream.buffer)
+    handler = LineHandler(lines, text=text)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if isinstance(old, LineHandler):
+            root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.captureWarnings(capture=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.getLogger("uvicorn.access").disabled = True
+    # A line per probe and scrape is for whoever asks for it.
+    for name in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
+    return RequestLog(
+        lines, text=text, enabled=level <= logging.INFO, prompts=settings.prompts, prefixes=settings.prefixes
+    )
+
+
+class LineHandler(logging.Handler):
+    """The bridge from the standard library's logging to `Lines`."""
+
+    def __init__(self, lines: Lines, *, text: bool) -> None:
+        super().__init__()
+        self._lines = lines
+        self._text = text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._as_text(record) if self._text else self._as_json(record)
+        except Exception:  # noqa: BLE001  # a bad log call must not break the one who made it
+            self.handleError(record)
+        else:
+            self._lines.write(line)
+            if record.levelno >= logging.WARNING:
+                self._lines.flush()  # it may be the last one
+
+    def flush(self) -> None:
+        self._lines.flush()
+
+    def _as_json(self, record: logging.LogRecord) -> bytes:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+            **{key: value for key, value in vars(record).items() if key not in _PLAIN},
+        }
+        if record.exc_info:
+            line["error"] = _TRACEBACKS.formatException(record.exc_info)
+        return _json(line)
+
+    def _as_text(self, record: logging.LogRecord) -> bytes:
+        extra = "".join(f" {key}={value}" for key, value in vars(record).items() if key not in _PLAIN)
+        head = f"{_local(record.created)} {record.levelname.lower():<9} "
+        text = head + _printable(record.getMessage() + extra)
+        if record.exc_info:
+            text += "\n" + _TRACEBACKS.formatException(record.exc_info)
+        return text.encode(errors="replace") + b"\n"
+
+
+_TRACEBACKS = logging.Formatter()
+
+
+def request_as_text(record: Mapping[str, Any], now: float) -> str:
+    """The line of a finished request for people: who, what, where and why there, how long, how much."""
+    get = record.get
+    parts = [
+        _local(now),
+        f"{get('outcome', '-'):<9}",
+        f"{get('client', '-')}",
+        f"{get('model') or '-'}",
+        f"{get('status') or '-'}",
+        f"on {get('worker') or '-'} ({get('reason') or '-'})",
+        f"matched {_count(get('matched_tokens'))}",
+        f"wait {_duration(get('wait_s'))}",
+        f"ttft {_duration(get('ttft_s'))}",
+        f"e2e {_duration(get('e2e_s'))}",
+        f"tokens {_count(get('input_tokens'))}+{_count(get('output_tokens'))}",
+    ]
+    rest = [f"{key}={value}" for key, value in record.items() if key not in SHOWN and value is not None]
+    return _printable(" ".join(parts + rest))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.2f}s"
+
+
+def _count(tokens: int | None) -> str:
+    return "-" if tokens is None else str(tokens)
+
+
+def _printable(text: str) -> str:
+    """A client's name or a worker's message must not forge lines or move the cursor."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _json(line: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(line, default=str, option=JSON_OPTIONS)
+    except TypeError:  # a key that is no text, an integer beyond 64 bits, half a character
+        plain = {str(key): value if isinstance(value, float) else str(value) for key, value in line.items()}
+        safe = {
+            key: value.encode(errors="replace").decode() if isinstance(value, str) else value
+            for key, value in plain.items()
+        }
+        return orjson.dumps(safe, option=JSON_OPTIONS)
+
+
+def _local(now: float) -> str:
+    return datetime.fromtimestamp(now).astimezone().strftime("%H:%M:%S.%f")[:-3]

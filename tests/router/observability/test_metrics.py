@@ -1,0 +1,341 @@
+import re
+import time
+
+import pytest
+
+from policies.model import (
+    Dispatch,
+    LegFailure,
+    Outcome,
+    Place,
+    Placement,
+    PrefixKey,
+    Reason,
+    RequestView,
+    Ticket,
+    Usage,
+    WorkerFacts,
+)
+from policies.orders.fcfs import Fcfs
+from policies.orders.fcfs import Settings as FcfsSettings
+from router.config.schema import Config
+from router.control.dispatcher import Pool
+from router.control.scheduler_factory import make_scheduler
+from router.observability.gauges import EXCLUSIONS, exclusion
+from router.observability.loop_delay import LoopDelay
+from router.observability.metrics import Metrics
+from workers.fleet.health import Health, HealthSettings
+from workers.fleet.worker import State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
+
+
+@pytest.fixture
+def metrics():
+    made = Metrics("1.2.3", max_clients=3, clients={"team": 2.0})
+    made.know_model("tiny")
+    made.know_worker("http://a:1")
+    return made
+
+
+def view(name="r", client="team", **more):
+    fields = {"line": "tiny", "key": PrefixKey(b"x" * 40), "input_tokens": 11, "expected_output_tokens": 1}
+    return RequestView(name, client, **{**fields, "arrived": 0.0, **more})
+
+
+def dispatched(worker="http://a:1", reason=Reason.HIT, matched=3, waited_s=0.0, **more):
+    return Dispatch(Ticket("r", 1), view(**more), Place(Placement(worker), reason, matched), waited_s)
+
+
+def finish(metrics, **more):
+    fields = {
+        "line": "tiny",
+        "client": "team",
+        "weight": 2.0,
+        "outcome": Outcome.COMPLETED,
+        "streamed": True,
+        "dispatch": dispatched(),
+        "ttft_s": 0.1,
+        "e2e_s": 1.1,
+        "usage": Usage(10, 11, 4),
+    }
+    metrics.finished(**{**fields, **more})
+
+
+def value(metrics, name, **labels):
+    for found, text in re.findall(rf"^fairlead_{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE):
+        if all(f'{key}="{wanted}"' in found for key, wanted in labels.items()):
+            return float(text)
+    return None
+
+
+def test_every_known_label_set_starts_at_zero(metrics):
+    for outcome in Outcome:
+        assert value(metrics, "requests_total", model="tiny", client="team", outcome=outcome.value) == 0
+    for reason in Reason:
+        assert value(metrics, "decisions_total", model="tiny", reason=reason.value) == 0
+    for failure in LegFailure:
+        assert value(metrics, "leg_failures_total", worker="http://a:1", reason=failure.value) == 0
+    for direction in ("over", "under"):
+        assert value(metrics, "mispredicted_cached_tokens_total", model="tiny", direction=direction) == 0
+    for result in ("accepted", "refused"):
+        assert value(metrics, "config_reloads_total", result=result) == 0
+    assert value(metrics, "worker_placements_total", worker="http://a:1") == 0
+    assert value(metrics, "client_service_total", client="team") == 0
+    assert value(metrics, "client_queue_wait_seconds_count", client="team") == 0
+    assert value(metrics, "client_weight", client="team") == 2
+    assert value(metrics, "time_to_first_token_seconds_count", model="tiny") == 0
+    assert value(metrics, "cancellations_total", model="tiny") == 0
+    assert value(metrics, "build_info", version="1.2.3") == 1
+
+
+def test_without_configured_clients_the_anonymous_one_starts_at_zero():
+    metrics = Metrics("1")
+    metrics.know_model("tiny")
+    assert value(metrics, "requests_total", client="anonymous", outcome="completed") == 0
+
+
+def test_a_finished_request_counts_once_everywhere(metrics):
+    finish(metrics)
+    assert value(metrics, "requests_total", outcome="completed") == 1
+    assert [value(metrics, "tokens_total", kind=kind) for kind in ("input", "output", "cached")] == [10, 11, 4]
+    assert value(metrics, "time_to_first_token_seconds_sum") == pytest.approx(0.1)
+    assert value(metrics, "time_per_output_token_seconds_sum") == pytest.approx(0.1)
+    assert value(metrics, "request_duration_seconds_sum") == pytest.approx(1.1)
+    assert value(metrics, "queue_wait_seconds_count") == 1
+    assert value(metrics, "client_queue_wait_seconds_count", client="team") == 1
+    assert value(metrics, "decisions_total", reason="hit") == 1
+    assert value(metrics, "worker_placements_total", worker="http://a:1") == 1
+    assert value(metrics, "predicted_cached_tokens_total") == 3
+    assert value(metrics, "matched_share_sum", model="tiny") == pytest.approx(0.3)
+
+
+def test_what_a_request_never_came_to_is_not_observed(metrics):
+    nothing = {"dispatch": None, "ttft_s": None, "usage": None}
+    finish(metrics, outcome=Outcome.CANCELLED, **nothing)
+    finish(metrics, streamed=False)
+    assert value(metrics, "cancellations_total") == 1
+    assert value(metrics, "time_to_first_token_seconds_count") == 0
+    assert value(metrics, "queue_wait_seconds_count") == 1
+
+
+def test_service_is_the_weighted_sum_of_computed_and_output_tokens():
+    metrics = Metrics("1", service_weights=(0.5, 3.0))
+    finish(metrics, usage=Usage(10, 11, 4))
+    finish(metrics, usage=Usage(10, 0, None))
+    assert value(metrics, "client_service_total", client="team") == 0.5 * 6 + 3 * 11 + 0.5 * 10
+
+
+def test_a_wrong_prediction_counts_by_its_direction_and_only_where_the_worker_tells_the_truth(metrics):
+    finish(metrics, dispatch=dispatched(matched=9), usage=Usage(10, 1, 4))
+    finish(metrics, dispatch=dispatched(matched=1), usage=Usage(10, 1, 4))
+    finish(metrics, dispatch=dispatched(matched=9), usage=Usage(10, 1, None))
+    assert value(metrics, "mispredicted_cached_tokens_total", direction="over") == 5
+    assert value(metrics, "mispredicted_cached_tokens_total", direction="under") == 3
+    assert value(metrics, "checked_prompt_tokens_total", model="tiny") == 20
+
+
+def test_clients_beyond_the_bound_share_one_label(metrics):
+    for number in range(50):
+        finish(metrics, client=f"user-{number}")
+    labels = set(re.findall(r'fairlead_requests_total{client="([^"]*)"', metrics.page().decode()))
+    assert labels == {"team", "user-0", "user-1", "other"}
+    assert value(metrics, "requests_total", client="other", outcome="completed") == 48
+    assert value(metrics, "client_queue_wait_seconds_count", client="other") == 48
+    assert value(metrics, "client_weight", client="other") is None
+    assert len(metrics._cells) <= 4
+    assert len(metrics._weights) <= 3
+
+
+def test_a_new_weight_shows_with_the_next_request(metrics):
+    finish(metrics, weight=5.0)
+    assert value(metrics, "client_weight", client="team") == 5
+
+
+def test_a_worker_that_has_left_leaves_no_series(metrics):
+    metrics.leg_failed("http://a:1", LegFailure.LOST)
+    metrics.forget_worker("http://a:1")
+    finish(metrics, dispatch=dispatched("http://a:1"))
+    assert "http://a:1" not in metrics.page().decode()
+
+
+def test_a_name_that_nobody_chose_for_metrics_does_not_break_the_page(metrics):
+    finish(metrics, client='a"b\\c\nd')
+    assert value(metrics, "requests_total", outcome="completed", client="team") == 0
+    assert 'client="a\\"b\\\\c\\nd"' in metrics.page().decode()
+
+
+def test_a_refused_configuration_shows_until_one_is_accepted(metrics):
+    began = value(metrics, "config_timestamp_seconds")
+    assert value(metrics, "config_last_reload_successful") == 1
+    metrics.config_read(accepted=False)
+    assert value(metrics, "config_last_reload_successful") == 0
+    assert value(metrics, "config_timestamp_seconds") == began == pytest.approx(time.time(), abs=60)
+    metrics.config_read(accepted=True)
+    assert value(metrics, "config_last_reload_successful") == 1
+    assert value(metrics, "config_timestamp_seconds") >= began
+    assert [value(metrics, "config_reloads_total", result=r) for r in ("accepted", "refused")] == [1, 1]
+
+
+def test_the_longest_loop_delay_is_remembered_for_a_while_and_then_forgotten(metrics):
+    now = [0.0]
+    delay = LoopDelay(Metrics("1").registry.__class__(), lambda: now[0])
+    delay.observe(0.4)
+    now[0] = 20.0
+    delay.observe(0.1)
+    assert delay._longest() == 0.4
+    now[0] = 59.0
+    assert delay._longest() == 0.4
+    now[0] = 61.0
+    assert delay._longest() == 0.0
+    metrics.loop_delay.observe(0.3)
+    assert value(metrics, "event_loop_delay_longest_seconds") == 0.3
+    assert value(metrics, "event_loop_delay_seconds_count") == 1
+
+
+class OnePool:
+    """As much of `Pools` as the metrics read."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.by_model = {"tiny": pool}
+        self.members = {}
+
+    def usable(self, _line):
+        return []
+
+
+class Clock:
+    """As much of an event loop as the metrics read."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def time(self):
+        return self.now
+
+    def call_at(self, *_):
+        return None
+
+
+@pytest.fixture
+def pool(metrics):
+    made = Pool("tiny", make_scheduler(Config.load(env={})), Clock(10.0))
+    metrics.watch(OnePool(made), lambda: 0)
+    return made
+
+
+def test_exceptions_of_policies_are_read_when_asked(metrics, pool):
+    assert value(metrics, "policy_faults_total", model="tiny") == 0
+    pool.scheduler.faults.add(LookupError("a bug"))
+    assert value(metrics, "policy_faults_total", model="tiny") == 1
+
+
+def test_who_waits_shows_before_the_wait_is_over(metrics, pool):
+    scheduler = pool.scheduler
+    scheduler.worker_joined(WorkerFacts("w", frozenset({"tiny"}), slots=0), 0.0)
+    assert value(metrics, "client_queued", client="team") == 0
+    scheduler.submit(view("a", arrived=1.0), 1.0)
+    scheduler.submit(view("b", arrived=4.0), 4.0)
+    scheduler.submit(view("c", client="new", arrived=8.0), 8.0)
+    assert [value(metrics, "client_queued", client=c) for c in ("team", "new")] == [2, 1]
+    assert [value(metrics, "client_oldest_wait_seconds", client=c) for c in ("team", "new")] == [9, 2]
+    assert value(metrics, "queue_depth", model="tiny") == 3
+    assert value(metrics, "routable_workers", model="tiny") == 0
+
+
+def test_the_deficit_of_a_client_is_the_policys_own(metrics, pool):
+    scheduler = pool.scheduler
+    scheduler.worker_joined(WorkerFacts("w", frozenset({"tiny"})), 0.0)
+    assert value(metrics, "client_deficit", client="team") is None
+    scheduler.submit(view("a"), 0.0)
+    scheduler.decisions(0.0)
+    shown = value(metrics, "client_deficit", model="tiny", client="team")
+    assert shown == scheduler._queue.deficit("team")
+    assert shown is not None
+
+
+def test_an_order_without_accounts_shows_no_deficit(pool):
+    pool.scheduler._queue = Fcfs(FcfsSettings())
+    assert pool.scheduler.deficit("team") is None
+
+
+def test_deficits_of_lines_add_up_under_early_binding():
+    config = Config.load(env={}, overrides={"policies": {"binding": "early"}})
+    scheduler = make_scheduler(config)
+    assert scheduler.deficit("team") is None
+    scheduler.worker_joined(WorkerFacts("w", frozenset({"tiny"})), 0.0)
+    scheduler.submit(view("a"), 0.0)
+    (line,) = scheduler._queue._lines.values()
+    assert scheduler.deficit("team") == line.queue.deficit("team")
+
+
+def test_the_hottest_beginnings_are_shares_of_recent_requests(metrics, pool):
+    for number in range(10):
+        key = PrefixKey(b"system prompt" * 100 + b"%d" % number) if number < 6 else PrefixKey(b"%d" % number)
+        finish(metrics, dispatch=dispatched(key=key))
+    assert value(metrics, "hot_prefix_share", rank="1") == 0.6
+    assert value(metrics, "hot_prefix_share", rank="2") == 0.1
+
+
+def worker(state=State.UP, why="", **more):
+    return Worker(WorkerSpec("http://a:1"), state=state, why=why, **{"model": "tiny", **more})
+
+
+def test_every_change_of_state_counts_also_when_no_scrape_sees_it():
+    metrics = Metrics("1")
+    members = {}
+    pools = OnePool(None)
+    pools.by_model, pools.members = {}, members
+    metrics.watch(pools, lambda: 0)
+    metrics.follow(WorkerJoined(worker(State.STARTING)))
+    for state in (State.UP, State.SUSPECT, State.UP, State.UP, State.DOWN):
+        metrics.follow(WorkerChanged(worker(state)))
+    metrics.follow(WorkerLeft("http://a:1", "its process restarted"))
+    metrics.follow(WorkerJoined(worker(State.UP, epoch=1)))
+    members["http://a:1@1"] = Member(worker(State.UP, epoch=1))
+    found = {
+        s.value: value(metrics, "worker_transitions_total", server="http://a:1", state=s.value) for s in State
+    }
+    assert found == {"starting": 1, "up": 3, "suspect": 1, "down": 1, "draining": 0}
+    assert value(metrics, "worker_epoch", server="http://a:1") == 1
+    assert value(metrics, "workers", state="up") == 1
+    assert value(metrics, "workers", state="down") == 0
+    members.clear()
+    assert 'server="' not in metrics.page().decode()
+    assert metrics._transitions._counts == {}
+
+
+class Member:
+    """As much of a pool's member as the metrics read."""
+
+    def __init__(self, known):
+        self.worker = known
+        self.pool = None
+        self.upstream = self
+        self.idle, self.open = 1, 3
+
+
+def test_each_reason_why_a_worker_is_excluded_has_its_label():
+    health = Health(HealthSettings(fail_threshold=1))
+    found = [reason_of(health, 0)]
+    health.probe_ok(0)
+    assert reason_of(health, 0) is None
+    health.probe_failed("refused", 0)
+    found.append(reason_of(health, 0))
+    health.probe_ok(1)
+    health.request_failed("500", 1)
+    found.append(reason_of(health, 1))
+    health.asleep(10)
+    found.append(reason_of(health, 1))
+    health.refused("cannot schedule", 1)
+    found.append(reason_of(health, 1))
+    health.drain()
+    found.append(reason_of(health, 1))
+    health.drain("being removed")
+    found.append(reason_of(health, 1))
+    found.append(exclusion(worker(model=None)))
+    assert tuple(found) == EXCLUSIONS
+
+
+def reason_of(health, now):
+    verdict = health.verdict(now)
+    return exclusion(worker(verdict.state, verdict.why))
