@@ -2,8 +2,8 @@
 
 Everything here is a value. Tokens are counts, times are seconds on the driver's clock (the gateway's monotonic
 clock or the lab's virtual one). A *worker* is named by an opaque string; a *client* by a path such as
-`organisation/team/user`; a *line* is a model name a request may ask for: the base model, an alias, or a LoRA
-adapter of the pool's base model.
+`organisation/team/user`; a *served name* is a model name that a request may ask for: the base model, an alias,
+or a LoRA adapter of the pool's base model.
 """
 
 from array import array
@@ -82,14 +82,14 @@ class PrefixKey:
     """A prompt as a sequence of opaque units of `width` bytes, each standing for `tokens_per_unit` tokens.
 
     It covers everything that the model reads, in the order of its chat template, and whatever else separates
-    caches (the line, a cache salt): equal leading units mean equal KV blocks.
+    caches (the served name, a cache salt): equal leading units mean equal KV blocks.
     """
 
     data: bytes = b""
     width: int = 1
     tokens_per_unit: float = 0.25
     salt: bytes = b""
-    """What separates caches beside the line and stands for no token; keys of text have it in their data."""
+    """What separates caches beside the served name and stands for no token; keys of text have it in their data."""
 
 
 @dataclass(slots=True)
@@ -98,7 +98,8 @@ class RequestView:
 
     id: str
     client: str
-    line: str
+    served_name: str
+    """The model name that was asked for: the base model, an alias of it, or a LoRA adapter."""
     key: PrefixKey
     input_tokens: int
     """Estimated from the prompt; the truth arrives with the worker's usage."""
@@ -158,7 +159,8 @@ class WorkerFacts:
     """What the driver knows of a worker. A change replaces the whole value."""
 
     id: WorkerId
-    lines: frozenset[str]
+    served_names: frozenset[str]
+    """Model names that it answers to: the base model, its aliases and LoRA adapters."""
     stages: frozenset[Stage] = frozenset(Stage)
     usable: bool = True
     """May be given new requests (neither down nor draining)."""
@@ -167,7 +169,7 @@ class WorkerFacts:
     slots: int | None = None
     """Sequences the engine runs at once, where known."""
     adapters: frozenset[str] = frozenset()
-    """Those of the lines that are LoRA adapters: their KV is of no use to the others."""
+    """Those of the served names that are LoRA adapters: their KV is of no use to the others."""
     kv_tokens: int | None = None
     block_size: int | None = None
     """Tokens per KV block, where its metrics say."""
@@ -179,7 +181,7 @@ class WorkerFacts:
         """Whether the request may run here at all, with room or without."""
         return (
             self.usable
-            and request.line in self.lines
+            and request.served_name in self.served_names
             and self.id not in request.excluded
             and (request.pinned is None or request.pinned == self.id)
         )

@@ -49,7 +49,7 @@ class Workload:
         return RequestView(
             id=f"r{self.made}",
             client=f"client-{self._rng.randrange(self._clients)}",
-            line="model",
+            served_name="model",
             key=PrefixKey(prompt),
             input_tokens=len(prompt) // 4,
             expected_output_tokens=200,

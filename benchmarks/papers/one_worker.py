@@ -27,7 +27,7 @@ from workers.simulator.sequences import Blocks, EngineConfig, EngineRequest, Eng
 
 STEP_S = 1 / 128
 """A power of two, so that sums of steps are exact."""
-_WORKER, _LINE, _CLIENT = "worker", "model", "client"
+_WORKER, _SERVED_NAME, _CLIENT = "worker", "model", "client"
 _LARGE = 10**6
 _PROFILE = Profile(
     name="unit steps",
@@ -97,7 +97,7 @@ class _Worker:
         self._scheduler: Scheduler = make_scheduler(setup.config)
         facts = WorkerFacts(
             id=_WORKER,
-            lines=frozenset((_LINE,)),
+            served_names=frozenset((_SERVED_NAME,)),
             stages=frozenset(Stage),
             slots=_LARGE,
             kv_tokens=memory,
@@ -115,7 +115,7 @@ class _Worker:
         view = RequestView(
             id=name,
             client=_CLIENT,
-            line=_LINE,
+            served_name=_SERVED_NAME,
             key=PrefixKey(self._unlike_others(job.prompt + 1), UNIT_BYTES, 1),
             input_tokens=job.prompt + 1,
             expected_output_tokens=length.expected,

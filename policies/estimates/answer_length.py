@@ -63,22 +63,27 @@ class AnswerLengths:
         self.calibration = Calibration()
         self._histograms: OrderedDict[_Key, _Histogram] = OrderedDict()
 
-    def estimate(self, client: str, line: str, input_tokens: int, max_output_tokens: int | None) -> Length:
+    def estimate(self, client: str, served_name: str, input_tokens: int, max_output_tokens: int | None) -> Length:
         """The length to expect of a request before it runs."""
-        found = self._find(client, line, input_tokens)
+        found = self._find(client, served_name, input_tokens)
         return _bounded(found.summary() if found else _prior(), max_output_tokens)
 
     def estimate_longer(
-        self, client: str, line: str, input_tokens: int, max_output_tokens: int | None, already: int
+        self, client: str, served_name: str, input_tokens: int, max_output_tokens: int | None, already: int
     ) -> Length:
         """The length to expect of an answer that already has `already` tokens."""
-        found = self._find(client, line, input_tokens)
+        found = self._find(client, served_name, input_tokens)
         length = found.summary(already) if found else _prior()
         longer = Length(*(max(tokens, already + 1) for tokens in length))
         return _bounded(longer, max_output_tokens)
 
     def record(
-        self, client: str, line: str, input_tokens: int, output_tokens: float, estimate: Length | None = None
+        self,
+        client: str,
+        served_name: str,
+        input_tokens: int,
+        output_tokens: float,
+        estimate: Length | None = None,
     ) -> None:
         """Learn from a complete answer: tokens per sequence, and the estimate that was made for it."""
         at = _bin(output_tokens)
@@ -87,7 +92,7 @@ class AnswerLengths:
             # A quantile is as wide as its bin: an answer in the same bin as the bound is inside.
             self.calibration.inside += _bin(estimate.lower) <= at <= _bin(estimate.upper)
         histograms = self._histograms
-        for key in _keys(client, line, input_tokens):
+        for key in _keys(client, served_name, input_tokens):
             histogram = histograms.get(key)
             if histogram is None:
                 histogram = histograms[key] = _Histogram()
@@ -99,8 +104,8 @@ class AnswerLengths:
     def __len__(self) -> int:
         return len(self._histograms)
 
-    def _find(self, client: str, line: str, input_tokens: int) -> "_Histogram | None":
-        for key in _keys(client, line, input_tokens):
+    def _find(self, client: str, served_name: str, input_tokens: int) -> "_Histogram | None":
+        for key in _keys(client, served_name, input_tokens):
             histogram = self._histograms.get(key)
             if histogram is not None and histogram.effective >= _ENOUGH:
                 return histogram
@@ -173,9 +178,9 @@ class _Histogram:
         self._weight = 1.0
 
 
-def _keys(client: str, line: str, input_tokens: int) -> tuple[_Key, ...]:
+def _keys(client: str, served_name: str, input_tokens: int) -> tuple[_Key, ...]:
     """Keys from the particular to the general."""
-    return (client, line, input_tokens.bit_length() or 1), (client, line), (line,), ()
+    return (client, served_name, input_tokens.bit_length() or 1), (client, served_name), (served_name,), ()
 
 
 def _prior() -> Length:

@@ -74,7 +74,7 @@ class Fleet:
         self._return_room(worker)
         if _service(before) != _service(facts):
             self._regroup()
-        return (before.usable and not facts.usable) or not before.lines <= facts.lines
+        return (before.usable and not facts.usable) or not before.served_names <= facts.served_names
 
     def remove(self, worker_id: WorkerId) -> bool:
         """Let a worker leave; returns whether it was here."""
@@ -148,7 +148,7 @@ class Fleet:
         if attempt.output_tokens >= attempt.reserved:
             already = attempt.output_tokens // request.sequences
             length = self._lengths.estimate_longer(
-                request.client, request.line, request.input_tokens, request.max_output_tokens, already
+                request.client, request.served_name, request.input_tokens, request.max_output_tokens, already
             )
             decoder.expect_output_tokens(attempt, length.expected * request.sequences)
 
@@ -224,7 +224,7 @@ class Fleet:
         if output_tokens > 0:
             attempt.decoder.learn_from_answer(attempt, output_tokens, now)
             tokens = output_tokens / request.sequences
-            self._lengths.record(request.client, request.line, request.input_tokens, tokens, request.length)
+            self._lengths.record(request.client, request.served_name, request.input_tokens, tokens, request.length)
 
     def record_failure(self, attempt: Attempt, worker: WorkerId, reason: LegFailure) -> None:
         """Correct what was believed to be in caches by now and is not: call after `release`.
@@ -304,20 +304,20 @@ class Fleet:
     def can_serve(self, request: RequestView) -> bool:
         """Whether any worker could serve the request, with room or without."""
         if _unrestricted(request):
-            return bool(self._serving(request.line))
+            return bool(self._serving(request.served_name))
         return any(worker.facts.serves(request) for worker in self._workers.values())
 
     def eligible(self, request: RequestView) -> list[WorkerView]:
         """The workers that could serve the request, with room or without."""
         if _unrestricted(request):
-            return [worker.current_view or worker.view() for worker in self._serving(request.line)]
+            return [worker.current_view or worker.view() for worker in self._serving(request.served_name)]
         serving = [worker for worker in self._workers.values() if worker.facts.serves(request)]
         return [worker.view() for worker in _trusted(serving)]
 
     def _serving(self, served_name: str) -> list[Worker]:
         workers = self._by_served_name.get(served_name)
         if workers is None:
-            serving = [w for w in self._workers.values() if w.facts.usable and served_name in w.facts.lines]
+            serving = [w for w in self._workers.values() if w.facts.usable and served_name in w.facts.served_names]
             workers = _trusted(serving)
             if workers:  # names that no worker serves are not collected
                 self._by_served_name[served_name] = workers
@@ -326,7 +326,7 @@ class Fleet:
 
 def _service(facts: WorkerFacts) -> tuple[object, ...]:
     """What of a worker decides which workers may serve a request, and in which pairs."""
-    return facts.usable, facts.suspect, facts.lines, facts.stages
+    return facts.usable, facts.suspect, facts.served_names, facts.stages
 
 
 def _unrestricted(request: RequestView) -> bool:

@@ -67,7 +67,9 @@ class AMin(WithinMemory):
         if generated == 0 or not self._learned:
             return max(_lower(request), generated + 1)
         most, lengths = request.max_output_tokens, self._knowledge.lengths
-        return lengths.estimate_longer(request.client, request.line, request.input_tokens, most, generated).lower
+        return lengths.estimate_longer(
+            request.client, request.served_name, request.input_tokens, most, generated
+        ).lower
 
 
 def _lower(request: RequestView) -> int:

@@ -84,4 +84,4 @@ class Fcfs:
 
 
 def _lane(request: RequestView) -> _Lane:
-    return request.line, request.pinned, request.excluded
+    return request.served_name, request.pinned, request.excluded

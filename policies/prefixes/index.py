@@ -79,7 +79,7 @@ class Prefixes:
             return self._predicted(request)
         if self.reports.any_trusted:
             self._expire(request.arrived)
-        return self.reports.match(request, self._adapter(request.line), self._predicted(request))
+        return self.reports.match(request, self._adapter(request.served_name), self._predicted(request))
 
     @property
     def version(self) -> int:
@@ -119,7 +119,7 @@ class Prefixes:
         if not request.key.data:
             return None
         self._expire(now)
-        line, units = self._line(request.line, request.key), _units(request.key)
+        line, units = self._line(request.served_name, request.key), _units(request.key)
         pin = line.tree.insert(worker, units, now)
         return Pinned(line, pin, worker, request, line.answers.assumed(worker, units, pin.known))
 
@@ -145,7 +145,7 @@ class Prefixes:
     def forget(self, worker: WorkerId, request: RequestView, keep_tokens: int) -> None:
         """The worker never computed this prompt beyond the first `keep_tokens`."""
         key = request.key
-        line = self._trees.get((request.line, key.width))
+        line = self._trees.get((request.served_name, key.width))
         if line is not None:
             line.tree.evict(worker, _units(key), _before(key) + int(keep_tokens / key.tokens_per_unit))
 
@@ -220,7 +220,7 @@ class Prefixes:
 
     def _predicted(self, request: RequestView) -> dict[WorkerId, int]:
         key = request.key
-        line = self._trees.get((request.line, key.width))
+        line = self._trees.get((request.served_name, key.width))
         if line is None:
             return {}
         most, scale, before = max(0, request.input_tokens - 1), key.tokens_per_unit, _before(key)
@@ -244,7 +244,7 @@ class Prefixes:
     def _is_reported(self, ended: Pinned) -> bool:
         """Whether the worker has reported the whole prompt; from then on its reports alone count for it."""
         worker, request = ended.worker, ended.request
-        known = self.reports.has_all(worker, request, self._adapter(request.line))
+        known = self.reports.has_all(worker, request, self._adapter(request.served_name))
         if known:
             ended.tree.tree.evict(worker, _units(request.key), 0)
         return known

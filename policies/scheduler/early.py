@@ -218,7 +218,8 @@ class EarlyLines:
     def _place_anew(self, workers: Sequence[WorkerView], now: float) -> None:
         """When workers have changed: whoever waits where it cannot, or should not, be given now."""
         fleet = tuple(
-            (view.id, view.facts.suspect or view.stalled, view.facts.lines, view.facts.stages) for view in workers
+            (view.id, view.facts.suspect or view.stalled, view.facts.served_names, view.facts.stages)
+            for view in workers
         )
         new, self._new = self._new, {}
         if fleet == self._fleet:  # it may have been otherwise when these chose

@@ -213,7 +213,7 @@ def facts(worker: Worker) -> WorkerFacts:
     spec, scrape = worker.spec, worker.scrape
     return WorkerFacts(
         id=worker.id,
-        lines=worker.lines,
+        served_names=worker.lines,
         stages=frozenset(Stage(role) for role in spec.roles),
         usable=worker.routable,
         suspect=worker.state is State.SUSPECT,

@@ -34,7 +34,7 @@ _OUTPUT_EVERY_S = 0.25
 """How often the scheduler hears of output, as in the gateway: whichever comes first."""
 _SOONEST_S = 1e-4
 """A deadline that has passed already is looked at so much later, as in the gateway."""
-_LINE = "model"
+_SERVED_NAME = "model"
 _PROGRESS_EVERY = 100
 
 _STEP, _TELL, _READ, _REACH, _ARRIVE, _DECIDE = range(6)
@@ -186,11 +186,11 @@ class _Driver:
     # -- the scheduler
 
     def _view(self, number: int, request: Request, now: float) -> RequestView:
-        length = self._scheduler.lengths.estimate(request.client, _LINE, request.input_tokens, None)
+        length = self._scheduler.lengths.estimate(request.client, _SERVED_NAME, request.input_tokens, None)
         return RequestView(
             id=str(number),
             client=request.client,
-            line=_LINE,
+            served_name=_SERVED_NAME,
             key=PrefixKey(request.key, UNIT_BYTES, self._workload.block_tokens),
             input_tokens=request.input_tokens,
             expected_output_tokens=length.expected,
@@ -327,7 +327,7 @@ def _facts(number: int, stages: frozenset[Stage], limits: EngineConfig) -> Worke
     """What the gateway knows of a worker that it has launched."""
     return WorkerFacts(
         id=f"worker-{number}",
-        lines=frozenset([_LINE]),
+        served_names=frozenset([_SERVED_NAME]),
         stages=stages,
         slots=limits.max_num_seqs,
         kv_tokens=limits.kv_blocks * limits.block_size,

@@ -56,12 +56,12 @@ def token_key(ids, salt=""):
     return PrefixKey(array("I", ids).tobytes(), 4, 1.0, salt.encode())
 
 
-def asking(ids, *, line="base", salt="", arrived=0.0, name="r", **fields):
+def asking(ids, *, served_name="base", salt="", arrived=0.0, name="r", **fields):
     """A request whose prompt is token ids."""
     return RequestView(
         id=name,
         client="anna",
-        line=line,
+        served_name=served_name,
         key=token_key(ids, salt),
         input_tokens=len(ids),
         expected_output_tokens=1,

@@ -41,7 +41,7 @@ def view(name, wish, now):
     return RequestView(
         id=name,
         client=wish.client,
-        line=fields.pop("line", "base"),
+        served_name=fields.pop("served_name", "base"),
         key=PrefixKey(wish.prompt[: wish.tokens], 1, 1.0),
         input_tokens=wish.tokens,
         expected_output_tokens=wish.output,
@@ -99,7 +99,7 @@ class SteppedFleet:
         binding="late",
         make=None,
         hold_s=0.0,
-        lines=None,
+        served_names=None,
         on_start=lambda worker, request: None,
     ):
         knowledge = Knowledge()
@@ -116,7 +116,7 @@ class SteppedFleet:
         self.scheduler = Scheduler(self.measured, chosen, settings, knowledge)
         if binding == "early":
             self.queue.choose_among(self.scheduler.able)
-        served = lines or [frozenset({"base"})] * workers
+        served = served_names or [frozenset({"base"})] * workers
         for number, names in enumerate(served):
             self.scheduler.worker_joined(WorkerFacts(f"w{number}", names, slots=slots), 0.0)
         self.slots = slots

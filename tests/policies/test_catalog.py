@@ -24,7 +24,7 @@ def request(number, *, tokens=100, client="anna", sequences=1, arrived=0.0, **fi
     return RequestView(
         id=f"r{number}",
         client=client,
-        line="base",
+        served_name="base",
         key=PrefixKey(b"x" * tokens, 1, 1.0),
         input_tokens=tokens,
         expected_output_tokens=40,

@@ -174,7 +174,9 @@ def test_no_slot_is_empty_while_somebody_waits(wishes, order, workers):
 @given(
     wishes=WORKLOADS,
     mores=st.lists(
-        st.sampled_from([(), (("line", "lora"),), (("pinned", "w0"),), (("pinned", "w1"), ("priority", 5))]),
+        st.sampled_from(
+            [(), (("served_name", "lora"),), (("pinned", "w0"),), (("pinned", "w1"), ("priority", 5))]
+        ),
         min_size=1,
         max_size=7,
     ),
@@ -191,7 +193,7 @@ def test_a_full_worker_does_not_keep_others_idle(queue, wishes, mores):
                 assert not any(row.facts.serves(one) for one in fleet.queue.waiting())
 
     lines = [frozenset({"base", "lora"}), frozenset({"base"})]
-    made = SteppedFleet(queue, lines=lines, slots=1)
+    made = SteppedFleet(queue, served_names=lines, slots=1)
     made.checks.append(check)
     made.play(wishes)
 

@@ -36,11 +36,11 @@ from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 QUEUES = sorted(catalog.queue_policies())
 PLACEMENTS = sorted(catalog.placement_policies())
-LINES = frozenset({"base", "lora"})
+SERVED = frozenset({"base", "lora"})
 
 
 def facts(name, **fields):
-    return WorkerFacts(name, **{"lines": LINES, "slots": 1, **fields})
+    return WorkerFacts(name, **{"served_names": SERVED, "slots": 1, **fields})
 
 
 def request(name, *, client="anna", topic=0, tokens=40, now=0.0, **fields):
@@ -233,7 +233,7 @@ def test_who_no_longer_waits_is_no_longer_expected():
         lambda s: s.worker_left("a", 1.0),
         lambda s: s.worker_changed(facts("a", usable=False), 1.0),
         lambda s: s.worker_changed(facts("a", suspect=True), 1.0),
-        lambda s: s.worker_changed(facts("a", lines=frozenset({"lora"})), 1.0),
+        lambda s: s.worker_changed(facts("a", served_names=frozenset({"lora"})), 1.0),
     ],
     ids=["leaves", "drains", "is suspect", "stops serving the line"],
 )
@@ -356,18 +356,18 @@ class Anything:
         check_settled(self.fleet, self.live.keys() - self.running.keys())
 
     def submit(self, name):
-        more = self.chance.choice([{}, {}, {"pinned": self.chance.choice(self.names)}, {"line": "lora"}])
+        more = self.chance.choice([{}, {}, {"pinned": self.chance.choice(self.names)}, {"served_name": "lora"}])
         ticket = self.fleet.submit(name, self.now, topic=self.chance.randrange(3), **more)
         if name not in self.ended:
             self.live[name] = ticket
 
     def worker(self, _):
         name, draw = self.chance.choice(self.names), self.chance.random
-        lines = self.chance.choice([LINES, LINES, frozenset({"base"})])
+        lines = self.chance.choice([SERVED, SERVED, frozenset({"base"})])
         if draw() < 0.3:
             self.scheduler.worker_left(name, self.now)
         else:
-            known = facts(name, lines=lines, usable=draw() < 0.8, suspect=draw() < 0.3)
+            known = facts(name, served_names=lines, usable=draw() < 0.8, suspect=draw() < 0.3)
             self.scheduler.worker_changed(known, self.now)
 
     def cancel(self, _):

@@ -7,11 +7,11 @@ from policies.fleet.worker import Worker
 from policies.model import PrefixKey, RequestView, WorkerFacts
 from policies.orders.fcfs import Fcfs, Settings
 
-LINES = frozenset({"base", "lora"})
+SERVED = frozenset({"base", "lora"})
 
 
 def request(name, arrived=0.0, **fields):
-    values = {"line": "base", **fields}
+    values = {"served_name": "base", **fields}
     return RequestView(
         id=name,
         client="anna",
@@ -23,8 +23,8 @@ def request(name, arrived=0.0, **fields):
     )
 
 
-def worker(name, lines=LINES):
-    return Worker(WorkerFacts(name, lines), window_s=0.2, window_tokens=None).view()
+def worker(name, served_names=SERVED):
+    return Worker(WorkerFacts(name, served_names), window_s=0.2, window_tokens=None).view()
 
 
 def queue(*requests, patience_s=1.0):
@@ -64,13 +64,13 @@ def test_nobody_passes_one_who_has_waited_long():
 def test_so_many_of_a_lane_are_looked_at_and_no_more():
     made = Fcfs(Settings(window=3))
     for number in range(9):
-        made.push(request(f"r{number}", float(number), line="lora" if number == 5 else "base"))
+        made.push(request(f"r{number}", float(number), served_name="lora" if number == 5 else "base"))
     assert [name for name, *_ in in_line(made)] == ["r0", "r1", "r2", "r5"]
 
 
 def test_each_lane_has_a_candidate_and_the_oldest_head_goes_first():
     made = queue(
-        request("tuned", 2.0, line="lora"),
+        request("tuned", 2.0, served_name="lora"),
         request("base", 1.0),
         request("later", 3.0),
         request("pinned", 4.0, pinned="a"),
@@ -124,7 +124,9 @@ def test_empty_lanes_are_not_kept():
 
 
 REQUESTS = st.lists(
-    st.tuples(st.sampled_from(sorted(LINES)), st.sampled_from([None, "a"]), st.booleans()), min_size=1, max_size=30
+    st.tuples(st.sampled_from(sorted(SERVED)), st.sampled_from([None, "a"]), st.booleans()),
+    min_size=1,
+    max_size=30,
 )
 
 
@@ -133,7 +135,7 @@ REQUESTS = st.lists(
 def test_it_holds_exactly_what_was_pushed_and_not_removed(wanted, chance):
     made, inside = queue(), {}
     for number, (line, pinned, again) in enumerate(wanted):
-        one = request(f"r{number}", float(number), line=line, pinned=pinned)
+        one = request(f"r{number}", float(number), served_name=line, pinned=pinned)
         made.push(one, again=again)
         inside[one.id] = one
         if chance.random() < 0.4:
@@ -141,5 +143,5 @@ def test_it_holds_exactly_what_was_pushed_and_not_removed(wanted, chance):
         assert {one.id for one in made.waiting()} == inside.keys()
         assert len(made) == len(inside)
         heads = [c.request for c in made.candidates([], 0.0) if c.behind is None]
-        lanes = {(one.line, one.pinned): one for one in reversed(inside.values())}
+        lanes = {(one.served_name, one.pinned): one for one in reversed(inside.values())}
         assert heads == sorted(lanes.values(), key=lambda one: one.arrived)

@@ -14,7 +14,7 @@ def request(tokens=1000):
     return RequestView(
         id="r",
         client="anna",
-        line="base",
+        served_name="base",
         key=PrefixKey(),
         input_tokens=tokens,
         expected_output_tokens=100,

@@ -9,11 +9,11 @@ from policies.knowledge import Knowledge
 from policies.model import WorkerFacts
 from policies.orders.priority import Priority, Settings
 
-LINES = frozenset({"base", "lora"})
+SERVED = frozenset({"base", "lora"})
 
 
 def worker(name, *, full=False):
-    load = Worker(WorkerFacts(name, LINES, slots=2), window_s=0.2, window_tokens=None)
+    load = Worker(WorkerFacts(name, SERVED, slots=2), window_s=0.2, window_tokens=None)
     if full:
         load.requests, load.sequences = 2, 2
     return load.view()
@@ -52,7 +52,7 @@ def test_it_is_a_sort_by_level_less_what_waiting_is_worth(wanted, now):
     made, asked = queue(promote_s=5.0, patience_s=60.0), []
     for number, (priority, arrived, tuned) in enumerate(sorted(wanted, key=lambda wish: wish[1])):
         line = "lora" if tuned else "base"
-        asked.append(request(f"r{number:02}", priority, arrived, line=line))
+        asked.append(request(f"r{number:02}", priority, arrived, served_name=line))
         made.push(asked[-1])
 
     def key(one):
@@ -90,7 +90,7 @@ def test_a_level_whose_head_cannot_start_still_offers_the_others_in_it():
 def test_levels_that_are_empty_are_not_kept():
     made = queue()
     for number in range(50):
-        one = request(f"r{number}", number, line="lora")
+        one = request(f"r{number}", number, served_name="lora")
         made.push(one)
         made.remove(one)
     assert (made._levels.groups, made._levels._kinds) == ({}, {})

@@ -51,7 +51,13 @@ class Counting:
 def request(name, tokens=80, **fields):
     values = {"key": PrefixKey(), "arrived": 0.0, **fields}
     return RequestView(
-        id=name, client="anna", line="m", input_tokens=tokens, expected_output_tokens=5, streams=True, **values
+        id=name,
+        client="anna",
+        served_name="m",
+        input_tokens=tokens,
+        expected_output_tokens=5,
+        streams=True,
+        **values,
     )
 
 

@@ -39,7 +39,7 @@ from policies.scheduler.event_dispatch import Audience
 from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 WORKERS = ["a", "b", "c"]
-LINES = ["base", "lora"]
+SERVED = ["base", "lora"]
 PROMPTS = [b"", b"s", b"system one", b"system one and more", b"system two", b"x" * 60]
 PATIENCE_S = 1.0
 PICK = st.floats(0.0, 1.0, exclude_max=True)
@@ -49,7 +49,7 @@ WISH = st.tuples(
     st.fixed_dictionaries(
         {
             "prompt": st.sampled_from(PROMPTS),
-            "line": st.sampled_from(["base", "base", "base", "base", "lora", "unknown"]),
+            "served_name": st.sampled_from(["base", "base", "base", "base", "lora", "unknown"]),
             "pinned": st.sampled_from([None, None, None, None, *WORKERS]),
             "sequences": st.sampled_from([1, 1, 1, 2, 5]),
             "streams": st.booleans(),
@@ -62,7 +62,7 @@ STAGES = st.sampled_from([frozenset(Stage)] * 2 + [frozenset([stage]) for stage 
 FACTS = st.fixed_dictionaries(
     {
         "stages": STAGES,
-        "lines": st.sampled_from([frozenset(LINES), frozenset(LINES), frozenset(LINES[:1])]),
+        "served_names": st.sampled_from([frozenset(SERVED), frozenset(SERVED), frozenset(SERVED[:1])]),
         "usable": st.sampled_from([True] * 5 + [False]),
         "suspect": st.sampled_from([False, False, True]),
         "slots": st.sampled_from([None, 1, 2, 6]),
@@ -81,13 +81,13 @@ def build(placement, settings, patience_s=PATIENCE_S, wrap=lambda queue, placeme
 
 
 def request(name, *, now=0.0, prompt=b"hello you", **fields):
-    values = {"client": "anna", "line": "base", "expected_output_tokens": 40, "streams": True, **fields}
+    values = {"client": "anna", "served_name": "base", "expected_output_tokens": 40, "streams": True, **fields}
     tokens = max(1, len(prompt))
     return RequestView(id=name, key=PrefixKey(prompt, 1, 1.0), input_tokens=tokens, arrived=now, **values)
 
 
 def facts(name, **fields):
-    return WorkerFacts(id=name, **{"lines": frozenset(LINES), **fields})
+    return WorkerFacts(id=name, **{"served_names": frozenset(SERVED), **fields})
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Asked:
 
     @property
     def lane(self):
-        return self.request.line, self.request.pinned, self.request.excluded
+        return self.request.served_name, self.request.pinned, self.request.excluded
 
 
 class World:
@@ -189,7 +189,9 @@ class World:
         """What is expected of an answer that has become as long as it was expected to be."""
         one, already = asked.request, asked.output // asked.request.sequences
         lengths = self.scheduler().lengths
-        length = lengths.estimate_longer(one.client, one.line, one.input_tokens, one.max_output_tokens, already)
+        length = lengths.estimate_longer(
+            one.client, one.served_name, one.input_tokens, one.max_output_tokens, already
+        )
         return length.expected * one.sequences
 
     def hear_left(self, event, asked):
@@ -224,7 +226,7 @@ class World:
             worker
             for worker in self.facts.values()
             if worker.usable
-            and request.line in worker.lines
+            and request.served_name in worker.served_names
             and worker.id not in request.excluded
             and request.pinned in (None, worker.id)
         ]
@@ -720,7 +722,7 @@ def test_a_prompt_longer_than_the_window_waits_for_all_prefill_to_end():
 
 def test_a_request_that_nobody_serves_is_turned_away_at_once():
     made = scheduler()
-    made.submit(request("r", line="unheard of"), 0.0)
+    made.submit(request("r", served_name="unheard of"), 0.0)
     assert rejected(made, 0.0) == [("r", RejectReason.NO_WORKER)]
 
 
@@ -853,7 +855,7 @@ def test_deadlines_of_what_has_ended_are_not_kept():
 
 
 def test_who_waits_for_workers_that_are_gone_is_turned_away():
-    made = scheduler(facts("a", slots=1), facts("b", lines=frozenset({"other"})))
+    made = scheduler(facts("a", slots=1), facts("b", served_names=frozenset({"other"})))
     made.submit(request("runs"), 0.0)
     made.submit(request("waits"), 0.0)
     assert dispatched(made, 0.0) == ["runs"]
@@ -863,10 +865,10 @@ def test_who_waits_for_workers_that_are_gone_is_turned_away():
 
 def test_who_waits_for_a_line_that_is_no_longer_served_is_turned_away():
     made = scheduler(facts("a", slots=1))
-    made.submit(request("runs", line="lora"), 0.0)
-    made.submit(request("waits", line="lora"), 0.0)
+    made.submit(request("runs", served_name="lora"), 0.0)
+    made.submit(request("waits", served_name="lora"), 0.0)
     made.decisions(0.0)
-    made.worker_changed(facts("a", slots=1, lines=frozenset({"base"})), 1.0)
+    made.worker_changed(facts("a", slots=1, served_names=frozenset({"base"})), 1.0)
     assert rejected(made, 1.0) == [("waits", RejectReason.NO_WORKER)]
 
 
@@ -1042,7 +1044,7 @@ def test_a_request_the_size_of_a_worker_starts_beside_a_flood_of_small_ones():
         now = step * 0.05
         if step == 10:
             made.submit(request("large", sequences=4, now=now), now)
-        made.submit(request(f"small-{step}", now=now, line="lora"), now)
+        made.submit(request(f"small-{step}", now=now, served_name="lora"), now)
         for done in [leg for leg in running if leg[0] <= now]:
             running.remove(done)
             made.settled(done[1], Usage(9, 9), now)
@@ -1062,7 +1064,7 @@ def test_a_request_the_size_of_a_worker_starts_beside_a_flood_of_small_ones():
         st.tuples(
             st.floats(0.0, 0.3),
             st.sampled_from(PROMPTS),
-            st.sampled_from(LINES),
+            st.sampled_from(SERVED),
             st.sampled_from([None, None, "a", "b"]),
             st.integers(1, 6),
             st.booleans(),
@@ -1081,7 +1083,13 @@ def test_with_workers_that_finish_every_request_starts_and_ends(placement, reque
     for number, (gap, prompt, line, pinned, sequences, streams) in enumerate(requests):
         now += gap
         asked = request(
-            f"r{number}", now=now, prompt=prompt, line=line, pinned=pinned, sequences=sequences, streams=streams
+            f"r{number}",
+            now=now,
+            prompt=prompt,
+            served_name=line,
+            pinned=pinned,
+            sequences=sequences,
+            streams=streams,
         )
         pending.append(asked)
     arrivals = iter(pending)

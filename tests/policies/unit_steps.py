@@ -38,7 +38,7 @@ def request(number, job, **fields):
     return RequestView(
         id=f"r{number:03}",
         client="anna",
-        line="base",
+        served_name="base",
         key=PrefixKey(),
         input_tokens=job.prompt,
         expected_output_tokens=job.output,
@@ -49,9 +49,11 @@ def request(number, job, **fields):
     )
 
 
-def view(members, capacity, *, name=WORKER, lines=("base",)):
+def view(members, capacity, *, name=WORKER, served_names=("base",)):
     """A worker with all the room in the world but for its memory."""
-    bare = Worker(WorkerFacts(name, frozenset(lines), kv_tokens=capacity), window_s=0.2, window_tokens=None).view()
+    bare = Worker(
+        WorkerFacts(name, frozenset(served_names), kv_tokens=capacity), window_s=0.2, window_tokens=None
+    ).view()
     batch = None if capacity is None else Batch(members, capacity)
     room = Room(not members, True, 10**9, None, capacity, 0.0, capacity, batch)
     return replace(bare, room=room)

@@ -16,7 +16,7 @@ def request(name="r", client="anna", *, tokens=1000, prompt=None, output=100, ar
     return RequestView(
         id=name,
         client=client,
-        line="base",
+        served_name="base",
         key=PrefixKey() if prompt is None else PrefixKey(prompt, 1, 1.0),
         input_tokens=tokens if prompt is None else len(prompt),
         expected_output_tokens=output,

@@ -86,4 +86,4 @@ def heads(lanes: Lanes, depth: int) -> list[RequestView]:
 
 
 def _name(request: RequestView) -> _Name:
-    return request.line, request.pinned, request.excluded
+    return request.served_name, request.pinned, request.excluded

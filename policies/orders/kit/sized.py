@@ -94,7 +94,7 @@ class _Lane:
 
 def _name(request: RequestView) -> _Name:
     """By what decides who could serve a request."""
-    return request.line, request.pinned, request.excluded
+    return request.served_name, request.pinned, request.excluded
 
 
 def _arrival(request: RequestView) -> tuple[float, str]:

@@ -200,7 +200,7 @@ def chunks_of(request: RequestView) -> Sequence[int]:
     """The names of a prompt's whole chunks."""
     key = request.key
     step = max(1, round(CHUNK / key.tokens_per_unit)) * key.width
-    name = xxhash.xxh3_64_intdigest(request.line.encode(), key.width)
+    name = xxhash.xxh3_64_intdigest(request.served_name.encode(), key.width)
     names = array("Q")
     for end in range(step, len(key.data) + 1, step):
         name = xxhash.xxh3_64_intdigest(key.data[end - step : end], name)

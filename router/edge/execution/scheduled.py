@@ -85,7 +85,7 @@ class ScheduledRequest(Lifecycle):
         return RequestView(
             id=f"{self._id}/{id(self):x}",  # two clients may choose the same id at the same time
             client=client.path,
-            line=route.line,
+            served_name=route.line,
             key=ask.key(per_byte),
             input_tokens=input_tokens,
             expected_output_tokens=length.expected,
@@ -243,7 +243,7 @@ def _rejection(reject: Reject, why: str) -> RequestError:
     if reject.reason is RejectReason.WAITED_TOO_LONG:
         return Overloaded(f"No worker had room for {reject.waited_s:.0f} s.", retry_after_s=10)
     if reject.reason is RejectReason.NO_WORKER:
-        return Unavailable(f"No worker can serve the model `{reject.request.line}` now.", retry_after_s=2)
+        return Unavailable(f"No worker can serve the model `{reject.request.served_name}` now.", retry_after_s=2)
     if reject.last_failure is LegFailure.TIMEOUT:
         return WorkerTimeout(f"No worker answered in time; the last one: {why}")
     if reject.last_failure in (LegFailure.CONNECT, LegFailure.SHUTDOWN):

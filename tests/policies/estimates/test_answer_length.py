@@ -10,15 +10,15 @@ from policies.estimates import answer_length as lengths
 from policies.estimates.answer_length import AnswerLengths, Length
 
 
-def taught(*tokens, client="anna", line="base", prompt=100):
+def taught(*tokens, client="anna", served_name="base", prompt=100):
     known = AnswerLengths()
     for count in tokens:
-        known.record(client, line, prompt, count)
+        known.record(client, served_name, prompt, count)
     return known
 
 
-def expected(known, client="anna", line="base", prompt=100, most=None):
-    return known.estimate(client, line, prompt, most)
+def expected(known, client="anna", served_name="base", prompt=100, most=None):
+    return known.estimate(client, served_name, prompt, most)
 
 
 def test_before_any_answer_the_prior_speaks():
@@ -32,7 +32,7 @@ def test_an_unknown_client_is_expected_to_be_like_everybody():
 
 def test_an_unknown_model_is_expected_to_be_like_all_models():
     known = taught(*[1000] * 100)
-    assert expected(known, client="ben", line="other").expected == pytest.approx(1000, rel=0.2)
+    assert expected(known, client="ben", served_name="other").expected == pytest.approx(1000, rel=0.2)
 
 
 def test_each_client_has_an_estimate_of_its_own():

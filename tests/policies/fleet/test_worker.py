@@ -24,7 +24,7 @@ def make_attempt(tokens=100, *, now=0.0, sequences=1, expected=50, streams=True,
     request = RequestView(
         id="r",
         client="anna",
-        line="base",
+        served_name="base",
         key=PrefixKey(key),
         input_tokens=tokens,
         expected_output_tokens=expected,

@@ -15,11 +15,11 @@ from policies.prefixes.trust import Trust
 LOREM = b"lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod"
 
 
-def request(prompt=LOREM, *, line="base", per_unit=0.25, width=1, salt=b"", tokens=None):
+def request(prompt=LOREM, *, served_name="base", per_unit=0.25, width=1, salt=b"", tokens=None):
     return RequestView(
         id="r",
         client="anna",
-        line=line,
+        served_name=served_name,
         key=PrefixKey(prompt, width, per_unit, salt),
         input_tokens=int(len(prompt) // width * per_unit) if tokens is None else tokens,
         expected_output_tokens=9,
@@ -56,7 +56,7 @@ def test_a_worker_whose_share_is_less_than_a_token_is_absent():
 
 def test_lines_and_kinds_of_key_do_not_share_prefixes():
     known = holding(LOREM)
-    assert known.match(request(line="lora")) == {}
+    assert known.match(request(served_name="lora")) == {}
     assert known.match(request(LOREM[:40], width=4, per_unit=1.0)) == {}
     assert sorted(known.stats()) == ["base/1"]
 
@@ -89,7 +89,7 @@ def test_a_shared_prefix_is_pinned_once_and_until_the_last_release():
 def test_pins_add_up_over_lines():
     known = Prefixes()
     known.insert("a", request(LOREM[:40]), 0.0)
-    known.insert("a", request(LOREM[:40], line="lora"), 0.0)
+    known.insert("a", request(LOREM[:40], served_name="lora"), 0.0)
     known.insert("b", request(LOREM[:40]), 0.0)
     assert (known.pinned_tokens("a"), known.pinned_tokens("b"), known.pinned_tokens("c")) == (20, 10, 0)
 
@@ -100,7 +100,7 @@ def test_a_prompt_that_was_not_computed_is_forgotten_beyond_what_was_there():
     known.release(pin, 1.0)
     known.forget("a", request(LOREM[:60]), 10)
     assert known.match(request()) == {"a": 10}
-    known.forget("a", request(b"never seen", line="lora"), 0)
+    known.forget("a", request(b"never seen", served_name="lora"), 0)
 
 
 def test_a_worker_holds_no_more_than_its_capacity():
@@ -249,17 +249,17 @@ def test_a_cache_that_was_emptied_long_ago_takes_nothing_from_what_was_sent_sinc
 def test_what_is_reported_is_held_without_having_been_sent():
     known = reporting(stored(IDS))
     assert known.match(asking(IDS)) == {"a": 16}
-    assert known.match(asking(IDS, line="alias of base")) == {"a": 16}
-    assert known.match(asking(IDS, line="sql")) == {}
+    assert known.match(asking(IDS, served_name="alias of base")) == {"a": 16}
+    assert known.match(asking(IDS, served_name="sql")) == {}
     assert known.match(asking(IDS, salt="pepper")) == {}
     assert known.held_tokens("a") == 20
 
 
 def test_an_adapter_has_blocks_of_its_own():
     known = reporting(stored(IDS, lora="sql", extra_keys=(("sql",),) * 5))
-    assert (known.match(asking(IDS)), known.match(asking(IDS, line="sql"))) == ({}, {"a": 16})
+    assert (known.match(asking(IDS)), known.match(asking(IDS, served_name="sql"))) == ({}, {"a": 16})
     known.update_facts(WorkerFacts("a", frozenset({"base"}), block_size=4))
-    assert known.match(asking(IDS, line="sql")) == {}
+    assert known.match(asking(IDS, served_name="sql")) == {}
 
 
 def test_a_prompt_under_way_is_foreseen_until_it_must_have_been_reported():
@@ -271,19 +271,19 @@ def test_a_prompt_under_way_is_foreseen_until_it_must_have_been_reported():
     assert known.match(asking(IDS, arrived=61.5)) == {}
 
 
-@pytest.mark.parametrize("line", ["base", "sql"])
-def test_what_is_reported_when_a_request_ends_is_foreseen_no_longer(line):
-    lora = None if line == "base" else line
+@pytest.mark.parametrize("served_name", ["base", "sql"])
+def test_what_is_reported_when_a_request_ends_is_foreseen_no_longer(served_name):
+    lora = None if served_name == "base" else served_name
     known = reporting()
-    pin = known.insert("a", asking(IDS, line=line), 10.0)
-    other = known.insert("a", asking((*IDS[:8], 1, 2, 3, 4), line=line), 10.0)
+    pin = known.insert("a", asking(IDS, served_name=served_name), 10.0)
+    other = known.insert("a", asking((*IDS[:8], 1, 2, 3, 4), served_name=served_name), 10.0)
     known.stored("a", stored(IDS, lora=lora, extra_keys=lora and ((lora,),) * 5))
     known.release(pin, 10.1)
-    assert known.match(asking(IDS, line=line, arrived=10.1)) == {"a": 16}
+    assert known.match(asking(IDS, served_name=served_name, arrived=10.1)) == {"a": 16}
     for end in (20, 16, 12):
         known.removed("a", removed(IDS[:end], lora=lora))
-    assert known.match(asking(IDS, line=line, arrived=10.1)) == {"a": 8}
-    assert known.match(asking((*IDS[:8], 1, 2, 3, 4, 5), line=line, arrived=10.1)) == {"a": 12}
+    assert known.match(asking(IDS, served_name=served_name, arrived=10.1)) == {"a": 8}
+    assert known.match(asking((*IDS[:8], 1, 2, 3, 4, 5), served_name=served_name, arrived=10.1)) == {"a": 12}
     known.release(other, 10.1)
     assert known.pinned_tokens("a") == 0
 

@@ -14,7 +14,7 @@ from workers.simulator.kv_publisher import event_fields
 from workers.simulator.profiles import PROFILES
 from workers.simulator.sequences import EngineConfig, EngineRequest
 
-LINES = frozenset({"base", "sql"})
+SERVED = frozenset({"base", "sql"})
 
 
 def an_engine(kv_blocks, block_size=4):
@@ -31,7 +31,7 @@ def an_engine(kv_blocks, block_size=4):
 
 def an_index(block_size=4):
     known = Prefixes()
-    known.update_facts(WorkerFacts("a", LINES, adapters=frozenset({"sql"}), block_size=block_size))
+    known.update_facts(WorkerFacts("a", SERVED, adapters=frozenset({"sql"}), block_size=block_size))
     known.reports.start("a")
     known.reports.caught_up("a")
     return known
@@ -74,13 +74,13 @@ def an_order(chance, number, chats):
         lora=None if line == "base" else line,
         reply=lambda start, stop: answer[start:stop],
     )
-    return order, asking(prompt, line=line, salt=salt or "", name=order.id)
+    return order, asking(prompt, served_name=line, salt=salt or "", name=order.id)
 
 
 @pytest.mark.parametrize(("kv_blocks", "seed"), [(20, 1), (33, 2), (300, 3)])
 def test_every_hit_of_an_engine_that_reports_was_foretold(kv_blocks, seed):
     chance, engine, known = Random(seed), an_engine(kv_blocks), an_index()
-    chats = [(line, salt, []) for line in sorted(LINES) for salt in (None, "pepper") for _ in range(2)]
+    chats = [(line, salt, []) for line in sorted(SERVED) for salt in (None, "pepper") for _ in range(2)]
     hits = 0
     for number in range(400):
         order, request = an_order(chance, number, chats)

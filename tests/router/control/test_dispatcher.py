@@ -25,12 +25,12 @@ from router.control.scheduler_factory import make_scheduler
 
 
 def worker(name, **more):
-    return WorkerFacts(id=name, lines=frozenset({"m"}), stages=frozenset(Stage), **{"slots": 1, **more})
+    return WorkerFacts(id=name, served_names=frozenset({"m"}), stages=frozenset(Stage), **{"slots": 1, **more})
 
 
 def request(name, **more):
     loop = asyncio.get_running_loop()
-    fields = {"client": "c", "line": "m", "key": PrefixKey(name.encode()), "input_tokens": 5}
+    fields = {"client": "c", "served_name": "m", "key": PrefixKey(name.encode()), "input_tokens": 5}
     return RequestView(id=name, expected_output_tokens=5, arrived=loop.time(), streams=True, **fields, **more)
 
 

@@ -37,7 +37,7 @@ def metrics():
 
 
 def view(name="r", client="team", **more):
-    fields = {"line": "tiny", "key": PrefixKey(b"x" * 40), "input_tokens": 11, "expected_output_tokens": 1}
+    fields = {"served_name": "tiny", "key": PrefixKey(b"x" * 40), "input_tokens": 11, "expected_output_tokens": 1}
     return RequestView(name, client, **{**fields, "arrived": 0.0, **more})
 
 
