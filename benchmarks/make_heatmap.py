@@ -56,7 +56,7 @@ def run(shape: Shape, setup: Setup) -> Side:
         )
         for at in shape.arrivals
     ]
-    records = replay(Workload("batch", _BLOCK_TOKENS, requests, {"client": 1.0}), setup).records
+    records = replay(Workload("batch", _BLOCK_TOKENS, requests, {"client": 1.0}), setup).results
     return side(shape.arrivals, [record.ended for record in records if record.ended is not None])
 
 

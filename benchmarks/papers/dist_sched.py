@@ -18,8 +18,9 @@ from benchmarks.papers.runner import Replay, Row, Runner, measure
 from policies.estimates.heatmap import Heatmap
 from router.heatmap.file import shipped_heatmap
 from router.lab.comparison import Source, load
+from router.lab.distribution import spread
 from router.lab.driver import replay
-from router.lab.report import e2e_s, spread, ttft_s
+from router.lab.report import e2e_s, ttft_s
 from router.lab.setup import Setup, make_setup
 from router.lab.workload import Workload
 
@@ -105,7 +106,7 @@ def measure_blind(task: Blind) -> Row:
     records = [
         record
         for setup, turns in ((task.colocated, {0, 1, 3, 4}), (task.pairs, {2, 5}))
-        for record in replay(_in_turn(workload, turns), setup).records
+        for record in replay(_in_turn(workload, turns), setup).results
     ]
     return {
         "requests": len(records),

@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from router.lab.comparison import Source, load
+from router.lab.distribution import spread
 from router.lab.driver import replay
-from router.lab.report import e2e_s, spread, summarize, ttft_s
+from router.lab.report import e2e_s, summarize, ttft_s
 from router.lab.results import RequestResult
 from router.lab.setup import Setup
 
@@ -53,7 +54,7 @@ def measure(task: Replay) -> Row:
     workload = load(task.source)
     run = replay(workload, task.setup)
     report = summarize(run, task.setup)
-    well = [one for one in run.records if one.completed and one.client not in workload.misbehaving]
+    well = [one for one in run.results if one.completed and one.client not in workload.misbehaving]
     return {
         "requests": report["requests"],
         "rejected": report["rejected"],
@@ -65,7 +66,7 @@ def measure(task: Replay) -> Row:
         "disaggregated": report["disaggregated"],
         "preemptions": report["preemptions"],
         "well_behaved": _latency(well),
-        "misbehaving": _latency([one for one in run.records if one.completed and one not in well])
+        "misbehaving": _latency([one for one in run.results if one.completed and one not in well])
         if workload.misbehaving
         else None,
     }

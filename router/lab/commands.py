@@ -22,18 +22,22 @@ if TYPE_CHECKING:
     from router.lab.workload import Workload
 
 WORKLOAD_HELP = "A trace file, or a generator with options: tot, judge:clients=4, chat:misbehaving=s1 ..."
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 SIMULATE_EXAMPLES = """\b
 Examples:
   fairlead simulate chat                                   every option has a default
   fairlead simulate trace.jsonl --workers 16 --rate 2      a trace, played twice as fast
   fairlead simulate tot:clients=4,misbehaving=s1 --queue dlpm --set queue.quantum=2048
   fairlead simulate judge --json --out judge.json | jq .ttft_s.p99
+  fairlead simulate chat:whole=0.3,sequences=2,adapters=3 --keys text --seeds 3
+  fairlead simulate chat --fleet-changes join@10,lose@20:worker-0
 """
 COMPARE_EXAMPLES = """\b
 Examples:
   fairlead compare chat --placement round_robin,cache_aware --queue fcfs,dlpm
   fairlead compare trace.jsonl --all --sort ttft-p99 --plot pictures
-  fairlead compare tot:misbehaving=s1 --all --binding late,early --json
+  fairlead compare tot:misbehaving=s1 --all --seeds 3 --json
 """
 
 WorkloadName = Annotated[str, typer.Argument(metavar="WORKLOAD", help=WORKLOAD_HELP)]
@@ -51,6 +55,20 @@ ProfileName = Annotated[
         "`fairlead profile`.",
     ),
 ]
+FleetChanges = Annotated[
+    str,
+    typer.Option(
+        metavar="CHANGES",
+        help="Workers that come and go: join@30, join@30:prefill, drain@60:worker-2 (with notice), "
+        "lose@90:worker-1 (without), with commas between.",
+        show_default="none",
+    ),
+]
+Keys = Annotated[
+    Literal["tokens", "text"],
+    typer.Option(help="What the router sees of prompts: tokens, or text as without a tokenizer."),
+]
+Seeds = Annotated[int, typer.Option(min=1, max=100, help="So many seeds, from --seed up: means and spreads.")]
 Rate = Annotated[float, typer.Option(help="2 plays the workload twice as fast.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
 Settings = Annotated[
@@ -75,6 +93,7 @@ def simulate(
     workload: WorkloadName,
     workers: Workers = None,
     roles: Roles = None,
+    fleet_changes: FleetChanges = "",
     profile: ProfileName = "h100-llama-3.1-8b",
     placement: Annotated[str | None, typer.Option(help="Where a request runs.", show_default="as shipped")] = None,
     queue: Annotated[
@@ -84,8 +103,10 @@ def simulate(
         Literal["late", "early"] | None,
         typer.Option(help="When a worker gets a request.", show_default="as shipped"),
     ] = None,
+    keys: Keys = "tokens",
     rate: Rate = 1.0,
     seed: Seed = 0,
+    seeds: Seeds = 1,
     settings: Settings = None,
     requests: RequestLimit = None,
     slo_ttft_s: Ttft = 2.0,
@@ -97,29 +118,40 @@ def simulate(
 
     The scheduler that serves, over simulated workers: hours of traffic in seconds.
     """
+    from router.lab.comparison import Source, load
     from router.lab.driver import replay
-    from router.lab.report import Targets, rejections, summarize
+    from router.lab.limits import limit
+    from router.lab.report import rejections, summarize
+    from router.lab.seeds import merged
     from router.lab.setup import make_setup, parse_settings
-    from router.lab.workloads.open_workload import open_workload
+    from router.lab.workload import Targets
 
+    reports, numbers = [], range(seed, seed + seeds)
     with _refusals():
-        setup = make_setup(
-            placement=placement,
-            queue=queue,
-            binding=binding,
-            workers=workers,
-            roles=roles,
-            profile=profile,
-            seed=seed,
-            settings=parse_settings(settings or ()),
-        )
-        _tell_shortfall(setup)
-        traffic = _opened(open_workload(workload, seed=seed, rate=rate, limit=requests))
-        with progress_bar(traffic.name, len(traffic.requests)) as progress:
-            run = replay(traffic, setup, progress)
-    report = summarize(run, setup, Targets(slo_ttft_s, slo_tpot_s))
-    _tell_rejections(rejections(run))
-    _tell_fault(run.fault)
+        for number in numbers:
+            setup = make_setup(
+                placement=placement,
+                queue=queue,
+                binding=binding,
+                workers=workers,
+                roles=roles,
+                changes=fleet_changes,
+                profile=profile,
+                seed=number,
+                keys=keys,
+                settings=parse_settings(settings or ()),
+            )
+            traffic = load(Source(workload, number, rate, requests))
+            if number == seed:
+                _print_shortfall(setup)
+                _print_warnings(traffic)
+            with progress_bar(traffic.name, len(traffic.requests)) as progress:
+                run = replay(traffic, setup, progress)
+            report = summarize(run, setup, Targets(slo_ttft_s, slo_tpot_s))
+            reports.append({**report, "limit": limit(traffic, setup)})
+            _print_rejections(rejections(run))
+            _print_fault(run.fault)
+    report = merged(reports)
     _write(report, out)
     if as_json:
         typer.echo(_json(report), nl=False)
@@ -139,18 +171,23 @@ def compare(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All placements and queues not named.")] = False,
     binding: Annotated[
-        str | None, typer.Option(help="late, early, or both with a comma between.", show_default="as shipped")
-    ] = None,
+        str, typer.Option(help="late, early, or both: a rule is judged by the better one.")
+    ] = "late,early",
     workers: Workers = None,
     roles: Roles = None,
+    fleet_changes: FleetChanges = "",
     profile: ProfileName = "h100-llama-3.1-8b",
+    keys: Keys = "tokens",
     rate: Rate = 1.0,
     seed: Seed = 0,
+    seeds: Seeds = 1,
     settings: Settings = None,
     requests: RequestLimit = None,
     slo_ttft_s: Ttft = 2.0,
     slo_tpot_s: Tpot = 0.1,
-    sort: Annotated[str, typer.Option(help="ttft, ttft-p99, e2e, service, jain, hit-ratio or slo.")] = "ttft",
+    sort: Annotated[
+        str, typer.Option(help="ttft, ttft-p99, e2e, e2e-p99, service, jain, hit-ratio or slo.")
+    ] = "ttft",
     jobs: Annotated[int, typer.Option(min=1, help="Processes.", show_default="2, on one core 1")] = min(
         2, os.cpu_count() or 1
     ),
@@ -160,14 +197,17 @@ def compare(
 ) -> None:
     """Which policy is best for my traffic?
 
-    One workload under every combination of the named policies, as a sorted table.
+    One workload under every combination of the named policies, as a sorted table. Ctrl-C prints what is finished.
     """
     from policies import catalog
     from router.lab.comparison import Source, combinations, load, ordered
     from router.lab.comparison import compare as run_all
-    from router.lab.report import Targets
+    from router.lab.limits import limit
+    from router.lab.seeds import merged
     from router.lab.setup import parse_settings
+    from router.lab.workload import Targets
 
+    numbers = range(seed, seed + seeds)
     with _refusals():
         setups = combinations(
             _names(placement, catalog.placement_policies() if everything else None),
@@ -176,32 +216,49 @@ def compare(
             settings=parse_settings(settings or ()),
             workers=workers,
             roles=roles,
+            changes=fleet_changes,
             profile=profile,
+            keys=keys,
             seed=seed,
         )
         for setup in setups:
-            _tell_shortfall(setup)
+            _print_shortfall(setup)
         ordered((), sort)
         draw = None if plot is None else _draw()
-        source = Source(workload, seed, rate, requests)
-        traffic = _opened(load(source))
-        with progress_bar(traffic.name, len(setups)) as progress:
-            targets = Targets(slo_ttft_s, slo_tpot_s)
-            entries = ordered(run_all(source, setups, targets=targets, jobs=jobs, progress=progress), sort)
-    for entry in entries:
-        _tell_rejections(entry.rejected, entry.name)
-        _tell_fault(entry.fault, entry.name)
-    reports = [entry.report for entry in entries]
+        sources = [Source(workload, number, rate, requests) for number in numbers]
+        bounds = merged([{"seed": each.seed, **limit(load(each), setups[0])} for each in sources])
+        traffic = load(sources[0])
+        _print_warnings(traffic)
+        with progress_bar(traffic.name, len(setups) * seeds) as progress:
+            comparison = run_all(
+                sources[0],
+                setups,
+                targets=Targets(slo_ttft_s, slo_tpot_s),
+                seeds=numbers,
+                jobs=jobs,
+                progress=progress,
+            )
+    results = ordered(comparison.results, sort)
+    for result in results:
+        _print_rejections(result.rejected, result.name)
+        _print_fault(result.fault, result.name)
+    if comparison.interrupted:
+        typer.echo(
+            f"note: interrupted; {comparison.finished} of {comparison.total} replays were finished", err=True
+        )
+    reports = [{**result.report, "limit": bounds} for result in results]
     _write(reports, out)
-    if draw is not None and plot is not None:
-        for file in draw(plot, entries, traffic.name):
+    if draw is not None and plot is not None and results:
+        for file in draw(plot, results, traffic.name, rate, bounds):
             typer.echo(f"wrote {file}", err=True)
     if as_json:
         typer.echo(_json(reports), nl=False)
-    else:
+    elif reports:
         from router.lab.tables import print_comparison
 
-        print_comparison(reports, traffic)
+        print_comparison(reports, traffic, bounds)
+    if comparison.interrupted:
+        raise typer.Exit(_INTERRUPTED)
 
 
 # -- options
@@ -223,7 +280,7 @@ def _bindings(text: str | None) -> list[str | None]:
     return names
 
 
-def _draw() -> "Callable[[Path, Sequence[CombinationResult], str], list[Path]]":
+def _draw() -> "Callable[[Path, Sequence[CombinationResult], str, float, dict[str, Any]], list[Path]]":
     try:
         from router.lab.plots import draw
     except ImportError:
@@ -234,13 +291,12 @@ def _draw() -> "Callable[[Path, Sequence[CombinationResult], str], list[Path]]":
 # -- input and output
 
 
-def _opened(traffic: "Workload") -> "Workload":
+def _print_warnings(traffic: "Workload") -> None:
     for warning in traffic.warnings:
         typer.echo(f"note: {warning}", err=True)
-    return traffic
 
 
-def _tell_shortfall(setup: "Setup") -> None:
+def _print_shortfall(setup: "Setup") -> None:
     from policies.model import WorkerFacts
     from router.control.scheduler_factory import roles_shortfall
 
@@ -249,14 +305,14 @@ def _tell_shortfall(setup: "Setup") -> None:
         typer.echo(f"note: {setup.placement}: {lacking}", err=True)
 
 
-def _tell_rejections(reasons: dict[str, int], where: str = "") -> None:
+def _print_rejections(reasons: dict[str, int], where: str = "") -> None:
     for reason, number in list(reasons.items())[:5]:
         typer.echo(f"note: {f'{where}: ' if where else ''}{number} rejected: {reason}", err=True)
     if len(reasons) > 5:
         typer.echo(f"note: {len(reasons) - 5} more reasons", err=True)
 
 
-def _tell_fault(fault: str | None, where: str = "") -> None:
+def _print_fault(fault: str | None, where: str = "") -> None:
     if fault is not None:
         typer.echo(f"note: {f'{where}: ' if where else ''}{fault}; the least loaded worker took over", err=True)
 
@@ -277,7 +333,7 @@ def _write(value: Any, out: Path | None) -> None:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What was asked wrongly becomes one message and status 2, policies that never end a run one and status 1."""
+    """A wrong request becomes one message and status 2; a run that never ends becomes one and status 1."""
     from router.config.yaml_lines import ConfigError
     from router.lab.driver import NeverEndsError
     from router.lab.setup import SetupError

@@ -1,32 +1,44 @@
-"""The same workload under several combinations of policies, side by side.
+"""The same workload under several combinations of policies and several seeds, side by side.
 
-Each combination is a replay of its own, so they may run in processes of their own; each process reads or makes
-the workload once. The order in which they finish changes nothing.
+Each combination and seed is a replay of its own, so they may run in processes of their own; each process reads or
+makes a workload once. The order in which they finish changes nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from multiprocessing import get_context
 from typing import Any
 
 from router.lab.driver import replay
-from router.lab.report import Curves, Targets, curves, rejections, summarize
+from router.lab.report import Curves, curves, rejections, summarize
+from router.lab.seeds import merged
 from router.lab.setup import Setup, SetupError, known_settings, make_setup, refuse_unknown
-from router.lab.workload import Workload
+from router.lab.workload import Targets, Workload
 from router.lab.workloads.open_workload import open_workload
 
 SORTS: Mapping[str, Callable[[dict[str, Any]], float | None]] = {
     "ttft": lambda report: report["ttft_s"]["mean"],
     "ttft-p99": lambda report: report["ttft_s"]["p99"],
     "e2e": lambda report: report["e2e_s"]["mean"],
-    "service": lambda report: -report["service_per_s"],
+    "e2e-p99": lambda report: report["e2e_s"]["p99"],
+    "service": lambda report: -(report["steady"]["service_per_s"] or report["service_per_s"]),
     "jain": lambda report: -(report["jain"] or 0.0),
     "hit-ratio": lambda report: -report["prefix_hit_ratio"],
     "slo": lambda report: -report["slo"]["attained"],
 }
 """What a comparison may be sorted by, the best first."""
+MEASURES: Mapping[str, tuple[str, str]] = {
+    "TTFT mean": ("ttft_s", "mean"),
+    "TTFT p99": ("ttft_s", "p99"),
+    "end to end mean": ("e2e_s", "mean"),
+    "end to end p99": ("e2e_s", "p99"),
+}
+"""What a combination is judged by: where the number is in a report."""
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +62,39 @@ def load(source: Source) -> Workload:
 
 @dataclass(frozen=True, slots=True)
 class CombinationResult:
-    """One combination and what it came to."""
+    """One combination and what its replays came to."""
 
     report: dict[str, Any]
+    """Of all its seeds, see `seeds.merged`."""
     rejected: dict[str, int]
-    """By reason."""
-    curves: Curves
+    """Requests by reason, over all seeds."""
+    curves: tuple[Curves, ...]
+    """One for each seed."""
     fault: str | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.report['queue']} / {self.report['placement']}"
+        return name_of(self.report)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What has been found; all of it, unless the comparison was interrupted."""
+
+    results: list[CombinationResult]
+    """In the order of the setups; those without a single finished replay are left out."""
+    finished: int
+    total: int
+    """Replays."""
+
+    @property
+    def interrupted(self) -> bool:
+        return self.finished < self.total
+
+
+def name_of(report: Mapping[str, Any]) -> str:
+    """How a combination is called in tables and pictures."""
+    return f"{report['queue']} / {report['placement']} / {report['binding']}"
 
 
 def combinations(
@@ -90,42 +124,120 @@ def compare(
     setups: Sequence[Setup],
     *,
     targets: Targets,
+    seeds: Sequence[int] | None = None,
     jobs: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> list[CombinationResult]:
-    """Run every setup, in up to `jobs` processes. `progress` hears how many are done. Order as given."""
-    done = progress or (lambda _: None)
-    if jobs == 1 or len(setups) == 1:
-        entries = []
-        for number, setup in enumerate(setups, 1):
-            entries.append(_entry(source, setup, targets))
-            done(number)
-        return entries
-    with ProcessPoolExecutor(min(jobs, len(setups)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_entry, source, setup, targets) for setup in setups]
-        try:
-            waiting = set(futures)
-            while waiting:
-                _, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                done(len(futures) - len(waiting))
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run every setup with every seed (by default the source's), in up to `jobs` processes.
+
+    `progress` is called with the number of finished replays. KeyboardInterrupt ends the comparison early: what is
+    finished by then is returned.
+    """
+    numbers = [source.seed] if seeds is None else seeds
+    tasks = [
+        (index, replace(source, seed=seed), replace(setup, seed=seed), targets)
+        for seed in numbers  # replays of one workload stand together
+        for index, setup in enumerate(setups)
+    ]
+    found: dict[int, list[CombinationResult]] = {}
+    done = 0
+    try:
+        with closing(_one_by_one(tasks) if min(jobs, len(tasks)) == 1 else _in_processes(tasks, jobs)) as results:
+            for index, result in results:
+                found.setdefault(index, []).append(result)
+                done += 1
+                if progress is not None:
+                    progress(done)
+    except KeyboardInterrupt:
+        pass
+    return Comparison([_joined(found[index]) for index in sorted(found)], done, len(tasks))
 
 
-def ordered(entries: Iterable[CombinationResult], by: str) -> list[CombinationResult]:
+def ordered(results: Iterable[CombinationResult], by: str) -> list[CombinationResult]:
     """Sort by one of `SORTS`; what has no value there comes last. Raises SetupError for another name."""
     if by not in SORTS:
         raise SetupError(f"cannot sort by `{by}`; known are {', '.join(SORTS)}")
 
-    def key(entry: CombinationResult) -> tuple[bool, float]:
-        value = SORTS[by](entry.report)
+    def key(result: CombinationResult) -> tuple[bool, float]:
+        value = SORTS[by](result.report)
         return value is None, value or 0.0
 
-    return sorted(entries, key=key)
+    return sorted(results, key=key)
 
 
-def _entry(source: Source, setup: Setup, targets: Targets) -> CombinationResult:
+def best_of_others(
+    reports: Sequence[dict[str, Any]], placement: str
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """By measure: the best report of this placement, and the best of any other, whatever their binding and queue.
+
+    Empty where either is missing.
+    """
+    ours = [report for report in reports if report["placement"] == placement]
+    others = [report for report in reports if report["placement"] != placement]
+    found = {}
+    for measure, (part, name) in MEASURES.items():
+        mine, theirs = ([report for report in group if report[part][name] is not None] for group in (ours, others))
+        if mine and theirs:
+            found[measure] = (
+                min(mine, key=lambda report: report[part][name]),  # used at once
+                min(theirs, key=lambda report: report[part][name]),
+            )
+    return found
+
+
+_Task = tuple[int, Source, Setup, Targets]
+
+
+_Found = Generator[tuple[int, CombinationResult], None, None]
+
+
+def _one_by_one(tasks: Iterable[_Task]) -> _Found:
+    yield from map(_run, tasks)
+
+
+def _in_processes(tasks: Sequence[_Task], jobs: int) -> _Found:
+    """The result of each task as it finishes. However that ends, no process goes on."""
+    before = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context, initializer=_leave_interrupts)
+    try:
+        waiting: set[Future[tuple[int, CombinationResult]]] = {pool.submit(_run, task) for task in tasks}
+        while waiting:
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+            process.join()
+        raise
+    pool.shutdown()
+
+
+def _leave_interrupts() -> None:
+    """A terminal sends Ctrl-C to every process; the parent alone acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(task: _Task) -> tuple[int, CombinationResult]:
+    index, source, setup, targets = task
     run = replay(load(source), setup)
-    return CombinationResult(summarize(run, setup, targets), rejections(run), curves(run), run.fault)
+    report = summarize(run, setup, targets)
+    return index, CombinationResult(report, rejections(run), (curves(run),), run.fault)
+
+
+def _joined(results: Sequence[CombinationResult]) -> CombinationResult:
+    """The replays of one combination, in the order of their seeds."""
+    results = sorted(results, key=lambda result: result.report["seed"])
+    rejected: dict[str, int] = {}
+    for result in results:
+        for reason, number in result.rejected.items():
+            rejected[reason] = rejected.get(reason, 0) + number
+    faults = [result.fault for result in results if result.fault is not None]
+    return CombinationResult(
+        merged([result.report for result in results]),
+        dict(sorted(rejected.items(), key=lambda item: -item[1])),
+        tuple(curve for result in results for curve in result.curves),
+        faults[0] if faults else None,
+    )

@@ -15,16 +15,16 @@ from itertools import accumulate
 from router.lab.results import RequestResult
 
 
-def jain(records: Iterable[RequestResult]) -> float | None:
+def jain(results: Iterable[RequestResult]) -> float | None:
     """The index over a run; None if there are never two clients backlogged at once."""
-    ended = [record for record in records if record.ended is not None and record.ended > record.arrived]
+    ended = [result for result in results if result.ended is not None and result.ended > result.arrived]
     backlogs = _backlogs(ended)
     window = _Window(backlogs.values())
     if not window.total_s:
         return None
     service = dict.fromkeys(backlogs, 0.0)
-    for record in ended:
-        service[record.client] += window.service(record) / record.weight
+    for result in ended:
+        service[result.client] += window.service(result) / result.weight
     rates = []
     for client, intervals in backlogs.items():
         seconds = sum(window.upto(end) - window.upto(start) for start, end in intervals)
@@ -34,12 +34,12 @@ def jain(records: Iterable[RequestResult]) -> float | None:
     return sum(rates) ** 2 / (len(rates) * squares) if squares else None
 
 
-def _backlogs(records: Iterable[RequestResult]) -> dict[str, list[tuple[float, float]]]:
+def _backlogs(results: Iterable[RequestResult]) -> dict[str, list[tuple[float, float]]]:
     """By client the intervals in which it has a request that has arrived and not ended, in rising order."""
     spans: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        if record.ended is not None:
-            spans.setdefault(record.client, []).append((record.arrived, record.ended))
+    for result in results:
+        if result.ended is not None:
+            spans.setdefault(result.client, []).append((result.arrived, result.ended))
     return {client: _union(intervals) for client, intervals in spans.items()}
 
 
@@ -80,13 +80,13 @@ class _Window:
             return 0.0
         return self._gone[last] + (at - self._at[last] if self._open[last] else 0.0)
 
-    def service(self, record: RequestResult) -> float:
+    def service(self, result: RequestResult) -> float:
         """What a request has received within the window."""
-        first, end = record.first_at, record.ended
+        first, end = result.first_at, result.ended
         if first is None or end is None:
             return 0.0
         last = bisect_right(self._at, first) - 1
-        service = float(record.input_tokens) if last >= 0 and self._open[last] else 0.0
+        service = float(result.input_tokens) if last >= 0 and self._open[last] else 0.0
         if end > first:
-            service += 2 * record.output_tokens * (self.upto(end) - self.upto(first)) / (end - first)
+            service += 2 * result.output_tokens * (self.upto(end) - self.upto(first)) / (end - first)
         return service

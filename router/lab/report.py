@@ -2,36 +2,30 @@
 
 - *Service* is input + 2 x output tokens of a completed request. For what happens over time its input counts at its
   first token, its output evenly from there to its end.
+- `steady` is the time from the first tenth of the arrivals to the last arrival. Outside of it the fleet fills or
+  drains, which says nothing about what it can do: above capacity `steady.service_per_s` is what it can.
+- `ttft_s` is of streamed answers: the client of a whole one sees nothing before its end.
 - *Percentiles* interpolate linearly between the two nearest ranks.
-- `jain`: see `fairness.py`.
+- `jain`: see `fairness.py`. `limit`: see `limits.py`.
 - `worker_load_cv` is the standard deviation over the mean of `WorkerTotals.work`, over all workers.
-- `slo.attained` is the share of all requests, rejected ones included, that meet both targets.
+- `slo.attained` is the share of all requests, rejected and failed ones included, that meet their targets: those of
+  their own service level, or else the report's. `slo.classes` has the same for each service level.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, pstdev
 from typing import Any
 
+from router.lab.distribution import spread
 from router.lab.fairness import jain
 from router.lab.results import RequestResult, Run
 from router.lab.setup import Setup
+from router.lab.workload import Targets
 
 _BINS = 120
 """Points of a curve over time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What a client expects: the first token within `ttft_s`, then one token every `tpot_s`."""
-
-    ttft_s: float = 2.0
-    tpot_s: float = 0.1
-
-    def met_by(self, record: RequestResult) -> bool:
-        ttft, tpot = ttft_s(record), tpot_s(record)
-        return ttft is not None and ttft <= self.ttft_s and (tpot is None or tpot <= self.tpot_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +33,8 @@ class Curves:
     """What the pictures of a run show beyond its numbers."""
 
     ttft_s: list[float]
+    """Sorted."""
+    e2e_s: list[float]
     """Sorted."""
     bin_s: float
     service: dict[str, list[float]]
@@ -49,120 +45,155 @@ class Curves:
 def summarize(run: Run, setup: Setup, targets: Targets | None = None) -> dict[str, Any]:
     """The report of one run, as `fairlead simulate --json` prints it; times in seconds."""
     targets = targets or Targets()
-    completed = [record for record in run.records if record.completed]
+    results = run.results
+    completed = [result for result in results if result.completed]
     duration = duration_s(run)
-    input_tokens = sum(record.input_tokens for record in completed)
-    output_tokens = sum(record.output_tokens for record in completed)
-    prompt_tokens = sum(worker.prompt_tokens for worker in run.workers)
-    cached_tokens = sum(worker.cached_tokens for worker in run.workers)
+    input_tokens = sum(result.input_tokens for result in completed)
+    output_tokens = sum(result.output_tokens for result in completed)
     load = [worker.work for worker in run.workers]
     return {
         "placement": setup.placement,
         "queue": setup.queue,
         "binding": setup.binding,
+        "keys": setup.keys,
         "workers": setup.workers,
         "roles": {role: setup.roles.count(role) for role in dict.fromkeys(setup.roles)},
         "profile": setup.profile.name,
         "seed": setup.seed,
-        "requests": len(run.records),
+        "requests": len(results),
         "completed": len(completed),
-        "rejected": sum(record.rejected is not None for record in run.records),
+        "rejected": sum(result.rejected is not None for result in results),
+        "failed": sum(result.failed is not None for result in results),
+        "retries": sum(max(0, result.attempts - 1) for result in results),
         "duration_s": duration,
         "input_tokens": input_tokens,
         "output_tokens": output_tokens,
         "tokens_per_s": _ratio(input_tokens + output_tokens, duration),
         "service_per_s": _ratio(input_tokens + 2 * output_tokens, duration),
-        "prefix_hit_ratio": _ratio(cached_tokens, prompt_tokens),
+        "steady": steady(results),
+        "prefix_hit_ratio": _ratio(sum(result.cached_tokens for result in completed), input_tokens),
         "ttft_s": spread(map(ttft_s, completed)),
         "tpot_s": spread(map(tpot_s, completed)),
         "e2e_s": spread(map(e2e_s, completed)),
         "queue_wait_s": spread(r.dispatched - r.arrived for r in completed if r.dispatched is not None),
-        "jain": jain(run.records),
-        "clients": _clients(run.records),
+        "jain": jain(results),
+        "clients": _clients(results),
         "worker_load_cv": _ratio(pstdev(load), fmean(load)),
-        "disaggregated": _ratio(sum(record.pair for record in completed), len(completed)),
+        "disaggregated": _ratio(sum(result.pair for result in completed), len(completed)),
         "preemptions": sum(worker.preemptions for worker in run.workers),
-        "slo": {
-            "ttft_s": targets.ttft_s,
-            "tpot_s": targets.tpot_s,
-            "attained": _ratio(sum(map(targets.met_by, run.records)), len(run.records)),
-        },
+        "slo": _service_levels(results, targets),
         "wall_s": run.wall_s,
+    }
+
+
+def steady(results: list[RequestResult]) -> dict[str, float | None]:
+    """What the fleet did between the first tenth of the arrivals and the last; rates None if that is no time."""
+    arrivals = sorted(result.arrived for result in results)
+    start, end = arrivals[len(arrivals) // 10], arrivals[-1]
+    if end <= start:
+        return {"from_s": start, "to_s": end, "service_per_s": None, "requests_per_s": None}
+    completed = [result for result in results if result.completed]
+    ended = sum(result.ended is not None and start <= result.ended <= end for result in completed)
+    return {
+        "from_s": start,
+        "to_s": end,
+        "service_per_s": sum(service_between(result, start, end) for result in completed) / (end - start),
+        "requests_per_s": ended / (end - start),
+    }
+
+
+def service_between(result: RequestResult, start: float, end: float) -> float:
+    """The part of a request's service that falls between two times."""
+    first, last = result.first_at, result.ended
+    if first is None or last is None:
+        return 0.0
+    service = float(result.input_tokens) if start <= first <= end else 0.0
+    if last > first:
+        within = max(0.0, min(last, end) - max(first, start))
+        service += 2 * result.output_tokens * within / (last - first)
+    elif start <= last <= end:
+        service += 2 * result.output_tokens
+    return service
+
+
+def targets_met(result: RequestResult, targets: Targets) -> bool:
+    """Whether a request was served within its own targets, or else these."""
+    targets = result.targets or targets
+    if not result.completed:
+        return False
+    if not result.streams:
+        each = result.output_tokens / result.sequences
+        return (e2e_s(result) or 0.0) <= targets.ttft_s + targets.tpot_s * (each - 1)
+    ttft, tpot = ttft_s(result), tpot_s(result)
+    return ttft is not None and ttft <= targets.ttft_s and (tpot is None or tpot <= targets.tpot_s)
+
+
+def _service_levels(results: list[RequestResult], targets: Targets) -> dict[str, Any]:
+    by_class: dict[str, list[bool]] = {}
+    for result in results:
+        name = (result.targets or targets).name
+        by_class.setdefault(name, []).append(targets_met(result, targets))
+    met = sum(map(sum, by_class.values()))
+    return {
+        "ttft_s": targets.ttft_s,
+        "tpot_s": targets.tpot_s,
+        "attained": _ratio(met, len(results)),
+        "classes": {
+            name: {"requests": len(each), "attained": _ratio(sum(each), len(each))}
+            for name, each in sorted(by_class.items())
+        },
     }
 
 
 def rejections(run: Run) -> dict[str, int]:
     """How many requests were rejected for which reason, the most frequent first."""
     counts: dict[str, int] = {}
-    for record in run.records:
-        if record.rejected is not None:
-            counts[record.rejected] = counts.get(record.rejected, 0) + 1
+    for result in run.results:
+        if result.rejected is not None:
+            counts[result.rejected] = counts.get(result.rejected, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 # -- times of one request; None where it has none
 
 
-def ttft_s(record: RequestResult) -> float | None:
-    """From arrival to the first token."""
-    return None if record.first_at is None else record.first_at - record.arrived
+def ttft_s(result: RequestResult) -> float | None:
+    """From arrival to the first token; None for an answer that is not streamed."""
+    return None if result.first_at is None or not result.streams else result.first_at - result.arrived
 
 
-def tpot_s(record: RequestResult) -> float | None:
-    """Per output token after the first; None for an answer of one token."""
-    if record.first_at is None or record.ended is None or record.output_tokens < 2:
+def tpot_s(result: RequestResult) -> float | None:
+    """Per output token after the first; None for an answer of one token, or one that is not streamed."""
+    steps = result.output_tokens / result.sequences - 1
+    if result.first_at is None or result.ended is None or steps <= 0 or not result.streams:
         return None
-    return (record.ended - record.first_at) / (record.output_tokens - 1)
+    return (result.ended - result.first_at) / steps
 
 
-def e2e_s(record: RequestResult) -> float | None:
+def e2e_s(result: RequestResult) -> float | None:
     """From arrival to the last token."""
-    return None if record.ended is None else record.ended - record.arrived
+    return None if result.ended is None else result.ended - result.arrived
 
 
 def duration_s(run: Run) -> float:
     """From the first arrival to the last end."""
-    ends = [record.ended for record in run.records if record.ended is not None]
-    return max(ends) - min(record.arrived for record in run.records) if ends else 0.0
+    ends = [result.ended for result in run.results if result.ended is not None]
+    return max(ends) - min(result.arrived for result in run.results) if ends else 0.0
 
 
-# -- distributions
-
-
-def spread(values: Iterable[float | None]) -> dict[str, float | None]:
-    """Mean and percentiles of the values that are there; None everywhere where there are none."""
-    ordered = sorted(value for value in values if value is not None)
-    if not ordered:
-        return dict.fromkeys(("mean", "p50", "p90", "p99"))
-    return {
-        "mean": fmean(ordered),
-        "p50": percentile(ordered, 0.5),
-        "p90": percentile(ordered, 0.9),
-        "p99": percentile(ordered, 0.99),
-    }
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Of values in rising order, at least one."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def _clients(records: Iterable[RequestResult]) -> dict[str, dict[str, Any]]:
+def _clients(results: Iterable[RequestResult]) -> dict[str, dict[str, Any]]:
     """By name; `requests` counts rejected ones too."""
     by_client: dict[str, list[RequestResult]] = {}
-    for record in records:
-        by_client.setdefault(record.client, []).append(record)
+    for result in results:
+        by_client.setdefault(result.client, []).append(result)
     return {name: _client(by_client[name]) for name in sorted(by_client)}
 
 
-def _client(records: list[RequestResult]) -> dict[str, Any]:
-    completed = [record for record in records if record.completed]
+def _client(results: list[RequestResult]) -> dict[str, Any]:
+    completed = [result for result in results if result.completed]
     return {
-        "requests": len(records),
-        "service": sum(record.service for record in completed),
+        "requests": len(results),
+        "service": sum(result.service for result in completed),
         "ttft_s": spread(map(ttft_s, completed)),
         "e2e_s": spread(map(e2e_s, completed)),
     }
@@ -173,22 +204,24 @@ def _client(records: list[RequestResult]) -> dict[str, Any]:
 
 def curves(run: Run) -> Curves:
     """What the pictures show."""
-    ttfts = sorted(ttft for record in run.records if (ttft := ttft_s(record)) is not None and record.completed)
-    start = min((record.arrived for record in run.records), default=0.0)
+    completed = [result for result in run.results if result.completed]
+    ttfts = sorted(ttft for result in completed if (ttft := ttft_s(result)) is not None)
+    e2es = sorted(e2e for result in completed if (e2e := e2e_s(result)) is not None)
+    start = min((result.arrived for result in run.results), default=0.0)
     bin_s = max(duration_s(run) / _BINS, 1e-9)
     gained: dict[str, list[float]] = {}
-    for record in run.records:
-        first, end = record.first_at, record.ended
+    for result in run.results:
+        first, end = result.first_at, result.ended
         if first is None or end is None:
             continue
-        bins = gained.setdefault(record.client, [0.0] * _BINS)
+        bins = gained.setdefault(result.client, [0.0] * _BINS)
         from_bin, to_bin = _bin(first - start, bin_s), _bin(end - start, bin_s)
-        bins[from_bin] += record.input_tokens
-        share = 2 * record.output_tokens / (to_bin - from_bin + 1)
+        bins[from_bin] += result.input_tokens
+        share = 2 * result.output_tokens / (to_bin - from_bin + 1)
         for number in range(from_bin, to_bin + 1):
             bins[number] += share
     service = {client: list(accumulate(gained[client])) for client in sorted(gained)}
-    return Curves(ttfts, bin_s, service, [worker.work for worker in run.workers])
+    return Curves(ttfts, e2es, bin_s, service, [worker.work for worker in run.workers])
 
 
 def _bin(seconds: float, bin_s: float) -> int:

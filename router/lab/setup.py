@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -19,14 +19,15 @@ from policies import catalog
 from policies.model import Stage
 from router.config.schema import Config
 from router.config.sections import Policies
+from router.lab.fleet_changes import FleetChange, Role, parse_changes
 from router.lab.profiling.profile_file import ProfileFileError, read_profile
 from workers.simulator.profiles import PROFILES, Profile
 from workers.simulator.sequences import EngineConfig
 
 DEFAULT_PROFILE = "h100-llama-3.1-8b"
 DEFAULT_WORKERS = 8
-Role = Literal["mixed", "prefill", "decode"]
-_STAGES: Mapping[Role, frozenset[Stage]] = {
+Keys = Literal["tokens", "text"]
+STAGES: Mapping[Role, frozenset[Stage]] = {
     "mixed": frozenset(Stage),
     "prefill": frozenset((Stage.PREFILL,)),
     "decode": frozenset((Stage.DECODE,)),
@@ -37,7 +38,7 @@ _ENGINE = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_tokens
 
 
 class SetupError(ValueError):
-    """A setup that cannot be had; the message is for whoever asked for it."""
+    """A setup that cannot be made; the message is for the person who asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,13 @@ class Setup:
     """Limits of each engine that differ from the profile's."""
     read_every_s: float = 5.0
     """Between two readings of a worker's metrics; `Health.scrape_every_s`."""
+    probe_every_s: float = 2.0
+    """Between two health checks of a worker; `Health.probe_every_s`."""
+    keys: Keys = "tokens"
+    """What the scheduler is given of prompts: exact token blocks, or text as a gateway without a tokenizer has
+    it."""
+    changes: tuple[FleetChange, ...] = ()
+    """Workers that come and go, in the order of their times."""
 
     @property
     def workers(self) -> int:
@@ -65,7 +73,7 @@ class Setup:
     @property
     def stages(self) -> list[frozenset[Stage]]:
         """What each worker may be used for."""
-        return [_STAGES[role] for role in self.roles]
+        return [STAGES[role] for role in self.roles]
 
     @property
     def binding(self) -> str:
@@ -100,12 +108,15 @@ def make_setup(
     profile: str = DEFAULT_PROFILE,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    keys: str = "tokens",
+    changes: str = "",
     lenient: bool = False,
 ) -> Setup:
     """Build a setup from names and settings.
 
     `workers` are mixed ones; `roles`, such as `6xmixed,1xprefill,1xdecode`, says more and may replace it.
     `profile` is a name, or the path of a file made by `fairlead profile`.
+    `keys` is `tokens` or `text`. `changes`: workers that come and go, see `fleet_changes`.
     `lenient`: settings that only other policies have are left out, for comparisons. Raises SetupError for an
     unknown name, ConfigError for a value that does not do.
     """
@@ -115,6 +126,12 @@ def make_setup(
     fleet = parse_roles(f"{workers or DEFAULT_WORKERS}xmixed" if roles is None else roles)
     if roles is not None and workers not in (None, len(fleet)):
         raise SetupError(f"--workers {workers} and --roles {roles}, which are {len(fleet)} workers: leave one out")
+    if keys not in get_args(Keys):
+        raise SetupError(f"there are no keys `{keys}`; known are {', '.join(get_args(Keys))}")
+    try:
+        coming_and_going = parse_changes(changes, len(fleet))
+    except ValueError as error:
+        raise SetupError(f"workers that come and go: {error}") from None
     parts: dict[str, dict[str, Any]] = {
         "placement": _named("placement", placement),
         "queue": _named("queue", queue),
@@ -138,7 +155,20 @@ def make_setup(
         else:
             policies[name] = value
     config = Config.load(None, {}, {"policies": {**policies, **parts}, "limits": limits})
-    return Setup(placement, queue, config, timing, fleet, seed, engine, config.health.scrape_every_s)
+    health = config.health
+    return Setup(
+        placement,
+        queue,
+        config,
+        timing,
+        fleet,
+        seed,
+        engine,
+        health.scrape_every_s,
+        health.probe_every_s,
+        cast("Keys", keys),
+        coming_and_going,
+    )
 
 
 def known_settings(placements: Iterable[str], queues: Iterable[str]) -> list[str]:

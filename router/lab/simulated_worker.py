@@ -1,33 +1,51 @@
-"""A simulated engine as the driver holds it: what runs there, and what is known of it from outside.
+"""A simulated engine as the driver holds it: the attempts on it, and what the gateway would know of it.
 
 A request on a pair has two attempts, one after the other: that on the prefill worker ends with the KV of the
-prompt, that on the decode worker begins by fetching it.
+prompt, that on the decode worker begins by fetching it. An attempt for several answers is as many engine sequences
+with one prompt, as vLLM runs `n`.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from policies.model import Reading, Ticket, WorkerFacts
 from router.lab.results import RequestResult, WorkerTotals
+from router.lab.workload import Request
 from workers.simulator.engine import Engine
-from workers.simulator.sequences import EngineRequest, EngineSequence
+from workers.simulator.sequences import Blocks, EngineRequest, EngineSequence, Part
 from workers.simulator.steps import StepResult
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """A request on its engine, and how much of its answer the scheduler has heard of."""
+    """A request on its engine, and how much of its answer the scheduler has been told."""
 
     number: int
     """Its place in the workload."""
-    record: RequestResult
+    request: Request
+    result: RequestResult
     ticket: Ticket
-    sequence: EngineSequence
     decoder: int | None = None
     """Of the first attempt of a pair: the worker that goes on with it."""
     prefiller: int | None = None
     """Of the second: the worker that holds the prompt's KV."""
-    told: int = 0
-    told_at: float = 0.0
+    part: Part = "whole"
+    open: int = 0
+    """Sequences that have not ended."""
+    running: list[EngineSequence] = field(default_factory=list)
+    """Those that have their first token and have not ended."""
+    ended_tokens: int = 0
+    """Output tokens of those that have."""
+    started: bool = False
+    reported: int = 0
+    """Output tokens that the scheduler has been told of, and when it was told last."""
+    reported_at: float = 0.0
+
+    @property
+    def engine_ids(self) -> list[str]:
+        """The engine's names of its sequences."""
+        answers = 1 if self.part == "prefill" else self.request.sequences
+        return [f"{self.number}", *(f"{self.number}/{answer}" for answer in range(1, answers))]
 
 
 class SimulatedWorker:
@@ -35,98 +53,144 @@ class SimulatedWorker:
 
     __slots__ = (
         "_busy_s",
-        "_cached_elsewhere",
-        "_elsewhere",
+        "_cached_uncounted",
         "_most_waiting",
         "_prefills",
         "_requests",
+        "_uncounted",
         "attempts",
         "decoding",
+        "draining",
         "due",
         "engine",
         "facts",
+        "failures",
+        "gone",
+        "lost",
+        "reporting",
         "step_s",
-        "telling",
     )
 
     def __init__(self, facts: WorkerFacts, engine: Engine) -> None:
         self.facts = facts
         self.engine = engine
         self.attempts: dict[str, Attempt] = {}
-        self.decoding: dict[str, Attempt] = {}
+        """By the engine's name of each sequence that has not ended."""
+        self.decoding: dict[int, Attempt] = {}
+        """Those that are streamed and have begun, by number."""
         self.due: float | None = None
-        """When the work in hand becomes visible; other moments in the driver's heap are void."""
-        self.telling = False
-        """A moment for telling output is in the heap."""
+        """When the planned work becomes visible; other moments in the driver's heap are void."""
+        self.reporting = False
+        """A moment for reporting output is in the heap."""
         self.step_s = 0.0
         """Duration of one step, as the last ones were."""
+        self.draining = False
+        """It gets no new requests and leaves when it has ended those it has."""
+        self.lost = False
+        """It has died."""
+        self.gone = False
+        """The scheduler has been told that it left."""
+        self.failures = 0
+        """Attempts that have failed here."""
         self._busy_s = 0.0
         self._most_waiting = 0
         self._requests = 0
         self._prefills = 0
-        self._elsewhere = self._cached_elsewhere = 0
-        """Prompt tokens of second attempts, and those of them in the cache here: the first attempt counts them."""
+        self._uncounted = self._cached_uncounted = 0
+        """Prompt tokens of sequences whose prompt another one counts (the second attempt of a pair, further
+        answers to one prompt), and those of them in the cache here."""
 
-    def take(
-        self,
-        request: EngineRequest,
-        number: int,
-        record: RequestResult,
-        ticket: Ticket,
-        now: float,
-        *,
-        decoder: int | None = None,
-        prefiller: int | None = None,
-    ) -> None:
-        sequence = self.engine.add(request, now)
-        self.attempts[request.id] = Attempt(number, record, ticket, sequence, decoder, prefiller)
+    def take(self, attempt: Attempt, now: float) -> None:
+        """Begin an attempt: all its sequences are queued in the engine."""
+        request = attempt.request
+        names, full = request.block_names, len(request.key) // 8
+        for number, engine_id in enumerate(attempt.engine_ids):
+            prompt = Blocks(names if number == 0 else names[:full], request.input_tokens)
+            asked = EngineRequest(
+                engine_id,
+                prompt,
+                request.output_tokens,
+                request.output_tokens,
+                priority=request.priority,
+                part=attempt.part,
+            )
+            self.engine.add(asked, now)
+            self.attempts[engine_id] = attempt
+            attempt.open += 1
         self._requests += 1
         self._most_waiting = max(self._most_waiting, self.engine.waiting)
 
     def advance(self, now: float) -> list[StepResult]:
+        """Carry out the engine's work up to now."""
         results = self.engine.advance(now)
         for result in results:
             self._busy_s += result.duration_s
             self.step_s = result.duration_s / result.steps
         return results
 
-    def started(self, sequence: EngineSequence, at: float) -> Attempt:
-        """Its first token is there."""
+    def started(self, sequence: EngineSequence, at: float) -> Attempt | None:
+        """A sequence has its first token: its attempt, if it is the first one of it."""
         attempt = self.attempts[sequence.request.id]
-        attempt.record.first_at = attempt.told_at = at
-        self.decoding[sequence.request.id] = attempt
+        attempt.running.append(sequence)
+        if attempt.started:
+            return None
+        attempt.started = True
+        attempt.result.first_at = attempt.reported_at = at
+        if attempt.request.streams:
+            self.decoding[attempt.number] = attempt
         return attempt
 
-    def finished(self, sequence: EngineSequence, at: float) -> Attempt:
-        """Its last token is there."""
+    def finished(self, sequence: EngineSequence, at: float) -> Attempt | None:
+        """A sequence has its last token: its attempt, if that has ended with it."""
         attempt = self.attempts.pop(sequence.request.id)
-        del self.decoding[sequence.request.id]
-        attempt.record.ended = at
-        if attempt.prefiller is None:
-            attempt.record.cached_tokens = sequence.cached or 0
+        attempt.running.remove(sequence)
+        attempt.ended_tokens += attempt.request.output_tokens
+        attempt.open -= 1
+        if sequence.request.id == str(attempt.number) and attempt.prefiller is None:
+            attempt.result.cached_tokens = sequence.cached or 0
         else:
-            self._elsewhere += sequence.prompt_tokens
-            self._cached_elsewhere += sequence.cached or 0
+            self._uncounted += sequence.prompt_tokens
+            self._cached_uncounted += sequence.cached or 0
+        if attempt.open:
+            return None
+        self.decoding.pop(attempt.number, None)
+        attempt.result.ended = at
         return attempt
 
-    def handed_over(self, sequence: EngineSequence) -> Attempt:
-        """Its prompt is computed, and waits here to be fetched."""
+    def prefilled(self, sequence: EngineSequence) -> Attempt:
+        """The prompt of a pair is computed, and waits here to be fetched."""
         attempt = self.attempts.pop(sequence.request.id)
-        attempt.record.cached_tokens = sequence.cached or 0
+        attempt.result.cached_tokens = sequence.cached or 0
         self._prefills += 1
         return attempt
 
+    def drop(self, attempt: Attempt, now: float) -> None:
+        """The attempt has broken off: nothing of it goes on here."""
+        for engine_id in attempt.engine_ids:
+            if self.attempts.pop(engine_id, None) is not None and not self.lost:
+                self.engine.abort(engine_id, now)
+        self.decoding.pop(attempt.number, None)
+
+    def generated(self, attempt: Attempt, ahead: int) -> int:
+        """Output tokens of an attempt so far; `ahead`: see `Engine.ahead`."""
+        return attempt.ended_tokens + sum(self.engine.generated(each, ahead) for each in attempt.running)
+
+    def all_attempts(self) -> Iterator[Attempt]:
+        """Each attempt on it once."""
+        return iter({attempt.number: attempt for attempt in self.attempts.values()}.values())
+
     def read(self, now: float) -> WorkerFacts:
-        """What a scrape of its metrics adds to the facts."""
+        """The facts with what a scrape of its metrics shows now."""
         self.facts = replace(self.facts, reading=Reading(now, self.engine.running, self.engine.waiting))
         return self.facts
 
     def totals(self) -> WorkerTotals:
+        """What the engine has counted."""
         counters = self.engine.counters
         return WorkerTotals(
             self._requests,
-            counters.prefix_queries - self._elsewhere,
-            counters.prefix_hits - self._cached_elsewhere,
+            counters.prefix_queries - self._uncounted,
+            counters.prefix_hits - self._cached_uncounted,
             counters.generation_tokens - self._prefills,
             counters.preemptions,
             self._busy_s,

@@ -4,7 +4,7 @@ from collections.abc import MutableSequence
 from typing import Any
 
 from policies.model import Dispatch, Outcome, Usage
-from router.edge.api.fingerprint import PREFIX_TOKENS, fingerprint
+from router.edge.api.fingerprint import fingerprint
 from router.edge.api.parsed_request import ParsedRequest
 from router.edge.errors import RequestError
 from router.edge.execution.attempt import Attempt
@@ -21,6 +21,7 @@ class Record:
         "_path",
         "_prefix",
         "_prompt",
+        "_prompt_bytes",
         "_request",
         "_stream",
         "arrived",
@@ -45,7 +46,8 @@ class Record:
         self._request = request
         self._path = path
         self._stream = False
-        self._prefix: list[int] = []
+        self._prefix = ""
+        self._prompt_bytes = 0
         self._prompt: str | None = None
         self._dispatch: Dispatch | None = None
         self._first_byte_at: float | None = None
@@ -55,7 +57,7 @@ class Record:
         self._stream = ask.stream
         self.line = line
         if log.prefixes:
-            self._prefix = fingerprint(ask, line)
+            self._prefix, self._prompt_bytes = fingerprint(ask, line), len(ask.prompt)
         if log.prompts:
             self._prompt = ask.prompt.decode("utf-8", "replace")
 
@@ -134,7 +136,7 @@ class Record:
     def _what_was_asked(self) -> dict[str, Any]:
         asked: dict[str, Any] = {}
         if self._prefix:
-            asked |= {"prefix": self._prefix, "prefix_tokens": PREFIX_TOKENS}
+            asked |= {"prefix": self._prefix, "prompt_bytes": self._prompt_bytes}
         if self._prompt is not None:
             asked["prompt"] = self._prompt
         return asked

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from router.lab.workload import Workload, WorkloadError
+from router.lab.workload import BASE_NAME, Targets, Workload, WorkloadError
 from router.lab.workloads.dialogues import Agents, Chat
 from router.lab.workloads.fan_outs import Judge, LongQuestions, TreeOfThoughts
 from router.lab.workloads.poisson import Poisson
 from router.lab.workloads.request_table import RequestTable
-from router.lab.workloads.shapes import Amount, Count, Shape, Write
+from router.lab.workloads.shapes import Amount, Count, Shape, Share, Spread, Write
 
 SHAPES: Mapping[str, type[Shape]] = {
     "tot": TreeOfThoughts,
@@ -57,6 +57,18 @@ class Traffic:
     misbehaving: Literal["none", "s1", "s2"] = "none"
     misbehaving_clients: Count = 1
     """How many of the clients misbehave, the last ones."""
+    whole: Share = 0.0
+    """Share of the requests, drawn at random, whose answers are not streamed."""
+    sequences: Count = 1
+    """Answers that each request asks for (`n`)."""
+    adapters: Annotated[int, Field(ge=0, le=1000)] = 0
+    """LoRA adapters beside the base model; dealt to the clients in turn, the first one asks for the base model."""
+    slo_ttft_s: Annotated[tuple[Spread, ...], BeforeValidator(_split)] = ()
+    """Service levels: targets for the first token, dealt to the clients in turn, as text `0.5/30`."""
+    slo_tpot_s: Annotated[tuple[Spread, ...], BeforeValidator(_split)] = ()
+    """The same for each further token; as many as there are of `slo_ttft_s`."""
+    priorities: Annotated[tuple[int, ...], BeforeValidator(_split)] = (0,)
+    """Dealt to the clients in turn; lower is earlier."""
 
 
 def generate(name: str, seed: int = 0, **options: Any) -> Workload:
@@ -91,6 +103,8 @@ def _checked(name: str, options: Mapping[str, Any]) -> tuple[Traffic, Shape]:
         problems.append("`misbehaving_clients`: there are more of them than clients")
     if not problems and len(parts[0].weights) > parts[0].clients:
         problems.append("`weights`: there are more of them than clients")
+    if not problems and len(parts[0].slo_ttft_s) != len(parts[0].slo_tpot_s):
+        problems.append("`slo_ttft_s` and `slo_tpot_s`: give as many of one as of the other")
     if problems:
         raise WorkloadError("; ".join(problems))
     return parts[0], parts[1]
@@ -133,11 +147,14 @@ class _Source:
 
     def workload(self) -> Workload:
         self._write_programs()
+        self._deal_traits()
         table, misbehaving = self._table, frozenset(self._misbehaving)
         if not len(table):
             raise WorkloadError(f"`{self._name}`: no request arrives within {self._traffic.duration_s} s")
         table.sort(self._limit)
-        return Workload(self._name, BLOCK_TOKENS, table, table.weights, misbehaving)
+        return Workload(
+            self._name, BLOCK_TOKENS, table, table.weights, misbehaving, served_names=table.served_names
+        )
 
     def _chance(self, whose: str) -> Random:
         return Random(f"{self._seed}/{self._name}/{whose}")
@@ -182,6 +199,22 @@ class _Source:
             client.write(number, at, session, client.chance)
             client.programs += 1
             heapq.heapreplace(starts, (at + self._gap(client), number))
+
+    def _deal_traits(self) -> None:
+        """Streams, answers, models, service levels, priorities: drawn apart, so that nothing else changes."""
+        traffic, chance = self._traffic, self._chance("whole")
+        names = [BASE_NAME, *(f"adapter-{number}" for number in range(1, traffic.adapters + 1))]
+        classes: list[Targets | None] = [*map(Targets, traffic.slo_ttft_s, traffic.slo_tpot_s)]
+        for row in range(len(self._table)):
+            client = self._table.client_of(row)
+            self._table.change(
+                row,
+                streams=chance.random() >= traffic.whole,
+                sequences=traffic.sequences,
+                served_name=names[client % len(names)],
+                targets=classes[client % len(classes)] if classes else None,
+                priority=traffic.priorities[client % len(traffic.priorities)],
+            )
 
     def _gap(self, client: _Client) -> float:
         shape = self._traffic.arrival_cv**-2

@@ -66,6 +66,35 @@ class Prompts:
             node = self._parent[node]
         return b"".join(reversed(parts)) if len(parts) != 1 else parts[0]
 
+    def key_behind(self, node: int, ancestor: int, tokens: int) -> bytes:
+        """Units of the blocks that become full in the first `tokens` tokens of `node` behind its `ancestor`.
+
+        Empty where it is no ancestor.
+        """
+        parts: list[bytes] = []
+        while node not in {NO_PARENT, ancestor}:
+            parts.append(self.own_key(node))
+            node = self._parent[node]
+        if node == NO_PARENT:
+            return b""
+        start = self._tokens[ancestor]
+        units = (start + tokens) // self.block_tokens - start // self.block_tokens
+        return b"".join(reversed(parts))[: units * UNIT_BYTES]
+
+    def segments(self, node: int) -> tuple[tuple[int, int], ...]:
+        """The pieces of its text from the first on, as (name, tokens); what a trace names is a piece per unit."""
+        pieces: list[tuple[int, int]] = []
+        while node != NO_PARENT:
+            parent, first = self._parent[node], self._first[node]
+            if first < 0:
+                named = array("Q", self.own_key(node))
+                pieces += ((unit, self.block_tokens) for unit in reversed(named))
+            else:
+                before = 0 if parent == NO_PARENT else self._tokens[parent]
+                pieces.append((-1 - node, self._tokens[node] - before))
+            node = parent
+        return tuple(reversed(pieces))
+
     def own_key(self, node: int) -> bytes:
         """Units of the blocks that become full in this node."""
         first, count = self._first[node], self._count[node]

@@ -1,13 +1,19 @@
-"""The requests of a workload in columns, some 60 bytes each, made into `Request`s when asked for."""
+"""The requests of a workload in columns, some 70 bytes each, made into `Request`s when asked for."""
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import TypeVar, overload
 
-from router.lab.workload import Request
+from router.lab.workload import BASE_NAME, Request, Targets
 from router.lab.workloads.prompts import Prompts
 
 NO_ROW = -1
+_COLUMNS = (
+    *("_client", "_prompt", "_reply", "_output", "_session", "_priority", "_delay"),
+    *("_streams", "_sequences", "_name", "_targets"),
+)
+"""Those that a row carries with it as it is."""
+Named = TypeVar("Named")
 
 
 class RequestTable(Sequence[Request]):
@@ -30,23 +36,48 @@ class RequestTable(Sequence[Request]):
         self._priority = array("i")
         self._after = array("q")
         self._delay = array("d")
+        self._streams = array("b")
+        self._sequences = array("i")
+        self._name = array("i")
+        self._targets = array("i")
+        self._names: list[str] = []
+        self._name_of: dict[str, int] = {}
+        self._classes: list[Targets | None] = []
+        self._class_of: dict[Targets | None, int] = {}
 
     def client(self, name: str, weight: float = 1.0) -> int:
         """Number of the client of this name; its weight counts when it is new."""
-        number = self._client_of.get(name)
-        if number is None:
-            number = self._client_of[name] = len(self._clients)
-            self._clients.append(name)
-            self.weights[name] = weight
-        return number
+        self.weights.setdefault(name, weight)
+        return _number(name, self._clients, self._client_of)
 
     def session(self, name: str) -> int:
         """Number of the session of this name."""
-        number = self._session_of.get(name)
-        if number is None:
-            number = self._session_of[name] = len(self._sessions)
-            self._sessions.append(name)
-        return number
+        return _number(name, self._sessions, self._session_of)
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """Every model that a row asks for, in the order in which they were first named."""
+        used = set(self._name)
+        return tuple(name for number, name in enumerate(self._names) if number in used)
+
+    def answered_in(self, row: int, prompt: int) -> None:
+        """The prompt goes on where that of the row ended, and repeats its answer. The first to say so counts."""
+        if self._reply[row] == NO_ROW:
+            self._reply[row] = prompt
+
+    def change(
+        self, row: int, *, streams: bool, sequences: int, served_name: str, targets: Targets | None, priority: int
+    ) -> None:
+        """Give a row another form of answer, model, service level and priority."""
+        self._streams[row] = streams
+        self._sequences[row] = sequences
+        self._name[row] = _number(served_name, self._names, self._name_of)
+        self._targets[row] = _number(targets, self._classes, self._class_of)
+        self._priority[row] = priority
+
+    def client_of(self, row: int) -> int:
+        """Number of the row's client."""
+        return self._client[row]
 
     def add(
         self,
@@ -60,8 +91,16 @@ class RequestTable(Sequence[Request]):
         priority: int = 0,
         after: int = NO_ROW,
         delay: float = 0.0,
+        streams: bool = True,
+        sequences: int = 1,
+        served_name: str = BASE_NAME,
+        targets: Targets | None = None,
     ) -> int:
         """Append a row, return its number; `prompt` and `reply` are nodes of `prompts`, `after` an earlier row."""
+        self._streams.append(streams)
+        self._sequences.append(sequences)
+        self._name.append(_number(served_name, self._names, self._name_of))
+        self._targets.append(_number(targets, self._classes, self._class_of))
         self._at.append(at)
         self._client.append(client)
         self._prompt.append(prompt)
@@ -87,7 +126,7 @@ class RequestTable(Sequence[Request]):
         after = self._after
         self._after = array("q", (place[after[row]] if after[row] != NO_ROW else NO_ROW for row in order))
         self._at = array("d", (self._at[row] for row in order))
-        for name in ("_client", "_prompt", "_reply", "_output", "_session", "_priority", "_delay"):
+        for name in _COLUMNS:
             column = getattr(self, name)
             setattr(self, name, array(column.typecode, map(column.__getitem__, order)))
 
@@ -124,9 +163,23 @@ class RequestTable(Sequence[Request]):
             key=self.prompts.key(prompt),
             input_tokens=self.prompts.tokens(prompt),
             output_tokens=self._output[row],
-            reply_key=b"" if reply == NO_ROW else self.prompts.own_key(reply),
+            reply_key=b"" if reply == NO_ROW else self.prompts.key_behind(reply, prompt, self._output[row]),
             session=None if session == NO_ROW else self._sessions[session],
             priority=self._priority[row],
             weight=self.weights[client],
             after=None if after == NO_ROW else (after, self._delay[row]),
+            segments=self.prompts.segments(prompt),
+            streams=bool(self._streams[row]),
+            sequences=self._sequences[row],
+            served_name=self._names[self._name[row]],
+            targets=self._classes[self._targets[row]],
         )
+
+
+def _number(value: Named, values: list[Named], number_of: dict[Named, int]) -> int:
+    """The value's place in the list, to which it is appended where it is new."""
+    number = number_of.get(value)
+    if number is None:
+        number = number_of[value] = len(values)
+        values.append(value)
+    return number

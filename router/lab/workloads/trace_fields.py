@@ -53,6 +53,14 @@ def text(record: dict[str, Any], name: str) -> str | None:
     return value
 
 
+def flag(record: dict[str, Any], name: str, *, default: bool) -> bool:
+    """True or false."""
+    value = record.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} should be true or false, not {shown(value)}")
+    return value
+
+
 def units(record: dict[str, Any], name: str) -> Sequence[int]:
     """Names of blocks; none where there are none. That each is an 8-byte number is for `Prompts.name` to find."""
     value = record.get(name)

@@ -1,9 +1,11 @@
 """Traces as workloads: which format a file has is seen from its first line.
 
-- JSON lines with `timestamp` (ms), `input_length`, `output_length`, and perhaps `client`, `hash_ids`, `session`,
-  `priority`. The traces published with Mooncake (Qin et al., FAST'25) are this form with hash ids and no clients:
-  a request's ids name its blocks of 512 tokens, the last of which may be partial; equal ids stand for equal blocks
-  behind equal blocks.
+- JSON lines with `timestamp` (ms), `input_length`, `output_length`, and perhaps `client`, `hash_ids`,
+  `session`, `priority`, `n` (answers wanted), `stream` (true or false), `model` (a served name), and the
+  service level `slo_ttft_s` with `slo_tpot_s`. The client trace of the VTC paper (Chatbot Arena) is this form
+  with clients and no hash ids; the traces published with Mooncake (Qin et al., FAST'25) are this form with hash
+  ids and no clients: a request's ids name its blocks of 512 tokens, the last of which may be partial; equal ids
+  stand for equal blocks behind equal blocks.
 - The CSV of Azure's public LLM traces: `TIMESTAMP,ContextTokens,GeneratedTokens`, without clients or prefixes.
 - The gateway's own request log (see `request_log`).
 
@@ -12,9 +14,11 @@ with the prefill. Whatever the time of the first request, it becomes 0.
 """
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from router.lab.workload import Workload, WorkloadError
+from router.lab.workload import BASE_NAME, Targets, Workload, WorkloadError
 from router.lab.workloads import request_log, trace_fields
 from router.lab.workloads.prompts import NO_PARENT
 from router.lab.workloads.request_table import NO_ROW, RequestTable
@@ -26,6 +30,9 @@ BLOCK_TOKENS = 16
 """vLLM's block size, for traces without ids."""
 NO_CLIENT = "trace"
 """The client of requests that name none."""
+_SCANNED = 10_000
+"""Lines among which a request log has its first request; other programs and the gateway's start may come
+before."""
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 JSON_FIELDS = ("timestamp", "input_length", "output_length")
 FORMATS = (
@@ -49,13 +56,22 @@ def read_trace(path: Path, *, block_tokens: int | None = None) -> Workload:
     table.sort()
     table.start_at_zero()
     name = path.name.removesuffix(".gz")
-    return Workload(name, table.prompts.block_tokens, table, table.weights, warnings=tuple(warnings))
+    return Workload(
+        name,
+        table.prompts.block_tokens,
+        table,
+        table.weights,
+        warnings=tuple(warnings),
+        served_names=table.served_names,
+    )
 
 
 Reader = Callable[[Path, int | None, list[str]], RequestTable]
 
 
 def _reader(path: Path, number: int, first: bytes) -> Reader:
+    if any(request_log.is_request(line) for _, line in islice(numbered_lines(path), _SCANNED)):
+        return request_log.read
     if not first.startswith(b"{"):
         if set(AZURE_COLUMNS) <= set(_columns(first)):
             return _azure
@@ -107,8 +123,29 @@ def _json_line(table: RequestTable, line: bytes) -> float:
     except (TypeError, OverflowError):
         raise ValueError("hash_ids should be whole numbers from 0 to 2**64 - 1") from None
     place = NO_ROW if session is None else table.session(session)
-    table.add(at, client, prompt, output, session=place, priority=priority)
+    table.add(
+        at,
+        client,
+        prompt,
+        output,
+        session=place,
+        priority=priority,
+        streams=trace_fields.flag(record, "stream", default=True),
+        sequences=trace_fields.whole(record.get("n", 1), "n", 1, 2**16),
+        served_name=trace_fields.text(record, "model") or BASE_NAME,
+        targets=_targets(record),
+    )
     return at
+
+
+def _targets(record: dict[str, Any]) -> Targets | None:
+    """The service level of a line, if it names one."""
+    if "slo_ttft_s" not in record and "slo_tpot_s" not in record:
+        return None
+    ttft, tpot = trace_fields.number(record, "slo_ttft_s"), trace_fields.number(record, "slo_tpot_s")
+    if min(ttft, tpot) < 0:
+        raise ValueError("slo_ttft_s and slo_tpot_s should not be negative")
+    return Targets(ttft, tpot)
 
 
 def _azure(path: Path, block_tokens: int | None, warnings: list[str]) -> RequestTable:

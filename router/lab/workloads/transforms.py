@@ -42,7 +42,9 @@ def composed(prefixes: Workload, clients: Workload, seed: int = 0) -> Workload:
     view = _View(prefixes.requests, clients=_Dealt(dealt, names, clients.weights))
     name = f"composed({prefixes.name} dealt to the clients of {clients.name})"
     warnings = (*prefixes.warnings, *clients.warnings)
-    return Workload(name, prefixes.block_tokens, view, clients.weights, clients.misbehaving, warnings)
+    return Workload(
+        name, prefixes.block_tokens, view, clients.weights, clients.misbehaving, warnings, prefixes.served_names
+    )
 
 
 def _deal(requests: Sequence[Request], shares: list[int], chance: Random) -> Iterator[int]:
@@ -116,15 +118,4 @@ class _View(Sequence[Request]):
             weight = self._clients.weights[client]
         if after is not None:
             after = (after[0], after[1] / self._rate)
-        return Request(
-            at=request.at / self._rate,
-            client=client,
-            key=request.key,
-            input_tokens=request.input_tokens,
-            output_tokens=request.output_tokens,
-            reply_key=request.reply_key,
-            session=request.session,
-            priority=request.priority,
-            weight=weight,
-            after=after,
-        )
+        return dataclasses.replace(request, at=request.at / self._rate, client=client, weight=weight, after=after)

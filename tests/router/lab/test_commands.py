@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from policies import catalog
 from policies.placements.lmetric import LMetric
 from router.commands.cli import cli
+from router.lab import comparison
 
 SMALL = "poisson:requests=40"
 NUMBERS = {"mean", "p50", "p90", "p99"}
@@ -41,10 +42,11 @@ def test_json_is_one_object_and_nothing_else():
     assert report["requests"] == report["completed"] == 40
     assert (report["workers"], report["profile"], report["seed"]) == (2, "h100-llama-3.1-8b", 3)
     assert set(report["ttft_s"]) == set(report["clients"]["client-0"]["e2e_s"]) == NUMBERS
-    assert report["slo"].keys() == {"ttft_s", "tpot_s", "attained"}
+    assert report["slo"].keys() == {"ttft_s", "tpot_s", "attained", "classes"}
+    assert report["limit"].keys() == {"prefix_hit_ratio", "unlimited_hit_ratio", "ttft_s", "e2e_s"}
 
 
-@pytest.mark.parametrize("command", [["simulate"], ["compare", "--queue", "fcfs"]])
+@pytest.mark.parametrize("command", [["simulate"], ["compare", "--binding", "late"]])
 def test_a_policy_that_raises_does_not_pass_for_one_that_ran(monkeypatch, command):
     def choose(*_):
         raise LookupError("no such thing")
@@ -95,7 +97,8 @@ def test_settings_reach_policies_scheduler_and_engines():
 def test_rate_requests_and_targets_are_heeded():
     assert simulate(SMALL, "--rate", 0.1)["duration_s"] > 3 * simulate(SMALL)["duration_s"]
     assert simulate(SMALL, "--requests", 7)["requests"] == 7
-    assert simulate(SMALL, "--slo-ttft-s", 0)["slo"] == {"ttft_s": 0.0, "tpot_s": 0.1, "attained": 0.0}
+    slo = simulate(SMALL, "--slo-ttft-s", 0)["slo"]
+    assert (slo["ttft_s"], slo["tpot_s"], slo["attained"]) == (0.0, 0.1, 0.0)
 
 
 def test_roles_count_workers():
@@ -201,17 +204,67 @@ def test_compare_runs_every_combination_and_sorts_them():
         "--json",
     )
     reports = json.loads(result.stdout)
-    assert [report["placement"] for report in reports] == ["cache_aware", "round_robin"]
+    assert {report["binding"] for report in reports[:2]} == {"late", "early"}
+    assert [report["placement"] for report in reports] == ["cache_aware"] * 2 + ["round_robin"] * 2
+    assert all(report["limit"]["prefix_hit_ratio"] >= report["prefix_hit_ratio"] for report in reports)
     assert {report["queue"] for report in reports} == {"fcfs"}
 
 
 def test_compare_prints_a_row_per_combination_of_all_policies():
-    result = invoke("compare", SMALL, "--all", "--workers", 2, "--jobs", 1)
+    result = invoke("compare", SMALL, "--all", "--binding", "late", "--workers", 2, "--jobs", 1)
     assert result.exit_code == 0, result.output
     rows = len(catalog.placement_policies()) * len(catalog.queue_policies())
-    assert sum(" late " in line for line in result.stdout.splitlines()) == rows
+    assert sum(" late " in line and " / " not in line for line in result.stdout.splitlines()) == rows
     for name in (*catalog.placement_policies(), *catalog.queue_policies()):
         assert name in result.stdout
+
+
+def test_compare_names_the_limit_and_the_rule_to_beat():
+    names = f"{catalog.DEFAULT_PLACEMENT},round_robin"
+    result = invoke("compare", SMALL, "--placement", names, "--queue", "fcfs", "--seeds", 2, "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "of any router",
+        "seeds 0, 1",
+        "±",
+        "end to end p99: fcfs / ",
+        "best other fcfs / round_robin / ",
+    ):
+        assert words in result.stdout
+
+
+def test_an_interrupted_comparison_prints_what_is_finished(monkeypatch):
+    replays = []
+    original = comparison.replay
+
+    def interrupted(*arguments):
+        replays.append(arguments)
+        if len(replays) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(comparison, "replay", interrupted)
+    result = invoke("compare", SMALL, "--placement", "round_robin,cache_aware", "--jobs", 1, "--json")
+    assert result.exit_code == 130
+    assert len(json.loads(result.stdout)) == 2
+    assert "interrupted; 2 of 4 replays were finished" in result.stderr
+
+
+def test_workers_come_and_go_and_keys_are_text():
+    report = simulate(SMALL, "--workers", 2, "--keys", "text", "--fleet-changes", "join@0.2,lose@0.5:worker-0")
+    assert report["keys"] == "text"
+    assert report["failed"] + report["retries"] > 0
+    assert "no worker-9 at 3 s" in refusal("simulate", SMALL, "--fleet-changes", "lose@3:worker-9")
+
+
+def test_several_seeds_are_one_report():
+    report = simulate(SMALL, "--seed", 4, "--seeds", 2)
+    assert report["seeds"] == [4, 5]
+    assert [run["ttft_s"]["mean"] for run in report["runs"]] == [
+        simulate(SMALL, "--seed", seed)["ttft_s"]["mean"] for seed in (4, 5)
+    ]
+    low, high = report["spread"]["e2e_s"]["p99"]
+    assert low < report["e2e_s"]["p99"] < high
 
 
 def test_compare_refuses_what_it_does_not_know():
@@ -230,9 +283,11 @@ def test_plots_are_drawn_as_png_files(tmp_path):
     assert result.exit_code == 0, result.output
     files = sorted(file.name for file in folder.iterdir())
     assert files == [
+        "end_to_end.png",
         "hit_ratio.png",
         "service_per_client.png",
         "throughput_and_fairness.png",
+        "times.png",
         "ttft.png",
         "worker_load.png",
     ]

@@ -1,17 +1,21 @@
 """Combinations of policies side by side."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
 
 from router.config.yaml_lines import ConfigError
-from router.lab.comparison import Source, combinations, compare, ordered
-from router.lab.report import Targets
+from router.lab.comparison import Source, best_of_others, combinations, compare, ordered
 from router.lab.setup import SetupError, make_setup, parse_settings
+from router.lab.workload import Targets
 
 SOURCE = Source("chat:requests=50", seed=2)
 
 
-def comparable(entries):
-    return [{**entry.report, "wall_s": 0} for entry in entries]
+def comparable(comparison):
+    return [{**result.report, "wall_s": 0} for result in comparison.results]
 
 
 def test_every_placement_meets_every_queue_and_binding():
@@ -37,15 +41,60 @@ def test_processes_change_nothing_about_the_result():
     alone = compare(SOURCE, setups, targets=Targets(), progress=heard.append)
     together = compare(SOURCE, setups, targets=Targets(), jobs=2)
     assert comparable(alone) == comparable(together)
-    assert alone[0].curves == together[0].curves
+    assert alone.results[0].curves == together.results[0].curves
     assert heard == [1, 2]
+    assert not alone.interrupted
 
 
-def test_entries_are_sorted_with_the_best_first_and_those_without_a_value_last():
-    entries = compare(SOURCE, [make_setup(workers=1), make_setup(workers=4)], targets=Targets())
-    entries[0].report["ttft_s"]["mean"] = None
-    assert [entry.report["workers"] for entry in ordered(entries, "ttft")] == [4, 1]
-    rates = [entry.report["service_per_s"] for entry in ordered(entries, "service")]
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupted_comparison_keeps_what_is_finished(jobs):
+    def interrupt(finished):
+        if finished == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    setups = [make_setup(workers=number) for number in (1, 2, 3, 4)]
+    before = set(multiprocessing.active_children())
+    comparison = compare(SOURCE, setups, targets=Targets(), jobs=jobs, progress=interrupt)
+    assert comparison.interrupted
+    assert 2 <= comparison.finished < comparison.total == 4
+    assert len(comparison.results) == comparison.finished
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_several_seeds_are_one_result_with_mean_and_spread():
+    one, other = (
+        compare(Source("chat:requests=50", seed), [make_setup(workers=2)], targets=Targets()) for seed in (2, 3)
+    )
+    (both,) = compare(SOURCE, [make_setup(workers=2)], targets=Targets(), seeds=(2, 3)).results
+    values = [comparison.results[0].report["ttft_s"]["mean"] for comparison in (one, other)]
+    assert both.report["seeds"] == [2, 3]
+    assert both.report["ttft_s"]["mean"] == pytest.approx(sum(values) / 2)
+    assert both.report["spread"]["ttft_s"]["mean"] == [min(values), max(values)]
+    assert values[0] != values[1]
+    assert len(both.curves) == 2
+
+
+def test_a_rule_is_judged_by_its_better_binding():
+    def report(placement, binding, mean):
+        times = {"mean": mean, "p99": 10 * mean}
+        return {"placement": placement, "binding": binding, "ttft_s": times, "e2e_s": dict.fromkeys(times)}
+
+    ours = [report("a", "late", 3.0), report("a", "early", 2.0)]
+    reports = [*ours, report("b", "late", 4.0), report("b", "early", 1.0)]
+    found = best_of_others(reports, "a")
+    assert {name: [each["binding"] for each in pair] for name, pair in found.items()} == {
+        "TTFT mean": ["early", "early"],
+        "TTFT p99": ["early", "early"],
+    }
+    assert found["TTFT mean"][1]["placement"] == "b"
+    assert best_of_others(ours, "a") == {}
+
+
+def test_results_are_sorted_with_the_best_first_and_those_without_a_value_last():
+    results = compare(SOURCE, [make_setup(workers=1), make_setup(workers=4)], targets=Targets()).results
+    results[0].report["ttft_s"]["mean"] = None
+    assert [result.report["workers"] for result in ordered(results, "ttft")] == [4, 1]
+    rates = [result.report["steady"]["service_per_s"] for result in ordered(results, "service")]
     assert rates == sorted(rates, reverse=True)
 
 

@@ -40,8 +40,8 @@ def test_every_workload_is_answered(named, binding):
     setup = make_setup(**named, binding=binding, workers=3, settings={"engine.max_num_seqs": 8})
     for name in SHAPES:
         run = replay(traffic(name), setup)
-        assert [record.rejected for record in run.records] == [None] * 50
-        assert all(record.arrived <= record.dispatched < record.first_at <= record.ended for record in run.records)
+        assert [record.rejected for record in run.results] == [None] * 50
+        assert all(record.arrived <= record.dispatched < record.first_at <= record.ended for record in run.results)
 
 
 FORMS = [
@@ -57,4 +57,4 @@ def test_so_is_every_form_of_d2lpm(form, binding):
     settings = {f"placement.{name}": value for name, value in form.items()} | {"engine.max_num_seqs": 8}
     setup = make_setup(placement="d2lpm", queue="dlpm", binding=binding, workers=3, settings=settings)
     for name in SHAPES:
-        assert all(record.completed for record in replay(traffic(name), setup).records)
+        assert all(record.completed for record in replay(traffic(name), setup).results)

@@ -21,5 +21,5 @@ def test_with_little_memory_everybody_is_answered(order, monkeypatch):
         settings = {"engine.kv_tokens": kv_tokens, "queue_wait_s": 36_000}
         run = replay(traffic, make_setup(queue=order, workers=2, settings=settings))
         too_large = [r for r in traffic.requests if r.input_tokens + r.output_tokens > kv_tokens]
-        assert sum(record.completed for record in run.records) == 30 - len(too_large) > 15
+        assert sum(record.completed for record in run.results) == 30 - len(too_large) > 15
     assert faults == []

@@ -4,15 +4,18 @@ from itertools import pairwise
 
 import pytest
 
+from router.lab.distribution import percentile, spread
 from router.lab.fairness import jain
-from router.lab.report import Targets, curves, percentile, rejections, spread, summarize
+from router.lab.report import curves, rejections, summarize
 from router.lab.results import RequestResult, Run, WorkerTotals
 from router.lab.setup import make_setup
+from router.lab.workload import Targets
 
 KEYS = [
     "placement",
     "queue",
     "binding",
+    "keys",
     "workers",
     "roles",
     "profile",
@@ -20,11 +23,14 @@ KEYS = [
     "requests",
     "completed",
     "rejected",
+    "failed",
+    "retries",
     "duration_s",
     "input_tokens",
     "output_tokens",
     "tokens_per_s",
     "service_per_s",
+    "steady",
     "prefix_hit_ratio",
     "ttft_s",
     "tpot_s",
@@ -65,7 +71,8 @@ def test_a_report_has_exactly_the_keys_that_were_promised():
     for times in ("ttft_s", "tpot_s", "e2e_s", "queue_wait_s"):
         assert list(result[times]) == ["mean", "p50", "p90", "p99"]
     assert list(result["clients"]["a"]) == ["requests", "service", "ttft_s", "e2e_s"]
-    assert list(result["slo"]) == ["ttft_s", "tpot_s", "attained"]
+    assert list(result["slo"]) == ["ttft_s", "tpot_s", "attained", "classes"]
+    assert list(result["steady"]) == ["from_s", "to_s", "service_per_s", "requests_per_s"]
 
 
 def test_times_tokens_and_rates_of_one_request():
@@ -97,9 +104,14 @@ def test_a_run_without_any_answer_is_a_report_too():
     assert result["e2e_s"]["mean"] is None
 
 
-def test_hits_load_and_preemptions_come_from_the_engines():
+def test_hits_are_those_of_completed_requests():
+    hit, other = served(tokens=300), served(tokens=100)
+    hit.cached_tokens = 200
+    assert report(hit, other, turned_away())["prefix_hit_ratio"] == 0.5
+
+
+def test_load_and_preemptions_come_from_the_engines():
     result = report(served(), workers=(worker(200, 100, 50, preemptions=3), worker(100, 0, 0, preemptions=1)))
-    assert result["prefix_hit_ratio"] == pytest.approx(1 / 3)
     assert result["preemptions"] == 4
     assert result["worker_load_cv"] == pytest.approx(50 / 150)
 
@@ -113,6 +125,59 @@ def test_percentiles_lie_between_the_nearest_ranks():
     assert percentile([1.0, 2.0], 0.9) == pytest.approx(1.9)
     assert percentile([4.0], 0.99) == 4.0
     assert spread([3.0, None, 1.0])["mean"] == 2.0
+
+
+def test_an_answer_that_is_not_streamed_has_an_end_only():
+    whole = served()
+    whole.streams = False
+    result = report(whole, targets=Targets(2.0, 1.0))
+    assert (result["ttft_s"]["mean"], result["tpot_s"]["mean"], result["e2e_s"]["mean"]) == (None, None, 12.0)
+    assert result["slo"]["attained"] == 1.0
+    assert report(whole, targets=Targets(1.9, 1.0))["slo"]["attained"] == 0.0
+
+
+def test_several_answers_share_their_time():
+    several = served(output=22)
+    several.sequences = 2
+    assert report(several)["tpot_s"]["mean"] == 1.0
+
+
+def test_a_request_is_measured_by_its_own_service_level():
+    strict, other = served(), served()
+    strict.targets = Targets(1.0, 1.0)
+    slo = report(strict, other, turned_away(), targets=Targets(2.0, 1.0))["slo"]
+    assert slo["attained"] == pytest.approx(1 / 3)
+    assert slo["classes"] == {
+        "TTFT 1 s, TPOT 1 s": {"requests": 1, "attained": 0.0},
+        "TTFT 2 s, TPOT 1 s": {"requests": 2, "attained": 0.5},
+    }
+
+
+def test_an_answer_that_broke_off_is_no_service():
+    broken = served()
+    broken.failed = "worker-0 was lost"
+    result = report(broken, served())
+    assert (result["completed"], result["failed"], result["input_tokens"]) == (1, 1, 100)
+
+
+def test_the_steady_window_is_from_the_first_tenth_of_the_arrivals_to_the_last():
+    """One request a second, each with its first token after 2 s and its last after 12 s."""
+    result = report(*(served(arrived=float(n)) for n in range(21)))["steady"]
+    assert (result["from_s"], result["to_s"]) == (2.0, 20.0)
+    firsts = 19  # those that arrived from 0 to 18
+    output = sum(max(0.0, min(n + 12, 20) - max(n + 2, 2)) for n in range(21)) * 22 / 10
+    assert result["service_per_s"] == pytest.approx((firsts * 100 + output) / 18)
+    assert result["requests_per_s"] == pytest.approx(9 / 18)
+
+
+def test_what_comes_after_the_last_arrival_does_not_count_as_steady():
+    slow = report(*(served(arrived=float(n), end=1000.0) for n in range(11)))
+    assert slow["steady"]["requests_per_s"] == 0.0
+    assert slow["steady"]["service_per_s"] < slow["duration_s"]
+
+
+def test_requests_of_one_moment_have_no_steady_window():
+    assert report(served(), served())["steady"]["service_per_s"] is None
 
 
 # -- Jain's index
@@ -170,7 +235,7 @@ def test_reasons_of_rejections_are_counted_the_most_frequent_first():
 def test_curves_add_up_to_what_was_served():
     run = Run([served("a"), served("b", arrived=3.0), turned_away("b")], [worker(), worker(500)], 0.0)
     result = curves(run)
-    assert result.ttft_s == [2.0, 2.0]
+    assert (result.ttft_s, result.e2e_s) == ([2.0, 2.0], [12.0, 12.0])
     assert result.service["a"][-1] == pytest.approx(122)
     assert result.service["b"][-1] == pytest.approx(122)
     assert all(after >= before for before, after in pairwise(result.service["a"]))

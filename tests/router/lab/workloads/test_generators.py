@@ -290,3 +290,25 @@ def test_the_options_of_a_generator_have_their_defaults():
     common = set(Traffic.__dataclass_fields__)
     for shape in SHAPES.values():
         assert not common & {field.name for field in fields(shape)}, "no option means two things"
+
+
+def test_what_requests_want_beside_their_text_changes_nothing_else():
+    plain = list(generate("agents", 3, requests=200).requests)
+    options = {"whole": 0.25, "sequences": 2, "adapters": 2, "priorities": "0/5"}
+    workload = generate("agents", 3, requests=200, **options, slo_ttft_s="0.5/30", slo_tpot_s="0.05/1")
+    changed = list(workload.requests)
+    assert [(r.at, r.client, r.key, r.after) for r in changed] == [(r.at, r.client, r.key, r.after) for r in plain]
+    assert 30 <= sum(not request.streams for request in changed) <= 70
+    by_client = {}
+    for request in changed:
+        kind = (request.sequences, request.served_name, request.priority, request.targets)
+        by_client.setdefault(request.client, set()).add(kind)
+    assert all(len(kinds) == 1 for kinds in by_client.values())
+    ((sequences, name, priority, targets),) = by_client["client-1"]
+    assert (sequences, name, priority, targets.ttft_s, targets.tpot_s) == (2, "adapter-1", 5, 30.0, 1.0)
+    assert set(workload.served_names) == {"model", "adapter-1", "adapter-2"}
+
+
+def test_service_levels_need_both_targets():
+    with pytest.raises(WorkloadError, match="as many of one as of the other"):
+        generate("chat", slo_ttft_s="1/2", slo_tpot_s="1")

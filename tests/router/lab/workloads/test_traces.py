@@ -199,3 +199,39 @@ def test_a_file_that_cannot_be_opened_says_why(tmp_path):
         read_trace(tmp_path / "none")
     with pytest.raises(WorkloadError, match="cannot be read: Is a directory"):
         read_trace(tmp_path)
+
+
+def test_a_line_may_want_several_answers_a_whole_one_a_model_and_a_service_level(trace):
+    path = trace(line(n=4, stream=False, model="lora", slo_ttft_s=0.5, slo_tpot_s=0.05), line(1))
+    one, other = read_trace(path).requests
+    assert (one.sequences, one.streams, one.served_name) == (4, False, "lora")
+    assert (one.targets.ttft_s, one.targets.tpot_s) == (0.5, 0.05)
+    assert (other.sequences, other.streams, other.served_name, other.targets) == (1, True, "model", None)
+    assert read_trace(path).served_names == ("lora", "model")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"n": 0}, "n should be a whole number from 1"),
+        ({"stream": "no"}, "stream should be true or false, not 'no'"),
+        ({"slo_ttft_s": 1}, "slo_tpot_s is missing"),
+        ({"slo_ttft_s": -1, "slo_tpot_s": 1}, "should not be negative"),
+        ({"model": 5}, "model should be a text"),
+    ],
+)
+def test_what_a_line_wants_has_to_make_sense(trace, broken, reason):
+    with pytest.raises(BrokenLine, match=reason):
+        read_trace(trace(line(), line(1, **broken)))
+
+
+def test_a_request_log_is_known_by_its_first_request_wherever_that_stands(trace):
+    ended = {
+        "time": "2026-01-01T00:00:05Z",
+        "event": "request",
+        "e2e_s": 1.0,
+        "input_tokens": 9,
+        "output_tokens": 3,
+    }
+    workload = read_trace(trace(*["starting"] * 50, ended))
+    assert [(each.input_tokens, each.output_tokens) for each in workload.requests] == [(9, 3)]
