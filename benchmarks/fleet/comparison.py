@@ -17,10 +17,17 @@ from benchmarks.fleet.routers import FAIRLEAD, RouterChoice, Surroundings
 from benchmarks.fleet.servers import FleetError, Servers
 from benchmarks.fleet.watch import watched
 
-ROUTERS = (
-    "fairlead,fairlead:placement=round_robin,fairlead:placement=cache_aware,"
-    "vllm-router:policy=round_robin,vllm-router:policy=cache_aware,sglang-router:policy=cache_aware,smg"
-)
+ROUTERS = {
+    "flood": (
+        "fairlead,fairlead:placement=round_robin,fairlead:placement=cache_aware,"
+        "vllm-router:policy=round_robin,vllm-router:policy=cache_aware,sglang-router:policy=cache_aware,smg"
+    ),
+    "friendly": (
+        "fairlead,fairlead:placement=cache_aware:queue=fcfs:binding=early:tokenizer=text:kv_events=off,"
+        "sglang-router:policy=cache_aware,smg"
+    ),
+}
+"""What runs in each scenario, if nothing else is said."""
 PEERS = Path("~/.cache/fairlead/peers/venv")
 
 
@@ -35,10 +42,12 @@ class Comparison:
     warm_up_s: float
     no_flood: bool = False
     """At the end the first router once more, without the flood."""
+    repeats: int = 1
+    """All of them in turn, so many times: A B A B."""
 
     def plan(self) -> list[tuple[RouterChoice, LoadSettings]]:
         """Every run."""
-        plan = [(choice, self.load) for choice in self.choices]
+        plan = [(choice, self.load) for choice in self.choices] * self.repeats
         if self.no_flood:
             first = replace(self.choices[0], label=f"{self.choices[0].label}, no flood")
             plan.append((first, replace(self.load, flood_open=0)))

@@ -49,6 +49,16 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """One server over the samples: how full its batches are, and how long its steps."""
+
+    running: float
+    """Sequences in the batch, on average."""
+    steps_per_s: float
+    tokens_per_step: float
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """Everything about one router. JSON keys are the field names."""
 
@@ -70,8 +80,11 @@ class Figures:
     preemptions: int
     chat_hit_ratio: float | None
     """Cached share of the well-behaved clients' input, by usage: the flood has nothing to find."""
+    e2e_mean_s: float | None
+    """To the end of the answer, over the well-behaved clients' requests sent in the window."""
+    engines: list[Engine]
+    """Per server, in the order of the servers; so with `waiting`."""
     waiting: list[Waiting]
-    """Per server, in the order of the servers."""
     waiting_mean: float | None
     waiting_max: int | None
     idle_while_queued: float | None
@@ -87,6 +100,7 @@ def figures(records: Sequence[Record], samples: Sequence[Sample], begin_s: float
         name: _client([r for r in finished if r.client == name], [r for r in sent if r.client == name])
         for name in sorted({r.client for r in records})
     }
+    took = [r.done_s - r.sent_s for r in sent if r.done_s is not None and r.client != FLOOD]
     service = sum(client.service for client in clients.values())
     queries = looks[-1].prefix_queries - looks[0].prefix_queries if looks else 0
     hits = looks[-1].prefix_hits - looks[0].prefix_hits if looks else 0
@@ -108,6 +122,8 @@ def figures(records: Sequence[Record], samples: Sequence[Sample], begin_s: float
         prefix_hit_ratio=hits / queries if queries else None,
         preemptions=looks[-1].preemptions - looks[0].preemptions if looks else 0,
         chat_hit_ratio=_cached_share([r for r in finished if r.client != FLOOD]),
+        e2e_mean_s=fmean(took) if took else None,
+        engines=_engines(looks),
         waiting=lines,
         waiting_mean=fmean(line.mean for line in lines) if lines else None,
         waiting_max=max(line.max for line in lines) if lines else None,
@@ -151,6 +167,20 @@ def idle_while_queued(samples: Sequence[Sample]) -> float | None:
         for before, now in pairs
         for nothing, still_nothing in zip(_idle(before), _idle(now), strict=True)
     )
+
+
+def _engines(looks: Sequence[Sample]) -> list[Engine]:
+    if len(looks) < 2:
+        return []
+    first, last = looks[0], looks[-1]
+    seconds = last.at_s - first.at_s
+    running = [fmean(column) for column in zip(*(look.running for look in looks), strict=True)]
+    steps = [after - before for before, after in zip(first.steps, last.steps, strict=True)]
+    tokens = [after - before for before, after in zip(first.step_tokens, last.step_tokens, strict=True)]
+    return [
+        Engine(batch, count / seconds, amount / count if count else 0.0)
+        for batch, count, amount in zip(running, steps, tokens, strict=True)
+    ]
 
 
 def _idle(sample: Sample) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The load: two clients that chat, and one that floods.
+"""The load: two clients that chat, and in the scenario `flood` a third that floods.
 
 A chat session sends its whole conversation, waits for the answer, and sends it again with the answer and one more
 short question. The sessions of one client begin with the same long system prompt. The flood keeps a number of
@@ -49,6 +49,11 @@ class LoadSettings:
     flood_output_tokens: int = 32
     drain_s: float = 120.0
     """How long requests that are open at the end may take to finish."""
+
+
+SCENARIOS = {"flood": LoadSettings(), "friendly": LoadSettings(sessions=10, flood_open=0)}
+"""`flood`: few chats beside a client that asks for more than the fleet can do. `friendly`: chats alone, fewer than
+three servers have sequence slots, so that no request has to wait for one."""
 
 
 @dataclass(slots=True)

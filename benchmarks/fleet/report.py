@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fleet.figures import Figures, Latency
+from benchmarks.fleet.figures import Figures
 from benchmarks.fleet.load import Record
 from benchmarks.fleet.watch import Sample
 
@@ -84,8 +85,11 @@ def show(console: Console, setting: dict[str, Any], runs: Sequence[RouterRun], l
     table.add_column("router", overflow="fold", min_width=40)
     for name in COLUMNS:
         table.add_column(name, justify="right")
+    by_router: dict[str, list[Figures]] = {}
     for run in runs:
-        table.add_row(run.router, *_cells(run.figures))
+        by_router.setdefault(run.router, []).append(run.figures)
+    for router, repeats in by_router.items():
+        table.add_row(router, *_cells(repeats))
     console.print(table)
     where = setting["machine"]
     gpu = f"{where['gpu']}, " if "gpu" in where else ""
@@ -98,21 +102,25 @@ def show(console: Console, setting: dict[str, Any], runs: Sequence[RouterRun], l
     console.print(f"routers: {', '.join(versions)}")
     for router, reason in left_out.items():
         console.print(f"left out: {router}: {reason}", markup=False)
-    for run in runs:
-        if not run.caches_emptied:
-            console.print(f"{run.router}: the servers' prefix caches could not be emptied before", markup=False)
+    if any(len(repeats) > 1 for repeats in by_router.values()):
+        console.print("several runs of a router: their median, and the smallest to the largest", markup=False)
+    for router in dict.fromkeys(run.router for run in runs if not run.caches_emptied):
+        console.print(f"{router}: the servers' prefix caches could not be emptied before", markup=False)
 
 
 COLUMNS = (
     "chat TTFT p50 s",
     "p99",
     "mean",
+    "chat answer mean s",
     "flood p50",
     "p99",
     "service/s",
     "requests",
     "prefix hits",
     "of chats",
+    "batch",
+    "tokens a step",
     "vLLM waiting mean",
     "max",
     "idle, queued",
@@ -120,30 +128,35 @@ COLUMNS = (
 )
 
 
-def _cells(figures: Figures) -> list[str]:
-    chat, flood = figures.well_behaved_ttft_s, figures.flood_ttft_s
+def _cells(repeats: Sequence[Figures]) -> list[str]:
+    """One router's row: of several runs the median of each figure."""
+    chats = [run.well_behaved_ttft_s for run in repeats]
+    floods = [run.flood_ttft_s for run in repeats]
+    engines = [engine for run in repeats for engine in run.engines]
     return [
-        *_latency(chat),
-        _number(chat.mean),
-        *_latency(flood),
-        f"{figures.service_per_s:.0f}",
-        str(figures.requests),
-        _share(figures.prefix_hit_ratio),
-        _share(figures.chat_hit_ratio),
-        _number(figures.waiting_mean),
-        "-" if figures.waiting_max is None else str(figures.waiting_max),
-        _share(figures.idle_while_queued),
-        str(figures.errors + figures.unanswered),
+        _number([chat.p50 for chat in chats]),
+        _number([chat.p99 for chat in chats]),
+        _number([chat.mean for chat in chats]),
+        _number([run.e2e_mean_s for run in repeats]),
+        _number([flood.p50 for flood in floods]),
+        _number([flood.p99 for flood in floods]),
+        _number([run.service_per_s for run in repeats], ".0f"),
+        _number([run.requests for run in repeats], ".0f", spread=False),
+        _number([run.prefix_hit_ratio for run in repeats], ".1%", spread=False),
+        _number([run.chat_hit_ratio for run in repeats], ".1%", spread=False),
+        _number([engine.running for engine in engines], ".1f"),
+        _number([engine.tokens_per_step for engine in engines if engine.steps_per_s], ".1f", spread=False),
+        _number([run.waiting_mean for run in repeats], spread=False),
+        _number([run.waiting_max for run in repeats], ".0f", spread=False),
+        _number([run.idle_while_queued for run in repeats], ".1%", spread=False),
+        str(sum(run.errors + run.unanswered for run in repeats)),
     ]
 
 
-def _latency(latency: Latency) -> list[str]:
-    return [_number(latency.p50), _number(latency.p99)]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _number(values: Sequence[float | None], form: str = ".2f", *, spread: bool = True) -> str:
+    """The median of those that are there; with the smallest and the largest where there are several."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return "-"
+    middle = f"{median(known):{form}}"
+    return f"{middle} ({known[0]:{form}}-{known[-1]:{form}})" if spread and len(known) > 1 else middle

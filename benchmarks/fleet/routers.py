@@ -31,6 +31,10 @@ PEERS: dict[str, tuple[str, ...]] = {"vllm-router": (), "sglang-router": ("launc
 """Each peer's console script, which is named like its package, and the words before its options."""
 
 
+_SECTIONS = {"tokenizer": "tokenization", "kv_events": "health"}
+"""Where in the configuration a setting stands that is not one of `policies`."""
+
+
 class NotInstalledError(Exception):
     """A router that is not on this machine."""
 
@@ -65,9 +69,11 @@ def fairlead_config(
     """The configuration that the settings mean. `roles`: what a worker is for, by its URL, if not for everything.
 
     `placement` and `queue` name a policy, `placement.x` and `queue.x` are settings of it; `max_num_seqs=learned`
-    keeps the servers' limit from the gateway; everything else is a key of `policies`.
+    keeps the servers' limit from the gateway; `tokenizer` is that of `tokenization`, `kv_events` that of `health`;
+    everything else is a key of `policies`.
     """
     policies: dict[str, Any] = {}
+    others: dict[str, dict[str, Any]] = {}
     for key, text in choice.settings:
         value = yaml.safe_load(text)
         kind, dot, setting = key.partition(".")
@@ -75,12 +81,14 @@ def fairlead_config(
             max_num_seqs = 0 if value == "learned" else int(value)
         elif kind in {"placement", "queue"}:
             policies.setdefault(kind, {})[setting if dot else "name"] = value
+        elif kind in _SECTIONS:
+            others.setdefault(_SECTIONS[kind], {})[kind] = value
         else:
             policies[key] = value
     limit = {"max_num_seqs": max_num_seqs} if max_num_seqs else {}
     of = roles or {}
     rows = [{"url": url} | limit | ({"roles": of[url]} if url in of else {}) for url in workers]
-    return {"workers": rows, "policies": policies}
+    return {"workers": rows, "policies": policies, **others}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from benchmarks.fleet.load import Load
-from benchmarks.fleet.servers import FleetError, Servers
-from workers.fleet.worker import Scrape
+from benchmarks.fleet.servers import FleetError, Look, Servers
 
 EVERY_S = 0.25
 
@@ -22,6 +21,9 @@ class Sample:
     prefix_queries: int
     prefix_hits: int
     preemptions: int
+    steps: tuple[int, ...]
+    """Of each engine since it started; so with `step_tokens`."""
+    step_tokens: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -40,9 +42,9 @@ class Watch:
         while True:
             before = self.load.open
             try:
-                scrapes = await self.servers.scrapes()
+                looked = await self.servers.looks()
                 # Of requests that came or went meanwhile it is not known whether a server counts them yet.
-                self.samples.append(_sample(self.load.now_s, min(before, self.load.open), scrapes))
+                self.samples.append(_sample(self.load.now_s, min(before, self.load.open), looked))
             except FleetError:
                 self.missed += 1
             looks = max(looks + 1, int(self.load.now_s / EVERY_S))
@@ -62,7 +64,8 @@ async def watched(servers: Servers, load: Load) -> Watch:
     return watch
 
 
-def _sample(at_s: float, sent: int, scrapes: list[Scrape]) -> Sample:
+def _sample(at_s: float, sent: int, looked: list[Look]) -> Sample:
+    scrapes = [look.scrape for look in looked]
     return Sample(
         at_s=at_s,
         open=sent,
@@ -71,4 +74,6 @@ def _sample(at_s: float, sent: int, scrapes: list[Scrape]) -> Sample:
         prefix_queries=sum(scrape.prefix_queries for scrape in scrapes),
         prefix_hits=sum(scrape.prefix_hits for scrape in scrapes),
         preemptions=sum(scrape.preemptions for scrape in scrapes),
+        steps=tuple(look.steps for look in looked),
+        step_tokens=tuple(look.step_tokens for look in looked),
     )

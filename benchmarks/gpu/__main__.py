@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--models", type=Path, default=MODELS, help="where our models are written (%(default)s)")
     add("--servers", type=int, help="that share the device (heatmap and pairs always take 4)")
     add("--seconds", type=float, help="of load per router, for `fleet`")
-    add("--routers", default=ROUTERS, help="for `fleet`, with commas between")
+    add("--routers", default=ROUTERS["flood"], help="for `fleet`, with commas between")
     add("--peers-python-env", type=Path, default=PEERS, help="environment with the peers' commands (%(default)s)")
     add("--out", type=Path, help="folder for results (default: benchmarks/gpu/results/DEVICE)")
     add("--logs", type=Path, help="folder for logs and raw records (default: a new one among temporary files)")

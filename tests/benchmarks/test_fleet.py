@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fleet.comparison import Comparison
 from benchmarks.fleet.figures import figures, idle_while_queued, percentile
 from benchmarks.fleet.load import LoadSettings, Record, conversations
 from benchmarks.fleet.routers import NotInstalledError, fairlead_config, parse, peer_command
+from benchmarks.fleet.servers import ServerSettings, specs_of
 from benchmarks.fleet.watch import Sample
+from router.config.schema import Config
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def look(at_s, **given):
     values = {"open": 0, "running": (0, 0), "waiting": (0, 0), "prefix_queries": 0, "prefix_hits": 0}
+    values |= {"steps": (0, 0), "step_tokens": (0, 0)}
     return Sample(at_s=at_s, **values | {"preemptions": 0} | given)
 
 
@@ -61,6 +65,17 @@ def test_hits_and_waiting_come_from_the_samples_in_the_window():
     assert (found.waiting_mean, found.waiting_max) == (1.25, 3)
 
 
+def test_batches_and_steps_of_an_engine_are_those_of_the_window():
+    samples = [
+        look(0.5, running=(8, 8), steps=(10, 10), step_tokens=(100, 100)),
+        look(1.0, running=(2, 0), steps=(20, 50), step_tokens=(150, 400)),
+        look(3.0, running=(4, 0), steps=(40, 50), step_tokens=(450, 400)),
+    ]
+    one, idle = figures([], samples, 1.0, 4.0).engines
+    assert (one.running, one.steps_per_s, one.tokens_per_step) == (3.0, 10.0, 15.0)
+    assert (idle.running, idle.steps_per_s, idle.tokens_per_step) == (0.0, 0.0, 0.0)
+
+
 def test_a_server_is_idle_beside_a_queue_only_when_two_looks_in_a_row_say_so():
     busy, idle = look(0, open=9, running=(4, 4)), look(0, open=9, running=(4, 0))
     assert idle_while_queued([busy, idle, busy]) == 0.0
@@ -100,6 +115,32 @@ def test_settings_after_the_name_become_the_gateways_configuration():
     }
     learned = fairlead_config(parse("fairlead:max_num_seqs=learned"), ["http://a:1"], 8)
     assert learned == {"workers": [{"url": "http://a:1"}], "policies": {}}
+    blind = fairlead_config(parse("fairlead:tokenizer=text:kv_events=off"), [], 8)
+    assert blind == {
+        "workers": [],
+        "policies": {},
+        "tokenization": {"tokenizer": "text"},
+        "health": {"kv_events": False},
+    }
+    assert Config.load(None, {}, blind).health.kv_events == "off"
+
+
+def test_all_routers_run_in_turn_as_often_as_asked():
+    one, two = parse("fairlead"), parse("smg")
+    plan = Comparison([one, two], LoadSettings(), 1.0, 0.0, no_flood=True, repeats=2).plan()
+    assert [choice.label for choice, _ in plan] == ["fairlead", "smg", "fairlead", "smg", "fairlead, no flood"]
+
+
+def test_servers_publish_their_cache_events_on_ports_of_their_own(tmp_path):
+    settings = ServerSettings("python", tmp_path, count=2, kv_events=True)
+    told = [
+        json.loads(spec.argv[spec.argv.index("--kv-events-config") + 1])
+        for spec in specs_of(settings, tmp_path, range(9000, 9006))
+    ]
+    ports = [event[name].rpartition(":")[2] for event in told for name in ("endpoint", "replay_endpoint")]
+    assert ports == ["9002", "9003", "9004", "9005"]
+    silent = specs_of(ServerSettings("python", tmp_path, count=2), tmp_path, range(9000, 9002))
+    assert not any("--kv-events-config" in spec.argv for spec in silent)
 
 
 @pytest.mark.parametrize("text", ["nginx", "fairlead:late", ""])
@@ -138,14 +179,26 @@ async def test_a_run_in_front_of_simulated_servers_reports_what_the_servers_have
         assert max(sum(sample["running"]) for sample in run["samples"]) > 0
 
 
-async def compared(folder, routers, *options):
+async def test_repeats_of_the_friendly_scenario_have_no_flood_and_one_row_a_router(tmp_path):
+    report = await compared(
+        tmp_path, "fairlead", "--scenario", "friendly", "--sessions", "2", "--repeats", "2", flood=()
+    )
+    assert report["setting"]["load"]["flood_open"] == 0
+    assert [run["router"] for run in report["runs"]] == ["fairlead", "fairlead"]
+    for run in report["runs"]:
+        assert set(run["figures"]["clients"]) == {"chat-a", "chat-b"}
+        assert run["figures"]["e2e_mean_s"] >= run["figures"]["well_behaved_ttft_s"]["mean"]
+    assert report["told"].count("│ fairlead ") == 1
+
+
+async def compared(folder, routers, *options, flood=("--flood-open", "12")):
     """The report of the command in front of three simulated servers that do not take long."""
     config = SimulatorConfig(model="tiny", max_num_seqs=4)
     async with simulated_worker(config) as one, simulated_worker(config) as two, simulated_worker(config) as three:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "benchmarks.fleet", "--model", "tiny", "--routers", routers),
             *("--workers-at", f"{one.url},{two.url},{three.url}", "--peers-python-env", str(folder)),
-            *("--seconds", "1.5", "--warm-up", "0.5", "--flood-open", "12", "--max-num-seqs", "4", *options),
+            *("--seconds", "1.5", "--warm-up", "0.5", *flood, "--max-num-seqs", "4", *options),
             *("--json", str(folder / "report.json")),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -153,4 +206,4 @@ async def compared(folder, routers, *options):
         )
         told, _ = await process.communicate()
     assert process.returncode == 0, told.decode()
-    return json.loads((folder / "report.json").read_text())
+    return json.loads((folder / "report.json").read_text()) | {"told": told.decode()}
