@@ -1,7 +1,8 @@
 """Whether a request fits on a worker now, and when it will.
 
 Under late binding a worker is sent only what it can run at once. It has room for a request when three things are
-there: the prefill it owes is at most about one engine step, a sequence slot is free, and the request's KV fits.
+there: the prefill it owes is at most about one engine step (`Worker.prefill_window`), a sequence slot is free, and
+the request's KV fits.
 Prefill is the point: vLLM runs first come, first served, so whatever is sent beyond the next step waits inside the
 engine, where no policy can reorder it.
 

@@ -80,8 +80,11 @@ class Profile:
         return output_tokens * self.step_s(batch, context_tokens)
 
     def prefill_tokens(self, seconds: float) -> int:
-        """Tokens of short prompts that can be computed within `seconds`, at least one."""
-        return max(1, int((seconds - self.base_s) / self.per_token_s))
+        """Tokens of short prompts that make a step `seconds` longer which runs anyway, at least one.
+
+        Without the base: it is the step itself and the way to it, and takes as long for one token as for many.
+        """
+        return max(1, int(seconds / self.per_token_s))
 
     def scaled(self, prefill: float, decode: float) -> "Profile":
         """The profile of a worker whose prefill takes `prefill` times as long, and whose decode `decode` times."""

@@ -354,15 +354,17 @@ class Worker:
         return self.current_view
 
     def prefill_window(self) -> int:
-        """Uncached prompt tokens that may be in flight at once: about one engine step.
+        """Uncached prompt tokens that may be in flight at once: what makes a step longer by `window_s`.
 
-        0, which means one prompt, while no speed is known.
+        Or by as much as a step and the way to it take by themselves, where that is more: on a slow engine a window
+        shorter than that is one prompt at a time, and every prompt waits for a step of its own. 0, which means one
+        prompt, while no speed is known.
         """
         if self._window_tokens is not None:
             return self._window_tokens
         if not self.profile.prefills:
             return 0
-        step = self.profile.prefill_tokens(self._window_s)
+        step = self.profile.prefill_tokens(max(self._window_s, self.profile.base_s))
         return step if self.facts.max_batched_tokens is None else min(step, self.facts.max_batched_tokens)
 
     def leave(self) -> None:

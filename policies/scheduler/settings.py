@@ -13,9 +13,11 @@ class SchedulerSettings:
     max_wait_s: float = 600.0
     attempts: int = 3
     prefill_window_s: float = 0.2
-    """Prefill in flight per worker, in time by its profile: about one engine step."""
+    """Prefill in flight per worker: what it may add to an engine step, in time by the worker's profile.
+
+    At least as much as a step takes by itself."""
     prefill_window_tokens: int | None = None
-    """The same in extend tokens; set, it replaces the time."""
+    """The same in uncached tokens; set, it replaces the time."""
     kv_margin: float = 0.02
     """Share of a worker's KV cache that is left free: lengths are estimates, and output is heard of late."""
     hold_s: float = 5.0

@@ -184,7 +184,8 @@ class Policies(Section):
         description="late: wait here until a worker has room; early: go to a worker's line at once.",
     )
     prefill_window_s: Seconds = Field(
-        default=0.2, description="Prompt processing in flight per worker, in time by its profile."
+        default=0.2,
+        description="What prompts in flight may add to a worker's step, in time by its profile.",
     )
     prefill_window_tokens: Whole | None = Field(
         default=None, description="The same in tokens; set, it replaces the time."

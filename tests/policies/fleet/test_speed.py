@@ -33,14 +33,15 @@ def test_a_prompt_costs_a_base_and_its_tokens():
     assert profile.prefill_s(1000) == pytest.approx(0.11)
 
 
-def test_as_many_tokens_as_fit_into_a_time_take_no_longer():
-    profile = Profile(base_s=0.01, per_token_s=1e-4, per_pair_s=0.0)
+@pytest.mark.parametrize("base_s", [0.01, 5.0])
+def test_as_many_tokens_as_fit_into_a_time_make_a_step_no_more_than_that_longer(base_s):
+    profile = Profile(base_s=base_s, per_token_s=1e-4, per_pair_s=0.0)
     tokens = profile.prefill_tokens(0.2)
-    assert profile.prefill_s(tokens) <= 0.2 < profile.prefill_s(tokens + 2)
+    assert profile.prefill_s(tokens) - base_s <= 0.2 + 1e-9 < profile.prefill_s(tokens + 2) - base_s
 
 
 def test_one_token_fits_into_any_time():
-    assert Profile(base_s=5.0).prefill_tokens(0.2) == 1
+    assert Profile(per_token_s=5.0).prefill_tokens(0.2) == 1
 
 
 @pytest.mark.parametrize("factor", [0.05, 0.5, 1.0, 3.0, 40.0])

@@ -278,6 +278,19 @@ def test_the_window_is_a_time_by_the_profile_but_at_most_one_batch():
     assert make_worker(max_batched_tokens=512, window_tokens=9000).prefill_window() == 9000
 
 
+def test_several_short_prompts_fit_into_a_step_that_takes_longer_than_the_window_by_itself():
+    worker, now = make_worker(slots=8), 0.0
+    for _ in range(40):
+        now += 10.0
+        one = start(worker, make_attempt(30, now=now), now)
+        first_token(worker, one, now + 0.4)
+        end(worker, one)
+    assert worker.profile.base_s > 0.2
+    for _ in range(3):
+        assert worker.view().admits(make_attempt(30).request, 0)
+        start(worker, make_attempt(30, now=now), now)
+
+
 def test_one_prompt_is_in_flight_while_nothing_is_known_of_a_workers_speed():
     worker = make_worker()
     assert worker.prefill_window() == 0
