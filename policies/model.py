@@ -208,6 +208,12 @@ class WorkerView:
     """Work in hand, seconds: the prefill owed, and one decode step of every sequence."""
     stalled: bool = False
     """Nothing has come back for long although something is due: used when nobody better is left."""
+    named_requests: int = 0
+    """Waiting requests that are named to this worker: it is chosen for them, and they are not sent yet."""
+    named_sequences: int = 0
+    """Their sequences."""
+    named_prefill_tokens: int = 0
+    """Their prompt tokens that this worker would have to compute."""
 
     def admits(self, request: RequestView, matched_tokens: int) -> bool:
         """Whether the whole request could start here now; a worker with one role can do that, too."""
@@ -217,6 +223,15 @@ class WorkerView:
         prompt = request.input_tokens
         extend = max(1, prompt - matched_tokens)
         return room.admits(prompt, extend, request.expected_output_tokens, request.sequences)
+
+    def room_expected_at(self, request: RequestView, matched_tokens: int) -> float:
+        """When the whole request is expected to fit here, by what is missing: prefill, slots or KV.
+
+        On the driver's clock, seconds; the past if nothing is missing. A prediction: it may be overdue.
+        """
+        prompt = request.input_tokens
+        extend = max(1, prompt - matched_tokens)
+        return self.room.expected_for(prompt, extend, request.expected_output_tokens, request.sequences)
 
     def admits_prefill(self, request: RequestView, matched_tokens: int) -> bool:
         """Whether its prompt could be computed here now, for another worker to answer."""

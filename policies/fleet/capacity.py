@@ -37,15 +37,21 @@ class Room:
     kv_free: int | None
     """KV tokens left if everything in flight had its full expected length at once."""
     expected_at: float
-    """When room is next expected (the driver's clock, seconds): the past if there is some now."""
+    """When room for some request is next expected (the driver's clock, seconds): the past if there is some now."""
     kv_now: int | None = None
     """KV tokens that nothing in flight occupies at this moment."""
     batch: Batch | None = field(default=None, compare=False)
-    """What is in flight, to ask when `kv_free` is too little; None: then it does not fit."""
+    """What is in flight, to ask when `kv_free` is too little (None: then it does not fit) and when it ends."""
     prefills: bool = True
     """The worker computes prompts."""
     decodes: bool = True
     """The worker generates answers."""
+    prefill_due: float = 0.0
+    """When all prefill in flight should be done."""
+    last_response_at: float = 0.0
+    """When the answers in flight were as they are in `batch`."""
+    step_s: float = 0.0
+    """Seconds of one decode step."""
     open: bool = field(init=False)
     """Whether any request, or the part of one that the worker is there for, could start now."""
 
@@ -72,6 +78,28 @@ class Room:
         """Whether a request fits whose prompt another worker computes; `fresh`: prompt tokens not cached here."""
         return self.idle or self._slots_and_kv(prompt, fresh, output, sequences)
 
+    def expected_for(self, prompt: int, extend: int, output: int, sequences: int) -> float:
+        """When a whole request is expected to fit, by what is missing for it; arguments as in `admits`.
+
+        0, the past, if it fits now. Missing prefill is there when all prefill in flight is done; missing slots
+        when enough sequences have ended; missing KV when enough answers have ended for the whole request beside
+        the most that the others will hold from then on. A request larger than that fits the idle worker.
+        """
+        if self.idle:
+            return 0.0
+        due, batch = 0.0, self.batch
+        if not self._window(extend):
+            due = self.prefill_due
+        if batch is None:
+            return due if self._slots_and_kv(prompt, extend, output, sequences) else max(due, self.expected_at)
+        if self.slots_free is not None and sequences > self.slots_free:
+            steps = batch.steps_until_ended(sequences - self.slots_free)
+            due = max(due, self.last_response_at + steps * self.step_s)
+        if not self._kv(prompt, extend, output, sequences):
+            steps = batch.steps_until_free(prompt, max(extend, prompt - batch.pinned), output * sequences)
+            due = max(due, self.last_response_at + steps * self.step_s)
+        return due
+
     def _window(self, extend: int) -> bool:
         return self.prefill_idle or extend <= self.prefill_free
 
@@ -93,6 +121,10 @@ class Room:
         if self.kv_now is not None and fresh > self.kv_now:
             return False
         return batch.fits(Member(prompt, 0, output, sequences), fresh)
+
+
+OPEN_ROOM = Room(idle=True, prefill_idle=True, prefill_free=0, slots_free=None, kv_free=None, expected_at=0.0)
+"""Admits any request."""
 
 
 class LearnedSlots:

@@ -17,6 +17,7 @@ instants at which it is there itself: with what comes later it has nothing to do
 
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
+from operator import neg
 from typing import NamedTuple
 
 import numpy as np
@@ -87,9 +88,7 @@ class Batch:
 
     def fits(self, newcomer: Member, fresh: int | None = None) -> bool:
         """As the function `fits`, of this batch."""
-        profile = self._profile
-        if profile is None:
-            profile = self._profile = _Profile(self._rows, self.capacity, self.pinned)
+        profile = self._as_profile()
         prompt, answer, remaining, sequences = newcomer
         if fresh is None or fresh > prompt:
             fresh = prompt
@@ -109,6 +108,34 @@ class Batch:
             ):
                 return True
         return profile.most(first, prompt, self.pinned + fresh, sequences) + answer <= self.capacity
+
+    def _as_profile(self) -> "_Profile":
+        profile = self._profile
+        if profile is None:
+            profile = self._profile = _Profile(self._rows, self.capacity, self.pinned)
+        return profile
+
+    def steps_until_ended(self, sequences: int) -> int:
+        """Steps until this many sequences are expected to have ended; until all have, if there are fewer."""
+        profile = self._as_profile()
+        left, ends = profile.growing[0] - sequences, profile.ends
+        ended = bisect_left(profile.growing, -left, key=neg)  # `growing` falls: the first that is at most `left`
+        return ends[min(ended, len(ends)) - 1] if ended and ends else 0
+
+    def steps_until_free(self, prompt: int, fresh: int, answers: int) -> int:
+        """Steps until a request is expected to fit beside the others for as long as they are there.
+
+        It is counted with its whole prompt (`fresh` tokens of it are not in memory now) and `answers` tokens from
+        then on, so the truth may be sooner. The last end, if it is larger than the capacity.
+        """
+        profile = self._as_profile()
+        apart, shared = profile.peaks()
+        rest, count = self.capacity - answers, len(profile.ends)
+        ended = min(
+            bisect_left(apart, prompt - rest, 1, count, key=neg),
+            bisect_left(shared, self.pinned + fresh - rest, 1, count, key=neg),
+        )
+        return profile.ends[ended - 1] if count else 0
 
     def plus(self, newcomer: Member, fresh: int | None = None) -> "Batch":
         """The batch with one more in it."""
@@ -141,6 +168,13 @@ class _Profile:
         """If none of the prompts is given back."""
         self.free_apart = least(free - sums[0, :count]).tolist()
         """If none of them is shared."""
+
+    def peaks(self) -> tuple[list[int], list[int]]:
+        """The most that is held at the i-th end or a later one, with unshared prompts, and without prompts."""
+        prompts, answers, ends, growing = self._sums
+        held = answers + growing * ends
+        latest = np.maximum.accumulate
+        return latest((prompts + held)[::-1])[::-1].tolist(), latest(held[::-1])[::-1].tolist()
 
     def most(self, first: int, prompt: int, pinned: int, sequences: int) -> int:
         """The most that is held at one of the first ends, with a newcomer that holds a prompt and grows."""

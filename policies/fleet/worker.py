@@ -13,8 +13,9 @@ Invariants: no counter is negative; with no attempt in flight all of them are ze
 """
 
 import math
+from dataclasses import replace
 
-from policies.fleet.capacity import LearnedSlots, Room
+from policies.fleet.capacity import OPEN_ROOM, LearnedSlots, Room
 from policies.fleet.kv_fit import Member, Occupants
 from policies.fleet.speed import PoolSpeed, WorkerSpeed, pairs
 from policies.model import Matches, Placement, RequestView, Stage, WorkerFacts, WorkerView
@@ -146,6 +147,10 @@ class Worker:
         """KV tokens of the prompts in flight, shared prefixes counted once."""
         self.responses_due = 0
         """Responses that the driver will see: streamed first tokens and prefills of pairs."""
+        self.named_requests = 0
+        """Waiting requests that are named to this worker: it is chosen for them, and they are not sent yet."""
+        self.named_sequences = 0
+        self.named_prefill_tokens = 0
         self.stalled = False
         self.prefill_due = 0.0
         """When the prefill in flight should be done, by the profile."""
@@ -266,6 +271,28 @@ class Worker:
     def idle(self) -> bool:
         return self.requests == 0 and self.prefills == 0
 
+    # -- named requests: each is named once and unnamed once, while it waits
+
+    def name(self, request: RequestView, prefill_tokens: int) -> None:
+        """A waiting request is meant for this worker, which would compute `prefill_tokens` of its prompt."""
+        self.named_requests += 1
+        self.named_sequences += request.sequences
+        self.named_prefill_tokens += prefill_tokens
+        self._renew_named()
+
+    def unname(self, request: RequestView, prefill_tokens: int) -> None:
+        """The request is sent, has left the queue, or is meant for another worker: undo `name`, same arguments."""
+        self.named_requests -= 1
+        self.named_sequences -= request.sequences
+        self.named_prefill_tokens -= prefill_tokens
+        self._renew_named()
+
+    def _renew_named(self) -> None:
+        """Keep the view, but for what is named: its room is the same, and the most expensive part."""
+        view = self.current_view
+        if view is not None:
+            self.current_view = self._view_of(view.room)
+
     # -- responses
 
     def expect_response(self, now: float) -> None:
@@ -336,22 +363,50 @@ class Worker:
 
     def view(self) -> WorkerView:
         """The worker as policies see it now: the same object until something changes."""
-        if self.current_view is None:
-            self.current_view = WorkerView(
-                self.facts.id,
-                self.facts,
-                self.requests,
-                self.sequences,
-                self.prefill_owed,
-                self.decode_tokens,
-                self.pinned + self._unkeyed + self.reserved,
-                self._room(),
-                self.profile,
-                self.profile.prefill_s(self.prefill_owed)
-                + self.sequences * self.profile.step_s(self.sequences, self.decode_tokens),
-                self.stalled,
-            )
-        return self.current_view
+        view = self.current_view
+        if view is None:
+            view = self.current_view = self._view_of(self._room())
+        return view
+
+    def view_with_named(self, now: float) -> WorkerView:
+        """The worker as it will be for a request that comes after those named to it; its room is open.
+
+        For ranking under early binding: requests, sequences, owed prefill and load include what is named, and room
+        is expected once that is computed.
+        """
+        view = self.view()
+        owed = self.prefill_owed + self.named_prefill_tokens
+        sequences = self.sequences + self.named_sequences
+        profile = self.profile
+        ahead_s = profile.prefill_s(owed) - profile.prefill_s(self.prefill_owed)
+        steps_s = self.named_sequences * profile.step_s(sequences, self.decode_tokens)
+        return replace(
+            view,
+            requests=self.requests + self.named_requests,
+            sequences=sequences,
+            prefill_owed=owed,
+            room=replace(OPEN_ROOM, expected_at=max(view.room.expected_at, now) + ahead_s),
+            load_s=view.load_s + ahead_s + steps_s,
+        )
+
+    def _view_of(self, room: Room) -> WorkerView:
+        profile, sequences = self.profile, self.sequences
+        return WorkerView(
+            self.facts.id,
+            self.facts,
+            self.requests,
+            sequences,
+            self.prefill_owed,
+            self.decode_tokens,
+            self.pinned + self._unkeyed + self.reserved,
+            room,
+            profile,
+            profile.prefill_s(self.prefill_owed) + sequences * profile.step_s(sequences, self.decode_tokens),
+            self.stalled,
+            self.named_requests,
+            self.named_sequences,
+            self.named_prefill_tokens,
+        )
 
     def prefill_window(self) -> int:
         """Uncached prompt tokens that may be in flight at once: what makes a step longer by `window_s`.
@@ -382,23 +437,40 @@ class Worker:
         facts, kv_tokens, idle = self.facts, self._kv_tokens, self.idle
         slots = facts.slots if facts.slots is not None else self._slots.bound
         slots_free = None if slots is None else slots - self.sequences
-        full = slots_free is not None and slots_free <= 0
-        due = max(self.prefill_due, self._slot_due()) if full else self.prefill_due
         kv_free = kv_now = batch = None
+        step_s = 0.0
+        if not idle:
+            step_s = self.profile.step_s(self.sequences, self.decode_tokens)
+            if kv_tokens is not None or (slots_free is not None and slots_free <= 0):
+                batch = self._occupants.batch(kv_tokens or 0, self.pinned + self._unkeyed)
         if kv_tokens is not None:
             prompts = self.pinned + self._unkeyed
             kv_free = kv_tokens - prompts - self.reserved
             kv_now = kv_tokens - prompts - self._answers
-            if not idle:  # an idle worker takes anything
-                batch = self._occupants.batch(kv_tokens, prompts)
+        due = self.prefill_due
+        if (slots_free is not None and slots_free <= 0) or (kv_now is not None and kv_now <= 0):
+            due = max(due, self._first_end(step_s))
         free = self.prefill_window() - self.prefill_owed
-        return Room(idle, self.prefills == 0, free, slots_free, kv_free, due, kv_now, batch, *self._stages)
-
-    def _slot_due(self) -> float:
-        """When the first of the answers in flight is expected to end, as of the last response."""
-        return self._last_response_at + self._occupants.soonest() * self.profile.step_s(
-            self.sequences, self.decode_tokens
+        prefills, decodes = self._stages
+        return Room(
+            idle,
+            self.prefills == 0,
+            free,
+            slots_free,
+            kv_free,
+            due,
+            kv_now,
+            batch,
+            prefills,
+            decodes,
+            self.prefill_due,
+            self._last_response_at,
+            step_s,
         )
+
+    def _first_end(self, step_s: float) -> float:
+        """When the first of the answers in flight is expected to end, as of the last response."""
+        return self._last_response_at + self._occupants.soonest() * step_s
 
     def _enter(self, attempt: Attempt, member: Member) -> None:
         self.requests += 1

@@ -46,7 +46,7 @@ from policies.scheduler.event_dispatch import Audience
 from policies.scheduler.faults import Faults
 from policies.scheduler.matching import Choice, Chooser
 from policies.scheduler.settings import SchedulerSettings
-from policies.scheduler.timers import Alarms
+from policies.scheduler.timers import Timers
 
 __all__ = ["Scheduler", "SchedulerSettings"]
 
@@ -86,10 +86,8 @@ class Scheduler:
         )
         self._entries: dict[str, _Entry] = {}
         self._rejects: list[Decision] = []
-        self._waits = Alarms(lambda ticket: (entry := self._entry(ticket)) is not None and entry.running is None)
-        self._predictions = Alarms(
-            lambda ticket: (running := self._running(ticket)) is not None and running.predictable
-        )
+        self._waits = Timers(self._is_waiting, self._entries)
+        self._predictions = Timers(self._is_predictable, self._entries)
         self._serials = count(1)
         self._chooser = Chooser(queue, placement, self._fleet, self.prefixes, self.settings)
         self._tell = Audience((queue, placement), self._chooser.faults).tell
@@ -260,15 +258,15 @@ class Scheduler:
 
     def _expire(self, now: float) -> None:
         """Turn away who has waited too long."""
-        while (alarm := self._waits.due(now)) is not None:
-            entry = self._entries[alarm[1].request]
+        while (timer := self._waits.due(now)) is not None:
+            entry = self._entries[timer[1].request]
             self._dequeue(entry.request)
             self._reject(entry, RejectReason.WAITED_TOO_LONG, now)
 
     def _predict(self, now: float) -> None:
         """First tokens and output of answers that are not streamed, by their worker's profile."""
-        while (alarm := self._predictions.due(now)) is not None:
-            due, ticket = alarm
+        while (timer := self._predictions.due(now)) is not None:
+            due, ticket = timer
             running = self._running(ticket)
             if running is None:
                 continue
@@ -348,3 +346,11 @@ class Scheduler:
     def _running(self, ticket: Ticket) -> Attempt | None:
         entry = self._entry(ticket)
         return None if entry is None else entry.running
+
+    def _is_waiting(self, ticket: Ticket) -> bool:
+        entry = self._entry(ticket)
+        return entry is not None and entry.running is None
+
+    def _is_predictable(self, ticket: Ticket) -> bool:
+        running = self._running(ticket)
+        return running is not None and running.predictable

@@ -1,53 +1,58 @@
-"""What is due when, for tickets that may be over long before.
+"""Times at which something is due for a ticket that may have ended long before.
 
-A heap of times. Nothing is taken out when a ticket is over; what is over is dropped when it comes to the top, and
-all of it at once whenever it may be half of the heap. So the heap is bounded by twice the tickets that are alive,
-and the next time it names is one at which something is really due.
+A heap of times. An entry is not removed when its ticket ends; what has ended is dropped when it comes to the top,
+and all of it at once whenever it may be more than half of the heap. So the heap is bounded by twice the requests
+that are here (and `_MIN_SIZE`), and `next` names a time at which something is really due.
 """
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from policies.model import Ticket
 
 _MIN_SIZE = 64
 
 
-class Alarms:
-    """Times of tickets; `alive` says whether a ticket's time still means anything."""
+class Timers:
+    """Times of tickets.
 
-    def __init__(self, alive: Callable[[Ticket], bool]) -> None:
+    `alive` says whether a ticket's time still means anything; `requests` are those that have tickets, of which at
+    most one each is alive.
+    """
+
+    def __init__(self, alive: Callable[[Ticket], bool], requests: Sized) -> None:
         self._alive = alive
+        self._requests = requests
         self._heap: list[tuple[float, Ticket]] = []
-        self._limit = _MIN_SIZE
 
     def __len__(self) -> int:
+        """Entries in the heap, ended tickets included."""
         return len(self._heap)
 
     def set(self, at: float, ticket: Ticket) -> None:
+        """Note that something is due for the ticket at `at`; infinity: never."""
         if at == math.inf:
             return
-        if len(self._heap) >= self._limit:
-            self._heap = [alarm for alarm in self._heap if self._alive(alarm[1])]
+        if len(self._heap) >= 2 * len(self._requests) + _MIN_SIZE:
+            self._heap = [timer for timer in self._heap if self._alive(timer[1])]
             heapq.heapify(self._heap)
-            self._limit = max(_MIN_SIZE, 2 * len(self._heap))
         heapq.heappush(self._heap, (at, ticket))
 
     def clear(self) -> None:
-        """No ticket's time means anything any more."""
+        """Drop everything: no ticket's time means anything any more."""
         self._heap.clear()
 
     def due(self, now: float) -> tuple[float, Ticket] | None:
-        """Take out what is due, the earliest; None: nothing (more) is, which most often takes one comparison."""
+        """Remove and return the earliest entry that is due; None if nothing (more) is."""
         while self._heap and self._heap[0][0] <= now:
-            alarm = heapq.heappop(self._heap)
-            if self._alive(alarm[1]):
-                return alarm
+            timer = heapq.heappop(self._heap)
+            if self._alive(timer[1]):
+                return timer
         return None
 
     def next(self) -> float | None:
-        """The earliest time, None if there is none."""
+        """The earliest time at which something is due, None if there is none."""
         while self._heap and not self._alive(self._heap[0][1]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None

@@ -138,3 +138,32 @@ def test_an_array_of_fields_is_a_batch():
     rows = np.array([[10], [5], [5], [1]])
     assert Batch(rows, 26).fits(Member(1, 0, 5))
     assert not Batch(rows, 25).fits(Member(1, 0, 5))
+
+
+# -- when there will be room
+
+
+@settings(max_examples=200)
+@given(BATCHES, st.integers(0, 30), st.integers(0, 20), st.integers(0, 150))
+def test_when_a_request_is_expected_to_fit_it_does_whatever_it_needs_until_then(batch, prompt, answers, capacity):
+    steps = Batch(batch, capacity).steps_until_free(prompt, prompt, answers)
+    left = [m for m in batch if m.remaining > steps]
+    assert steps in {0, *(m.remaining for m in batch)}
+    if left:
+        held = [sum(m.prompt + m.held(step) for m in left if m.remaining >= step) for step in range(steps + 1, 13)]
+        assert prompt + answers + max(held) <= capacity
+
+
+@settings(max_examples=200)
+@given(BATCHES, st.integers(1, 20))
+def test_sequences_are_expected_to_have_ended_when_the_shortest_have(batch, wanted):
+    steps = Batch(batch, 0).steps_until_ended(wanted)
+    total = sum(m.sequences for m in batch)
+    assert sum(m.sequences for m in batch if m.remaining <= steps) >= min(wanted, total)
+    assert sum(m.sequences for m in batch if m.remaining < steps) < wanted
+
+
+def test_a_prompt_that_the_batch_shares_needs_less_memory():
+    batch = Batch([Member(80, 0, 10), Member(80, 0, 50)], 200, pinned=80)
+    assert batch.steps_until_free(80, 80, 60) == 50
+    assert batch.steps_until_free(80, 0, 60) == 10

@@ -340,6 +340,89 @@ def test_room_is_not_expected_later_and_later_on_a_worker_that_is_never_idle():
     assert worker.prefill_due - now <= worker.profile.prefill_s(20)
 
 
+def test_room_for_a_request_is_expected_by_what_is_missing_for_it():
+    """Prefill is done in a moment, the first slot is free in 40 steps, both in 100, much KV in 100."""
+    worker = make_worker(slots=2, kv_tokens=400)
+    for expected in (100, 40):
+        one = start(worker, make_attempt(100, expected=expected), 0.0)
+        worker.set_pinned(worker.pinned + 100)
+        first_token(worker, one, 1.0)
+    worker.record_response(1.0)
+    step, view = worker.view().room.step_s, worker.view()
+    assert view.room_expected_at(make_attempt(10).request, 0) == pytest.approx(1.0 + 40 * step)
+    assert view.room_expected_at(make_attempt(10, sequences=2).request, 0) == pytest.approx(1.0 + 100 * step)
+    assert view.room_expected_at(make_attempt(250).request, 0) == pytest.approx(1.0 + 100 * step)
+
+
+def test_room_on_a_worker_without_memory_is_expected_when_the_answer_that_has_it_ends():
+    """The prefill has long been done; seconds of decoding are still to come."""
+    worker = make_worker(kv_tokens=2000)
+    one = start(worker, make_attempt(900, expected=1100), 0.0)
+    worker.set_pinned(900)
+    first_token(worker, one, 0.1)
+    worker.record_response(0.1)
+    view = worker.view()
+    small = make_attempt(500, expected=500).request
+    assert not view.admits(small, 0)
+    assert view.room_expected_at(small, 0) == pytest.approx(0.1 + 1100 * view.room.step_s)
+    assert view.room_expected_at(make_attempt(5, expected=5).request, 0) == 0.0, "it fits now"
+    end(worker, one)
+    assert worker.view().room_expected_at(small, 0) == 0.0
+
+
+def test_a_worker_with_no_free_memory_expects_room_when_the_first_answer_ends():
+    worker = make_worker(kv_tokens=100)
+    first_token(worker, start(worker, make_attempt(100, expected=30, key=b""), 0.0), 0.5)
+    worker.record_response(0.5)
+    room = worker.view().room
+    assert not room.open
+    assert room.expected_at == pytest.approx(0.5 + 30 * room.step_s)
+
+
+# -- requests that wait and are named to a worker
+
+
+NAMED = st.lists(st.tuples(st.integers(0, 7), st.integers(1, 3), st.integers(0, 500)), max_size=30)
+
+
+@given(NAMED)
+def test_what_is_named_is_counted_until_it_is_unnamed(steps):
+    """A name that is there already is taken back; in the end all are."""
+    worker, named = make_worker(), {}
+    start(worker, make_attempt(100))
+    for which, sequences, tokens in [*steps, *((name, 1, 0) for name in range(8))]:
+        worker.view()
+        if which in named:
+            worker.unname(*named.pop(which))
+        elif (sequences, tokens) != (1, 0):
+            named[which] = make_attempt(sequences=sequences).request, tokens
+            worker.name(*named[which])
+        view = worker.view()
+        assert (view.named_requests, view.named_sequences, view.named_prefill_tokens) == (
+            len(named),
+            sum(request.sequences for request, _ in named.values()),
+            sum(tokens for _, tokens in named.values()),
+        )
+        assert view == worker._view_of(worker._room()), "what is named changes nothing else"
+    assert not named
+
+
+def test_with_what_is_named_a_worker_looks_as_it_will_to_whoever_comes_after_that():
+    worker = make_worker(slots=1, window_tokens=100)
+    first_token(worker, start(worker, make_attempt(100), 0.0), 0.5)
+    start(worker, make_attempt(60), 0.5)
+    plain = worker.view()
+    assert worker.view_with_named(1.0).load_s == plain.load_s
+    worker.name(make_attempt(sequences=2).request, 300)
+    view, profile = worker.view_with_named(1.0), worker.profile
+    assert (view.requests, view.sequences, view.prefill_owed) == (3, 4, 360)
+    ahead = profile.prefill_s(360) - profile.prefill_s(60)
+    assert view.load_s == pytest.approx(plain.load_s + ahead + 2 * profile.step_s(4, 100))
+    assert view.room.expected_at == pytest.approx(max(plain.room.expected_at, 1.0) + ahead)
+    assert not plain.room.open
+    assert view.admits(make_attempt(10**6, sequences=9).request, 0)
+
+
 # -- learning
 
 
