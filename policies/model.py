@@ -49,13 +49,19 @@ class RejectReason(Enum):
     """Every worker it was given to failed, or the attempts are used up."""
 
 
-class LegFailure(Enum):
+class AttemptFailure(Enum):
     """Why an attempt on a worker ended without an answer."""
 
     CONNECT = "connect"
     TIMEOUT = "timeout"
     LOST = "lost"
     """The connection broke, or the worker talked nonsense."""
+    FROZEN = "frozen"
+    """The worker answers nothing any more, neither this request nor its health checks."""
+    BUSY = "busy"
+    """The worker answered that it has no room (429, 503): it is well."""
+    CLIENTS_FAULT = "clients_fault"
+    """The request itself is wrong, and would fail on any worker."""
     ERROR = "error"
     """The worker answered 5xx, or an error inside a stream."""
     SHUTDOWN = "shutdown"
@@ -318,7 +324,7 @@ class Reject:
     request: RequestView
     reason: RejectReason
     waited_s: float
-    last_failure: LegFailure | None = None
+    last_failure: AttemptFailure | None = None
 
 
 Decision = Dispatch | Reject

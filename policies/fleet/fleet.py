@@ -20,7 +20,16 @@ from functools import partial
 from policies.estimates.answer_length import AnswerLengths
 from policies.fleet.speed import PoolSpeed
 from policies.fleet.worker import STALLED_S, Attempt, Worker
-from policies.model import LegFailure, Matches, Placement, RequestView, Usage, WorkerFacts, WorkerId, WorkerView
+from policies.model import (
+    AttemptFailure,
+    Matches,
+    Placement,
+    RequestView,
+    Usage,
+    WorkerFacts,
+    WorkerId,
+    WorkerView,
+)
 from policies.prefixes.index import Pinned, Prefixes
 
 
@@ -226,15 +235,15 @@ class Fleet:
             tokens = output_tokens / request.sequences
             self._lengths.record(request.client, request.served_name, request.input_tokens, tokens, request.length)
 
-    def record_failure(self, attempt: Attempt, worker: WorkerId, reason: LegFailure) -> None:
+    def record_failure(self, attempt: Attempt, worker: WorkerId, reason: AttemptFailure) -> None:
         """Correct what was believed to be in caches by now and is not: call after `release`.
 
         A worker that could not be reached has computed nothing, and what a failed prefill worker had was not
         handed over.
         """
-        if reason is LegFailure.CONNECT:
+        if reason is AttemptFailure.CONNECT:
             self._forget(worker, attempt)
-        if attempt.pair and (worker == attempt.placement.prefill or reason is LegFailure.HANDOVER):
+        if attempt.pair and (worker == attempt.placement.prefill or reason is AttemptFailure.HANDOVER):
             self._forget(attempt.placement.decode, attempt)
 
     def _forget(self, worker: WorkerId, attempt: Attempt) -> None:

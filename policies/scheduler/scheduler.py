@@ -27,9 +27,9 @@ from policies.fleet.fleet import Fleet
 from policies.fleet.worker import Attempt
 from policies.knowledge import Knowledge
 from policies.model import (
+    AttemptFailure,
     Decision,
     Dispatch,
-    LegFailure,
     Outcome,
     Reject,
     RejectReason,
@@ -56,7 +56,7 @@ class _Entry:
     request: RequestView
     ticket: Ticket
     running: Attempt | None = None
-    last_failure: LegFailure | None = None
+    last_failure: AttemptFailure | None = None
 
 
 class Scheduler:
@@ -141,7 +141,7 @@ class Scheduler:
         self._end(ticket, outcome, usage, now)
 
     def leg_failed(
-        self, ticket: Ticket, worker: WorkerId, reason: LegFailure, tokens_so_far: int, now: float
+        self, ticket: Ticket, worker: WorkerId, reason: AttemptFailure, tokens_so_far: int, now: float
     ) -> Ticket | None:
         """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.
 
@@ -158,7 +158,7 @@ class Scheduler:
         self._fleet.release(running, now, finished=False)
         self._fleet.record_failure(running, worker, reason)
         self._tell(Left, request, running.placement, None, None, now)
-        apart = reason is LegFailure.HANDOVER  # either of the two does well by itself
+        apart = reason is AttemptFailure.HANDOVER  # either of the two does well by itself
         entry.request = (
             replace(request, whole=True) if apart else replace(request, excluded=request.excluded | {worker})
         )

@@ -9,8 +9,8 @@ import asyncio
 import logging
 
 from policies.model import (
+    AttemptFailure,
     Dispatch,
-    LegFailure,
     Outcome,
     Reject,
     RequestView,
@@ -75,7 +75,7 @@ class Admitted:
         # Output frees nothing, so nobody can be placed because of it.
         self._pool.scheduler.output(self._ticket, tokens, self._pool.loop.time())
 
-    def failed(self, reason: LegFailure, tokens_so_far: int, worker: WorkerId | None = None) -> None:
+    def failed(self, reason: AttemptFailure, tokens_so_far: int, worker: WorkerId | None = None) -> None:
         """The leg broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
 
         `worker`: which of a pair it was; None: the one that decodes.

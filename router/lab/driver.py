@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from heapq import heappop, heappush
 
-from policies.model import Dispatch, LegFailure, PrefixKey, RequestView, Stage, Usage, WorkerFacts
+from policies.model import AttemptFailure, Dispatch, PrefixKey, RequestView, Stage, Usage, WorkerFacts
 from router.control.scheduler_factory import make_scheduler
 from router.control.token_ratio import TokenRatio
 from router.lab.results import RequestResult, Run
@@ -262,7 +262,9 @@ class _Driver:
         result = self.results[number]
         result.attempts += 1
         if self.workers[first].lost:
-            self._scheduler.leg_failed(decision.ticket, self._failed_on(first, now), LegFailure.CONNECT, 0, now)
+            self._scheduler.leg_failed(
+                decision.ticket, self._failed_on(first, now), AttemptFailure.CONNECT, 0, now
+            )
             return False
         result.dispatched = now
         result.pair = placement.prefill is not None
@@ -405,7 +407,7 @@ class _Driver:
         if attempt.prefiller not in {None, number} and not attempt.started:
             self._fetched(attempt.prefiller, attempt, now)
         name = self._failed_on(number, now)
-        self._scheduler.leg_failed(attempt.ticket, name, LegFailure.LOST, seen, now)
+        self._scheduler.leg_failed(attempt.ticket, name, AttemptFailure.LOST, seen, now)
         if seen:
             result.failed, result.ended = f"{name} was lost", now
             self._end(attempt.number, now)

@@ -17,7 +17,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from policies.model import Dispatch, LegFailure, Outcome, Reason, Usage
+from policies.model import AttemptFailure, Dispatch, Outcome, Reason, Usage
 from router.control.pools import Pools
 from router.observability.counters import Spreads, Total, Totals
 from router.observability.gauges import Gauges, Observed, Transitions
@@ -75,7 +75,7 @@ class Metrics:
         self._placed = self._counter(
             "worker_placements", "Requests by the last worker they were given to", "worker"
         )
-        self._failures = self._counter("leg_failures", "Attempts on a worker that failed", "worker", "reason")
+        self._failures = self._counter("attempt_failures", "Attempts on a worker that failed", "worker", "reason")
         self._cancelled = self._counter("cancellations", "Requests whose client left", "model")
         self._predicted = self._counter("predicted_cached_tokens", "Prompt tokens expected in a cache", "model")
         self._checked = self._counter(
@@ -124,18 +124,18 @@ class Metrics:
 
     def know_worker(self, worker: str) -> None:
         self._workers[worker] = self._placed.labels(worker)
-        for reason in LegFailure:
+        for reason in AttemptFailure:
             self._failures.labels(worker, reason.value)
 
     def forget_worker(self, worker: str) -> None:
         """Drop the series of a worker that has left: it will not come back under this name."""
         self._workers.pop(worker, None)
         self._placed.remove(worker)
-        for reason in LegFailure:
+        for reason in AttemptFailure:
             self._failures.remove(worker, reason.value)
         self._transitions.forget(worker)
 
-    def leg_failed(self, worker: str, reason: LegFailure) -> None:
+    def leg_failed(self, worker: str, reason: AttemptFailure) -> None:
         self._failures.labels(worker, reason.value).inc()
 
     def config_read(self, *, accepted: bool) -> None:

@@ -165,7 +165,7 @@ async def test_another_worker_answers_and_the_client_sees_nothing_of_it(fault, r
             assert b"error" not in answer.content
             assert answer.content.count(b"[DONE]") == int(stream)
         assert fleet.gateway.outcomes() == {"completed": 2}
-        rows = fleet.gateway.series("fairlead_leg_failures_total")
+        rows = fleet.gateway.series("fairlead_attempt_failures_total")
         assert {(row["worker"], row["reason"]) for row, count in rows if count} == {(bad.url, reason)}
         assert set(fleet.gateway.placements()) == {good.url}
 
@@ -182,7 +182,7 @@ async def test_a_worker_that_is_busy_passes_the_request_on_and_keeps_its_good_na
             answer = await gateway.http.post(TEXT, json={**SHORT, "stream": stream})
             assert answer.status_code == 200
             assert b"error" not in answer.content
-        rows = gateway.series("fairlead_leg_failures_total")
+        rows = gateway.series("fairlead_attempt_failures_total")
         assert sum(count for row, count in rows if row["worker"] == busy.url) >= 4
         assert gateway.gateway.pools.members[busy.url].worker.state.value == "up"
         await gateway.at_rest(busy, good)

@@ -43,12 +43,12 @@ def asked(worker):
 
 
 def handovers_failed(gateway):
-    failures = gateway.series("fairlead_leg_failures_total")
+    failures = gateway.series("fairlead_attempt_failures_total")
     return {labels["worker"]: value for labels, value in failures if value and labels["reason"] == "handover"}
 
 
 def other_failures(gateway):
-    failures = gateway.series("fairlead_leg_failures_total")
+    failures = gateway.series("fairlead_attempt_failures_total")
     return {labels["worker"] for labels, value in failures if value and labels["reason"] != "handover"}
 
 

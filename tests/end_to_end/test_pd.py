@@ -55,7 +55,7 @@ class Pairs:
 
     def failed(self):
         """Workers on which an attempt has failed."""
-        failures = self.gateway.series("fairlead_leg_failures_total")
+        failures = self.gateway.series("fairlead_attempt_failures_total")
         return {labels["worker"] for labels, value in failures if value}
 
     async def at_rest(self):
@@ -427,7 +427,7 @@ async def test_a_decode_worker_that_fails_is_asked_for_the_whole_before_it_is_bl
         bad = pairs.decode[0]
         bad.set_fault(Fault(kind))
         await answers_as_one_worker_would(pairs, bad, stream=stream)
-        reasons = pairs.gateway.series("fairlead_leg_failures_total")
+        reasons = pairs.gateway.series("fairlead_attempt_failures_total")
         counted = {(labels["worker"], labels["reason"]) for labels, value in reasons if value}
         assert (bad.url, "handover") in counted
         assert {worker for worker, _ in counted} == {bad.url}

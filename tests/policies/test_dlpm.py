@@ -13,7 +13,7 @@ from stepped_fleet import SteppedFleet, Wish, head_starts, largest, unfairness, 
 from policies.events import Left, Output, Placed, Queued
 from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
-from policies.model import LegFailure, Outcome, Placement, Usage, WorkerFacts
+from policies.model import AttemptFailure, Outcome, Placement, Usage, WorkerFacts
 from policies.orders import dlpm as module
 from policies.orders.dlpm import Dlpm, Settings
 from policies.scheduler.scheduler import Scheduler, SchedulerSettings
@@ -585,7 +585,7 @@ def end(made, chance, live, name, now):
     if what == "output":
         made.output(live[name], 3, now)
     elif what == "fail":
-        again = made.leg_failed(live[name], chance.choice(["w0", "w1"]), LegFailure.LOST, 0, now)
+        again = made.leg_failed(live[name], chance.choice(["w0", "w1"]), AttemptFailure.LOST, 0, now)
         live[name] = again or live[name]
     elif what == "cancel":
         made.cancel(live.pop(name), now)

@@ -14,8 +14,8 @@ from policies.events import Bound, FirstToken, Left, Output, Placed, Queued, Wor
 from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
 from policies.model import (
+    AttemptFailure,
     Dispatch,
-    LegFailure,
     Outcome,
     Place,
     Placement,
@@ -383,7 +383,7 @@ class Anything:
         if self.running:
             name = self.chance.choice(sorted(self.running))
             worker, ticket = self.running[name], self.live[name]
-            again = self.scheduler.leg_failed(ticket, worker, LegFailure.CONNECT, 0, self.now)
+            again = self.scheduler.leg_failed(ticket, worker, AttemptFailure.CONNECT, 0, self.now)
             if name in self.live:
                 self.live[name] = again
 

@@ -14,9 +14,9 @@ from policies.events import EVENTS, Bound, FirstToken, Left, Output, Placed, Que
 from policies.fleet.kv_fit import Member, fits
 from policies.knowledge import Knowledge
 from policies.model import (
+    AttemptFailure,
     Dispatch,
     Hold,
-    LegFailure,
     Outcome,
     Place,
     Placement,
@@ -461,7 +461,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(
         pick=PICK,
         then=THEN,
-        reason=st.sampled_from([LegFailure.CONNECT, LegFailure.LOST]),
+        reason=st.sampled_from([AttemptFailure.CONNECT, AttemptFailure.LOST]),
         tokens=st.sampled_from([0, 0, 0, 3]),
         prefill=st.booleans(),
     )
@@ -758,7 +758,7 @@ def test_time_on_a_worker_that_failed_is_not_time_spent_waiting():
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.decode
-    made.leg_failed(ticket, failed, LegFailure.LOST, 0, 60.0)
+    made.leg_failed(ticket, failed, AttemptFailure.LOST, 0, 60.0)
     (again,) = made.decisions(60.0)
     assert isinstance(again, Dispatch)
     assert again.place.placement.decode != failed
@@ -770,7 +770,7 @@ def test_a_failed_request_goes_before_those_that_came_later():
     placed = {d.request.id: d.place.placement.decode for d in made.decisions(1.0)}
     made.submit(request("third", now=2.0), 2.0)
     assert made.decisions(2.0) == []
-    made.leg_failed(tickets["first"], placed["first"], LegFailure.LOST, 0, 3.0)
+    made.leg_failed(tickets["first"], placed["first"], AttemptFailure.LOST, 0, 3.0)
     made.settled(tickets["second"], Usage(9, 40), 3.0)
     places = {d.request.id: d.place.placement.decode for d in made.decisions(3.0)}
     assert places["first"] == placed["second"]
@@ -780,10 +780,10 @@ def test_a_request_whose_every_worker_failed_is_turned_away_and_says_why():
     made = scheduler(facts("a"))
     ticket = made.submit(request("r"), 0.0)
     made.decisions(0.0)
-    again = made.leg_failed(ticket, "a", LegFailure.TIMEOUT, 0, 1.0)
+    again = made.leg_failed(ticket, "a", AttemptFailure.TIMEOUT, 0, 1.0)
     (reject,) = made.decisions(1.0)
     assert (reject.ticket, reject.reason) == (again, RejectReason.LEGS_FAILED)
-    assert reject.last_failure is LegFailure.TIMEOUT
+    assert reject.last_failure is AttemptFailure.TIMEOUT
 
 
 def test_attempts_are_bounded():
@@ -792,7 +792,7 @@ def test_attempts_are_bounded():
     for attempt in (1, 2):
         (dispatch,) = made.decisions(0.0)
         assert dispatch.ticket.attempt == attempt
-        ticket = made.leg_failed(ticket, dispatch.place.placement.decode, LegFailure.CONNECT, 0, 0.0)
+        ticket = made.leg_failed(ticket, dispatch.place.placement.decode, AttemptFailure.CONNECT, 0, 0.0)
     assert rejected(made, 0.0) == [("r", RejectReason.LEGS_FAILED)]
 
 
@@ -802,7 +802,7 @@ def test_an_answer_that_broke_off_halfway_is_not_tried_again():
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     made.output(ticket, 5, 1.0)
-    assert made.leg_failed(ticket, dispatch.place.placement.decode, LegFailure.LOST, 5, 2.0) is None
+    assert made.leg_failed(ticket, dispatch.place.placement.decode, AttemptFailure.LOST, 5, 2.0) is None
     assert made.decisions(2.0) == []
     assert heard[-1].outcome is Outcome.FAILED
 
@@ -814,7 +814,7 @@ def test_a_worker_that_could_not_be_reached_has_not_cached_the_prompt():
     (dispatch,) = made.decisions(0.0)
     worker = dispatch.place.placement.decode
     assert made.prefixes.match(asked).keys() == {worker}
-    made.leg_failed(ticket, worker, LegFailure.CONNECT, 0, 1.0)
+    made.leg_failed(ticket, worker, AttemptFailure.CONNECT, 0, 1.0)
     assert made.prefixes.match(asked) == {}
 
 
@@ -1185,7 +1185,7 @@ def test_a_failed_decode_goes_elsewhere_and_has_its_prompt_computed_again():
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.decode
     made.prefill_done(ticket, 0.1)
-    again = made.leg_failed(ticket, failed, LegFailure.LOST, 0, 0.2)
+    again = made.leg_failed(ticket, failed, AttemptFailure.LOST, 0, 0.2)
     (dispatch,) = made.decisions(0.2)
     assert dispatch.ticket == again
     assert dispatch.place.placement == Placement("e" if failed == "d" else "d", "p")
@@ -1199,7 +1199,7 @@ def test_a_failed_prefill_goes_elsewhere_and_nothing_is_taken_to_be_where_it_nev
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.prefill
-    made.leg_failed(ticket, failed, LegFailure.CONNECT, 0, 0.2)
+    made.leg_failed(ticket, failed, AttemptFailure.CONNECT, 0, 0.2)
     assert made.prefixes.match(request("alike")) == {}
     (dispatch,) = made.decisions(0.2)
     assert dispatch.place.placement == Placement("d", "q" if failed == "p" else "p")
@@ -1209,7 +1209,7 @@ def test_a_prefill_that_broke_off_may_be_cached_where_it_was_but_not_at_its_part
     made = paired("p", "q", "d")
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
-    made.leg_failed(ticket, dispatch.place.placement.prefill, LegFailure.LOST, 0, 0.2)
+    made.leg_failed(ticket, dispatch.place.placement.prefill, AttemptFailure.LOST, 0, 0.2)
     assert made.prefixes.match(request("alike")).keys() == {dispatch.place.placement.prefill}
 
 
@@ -1218,7 +1218,7 @@ def test_a_decode_that_could_not_be_reached_leaves_the_prompt_at_its_prefill_wor
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     made.prefill_done(ticket, 0.1)
-    made.leg_failed(ticket, dispatch.place.placement.decode, LegFailure.CONNECT, 0, 0.2)
+    made.leg_failed(ticket, dispatch.place.placement.decode, AttemptFailure.CONNECT, 0, 0.2)
     assert made.prefixes.match(request("alike")).keys() == {"p"}
 
 

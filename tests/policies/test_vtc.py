@@ -11,7 +11,7 @@ from stepped_fleet import WE, WQ, SteppedFleet, Wish, largest, unfairness, view
 from policies.events import Left, Output, Placed, Queued
 from policies.fleet.worker import Worker
 from policies.knowledge import Knowledge
-from policies.model import LegFailure, Outcome, Placement, Usage, WorkerFacts
+from policies.model import AttemptFailure, Outcome, Placement, Usage, WorkerFacts
 from policies.orders import vtc as module
 from policies.orders.vtc import Settings, Vtc
 from policies.scheduler.scheduler import Scheduler
@@ -392,7 +392,7 @@ def end(made: Scheduler, chance, live, name, now):
     if what == "output":
         made.output(live[name], 3, now)
     elif what == "fail":
-        again = made.leg_failed(live[name], chance.choice(["w0", "w1"]), LegFailure.LOST, 0, now)
+        again = made.leg_failed(live[name], chance.choice(["w0", "w1"]), AttemptFailure.LOST, 0, now)
         live[name] = again or live[name]
     elif what == "cancel":
         made.cancel(live.pop(name), now)

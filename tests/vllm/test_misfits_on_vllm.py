@@ -61,7 +61,7 @@ async def text_of(url, asked):
 
 
 def failures(gateway):
-    counted = gateway.series("fairlead_leg_failures_total")
+    counted = gateway.series("fairlead_attempt_failures_total")
     return {(labels["worker"], labels["reason"]): value for labels, value in counted if value}
 
 

@@ -140,7 +140,7 @@ def state(gateway, server):
 
 def failures(gateway, server):
     """Failed attempts on a server by reason, since it joined."""
-    counted = gateway.series("fairlead_leg_failures_total")
+    counted = gateway.series("fairlead_attempt_failures_total")
     known = worker(gateway, server).id
     return {labels["reason"]: count for labels, count in counted if labels["worker"] == known and count}
 

@@ -153,7 +153,7 @@ _LOAD = (
     Panel(
         "Attempts that failed on a worker",
         "Most are made good on another worker before the client sees anything. Good: 0.",
-        (Query("sum by (reason) (rate(fairlead_leg_failures_total[$__rate_interval]))", "{{reason}}"),),
+        (Query("sum by (reason) (rate(fairlead_attempt_failures_total[$__rate_interval]))", "{{reason}}"),),
         Unit.PER_SECOND,
         warn=0.1,
     ),

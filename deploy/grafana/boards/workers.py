@@ -78,7 +78,7 @@ _LOAD = (
         "By reason; each makes the gateway trust the worker less. Good: 0.",
         (
             Query(
-                f"sum by (worker, reason) (rate(fairlead_leg_failures_total{{{_GATEWAY}}}[$__rate_interval]))",
+                f"sum by (worker, reason) (rate(fairlead_attempt_failures_total{{{_GATEWAY}}}[$__rate_interval]))",
                 "{{worker}} {{reason}}",
             ),
         ),

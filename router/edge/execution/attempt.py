@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from policies.model import LegFailure, Outcome, Usage, WorkerId
+from policies.model import AttemptFailure, Outcome, Usage, WorkerId
 from router.control.dispatcher import Admitted
 from router.control.pools import Member
 from router.control.response_owners import ResponseOwners
@@ -36,7 +36,7 @@ _DISTRUST = (401, 403)
 class AttemptFailed(Exception):
     """The attempt came to nothing. `busy`: the worker is well, but has no room; that is not held against it."""
 
-    def __init__(self, reason: LegFailure, why: str, *, busy: bool = False) -> None:
+    def __init__(self, reason: AttemptFailure, why: str, *, busy: bool = False) -> None:
         super().__init__(why)
         self.reason = reason
         self.why = why
@@ -48,8 +48,8 @@ class AttemptFailed(Exception):
     def of(cls, error: UpstreamError) -> "AttemptFailed":
         """What an error of the connection means for the attempt."""
         if isinstance(error, NotConnected):
-            return cls(LegFailure.CONNECT, str(error))
-        return cls(LegFailure.TIMEOUT if isinstance(error, TimedOut) else LegFailure.LOST, str(error))
+            return cls(AttemptFailure.CONNECT, str(error))
+        return cls(AttemptFailure.TIMEOUT if isinstance(error, TimedOut) else AttemptFailure.LOST, str(error))
 
 
 @dataclass(slots=True)
@@ -106,11 +106,11 @@ class Attempt:
         body = await exchange.read_all(WHOLE_BYTES)
         status = exchange.status
         if status in _BUSY:
-            raise AttemptFailed(LegFailure.ERROR, f"the worker is busy: {_excerpt(body)}", busy=True)
+            raise AttemptFailed(AttemptFailure.ERROR, f"the worker is busy: {_excerpt(body)}", busy=True)
         if status in _DISTRUST:
-            raise AttemptFailed(LegFailure.ERROR, f"the worker refuses the gateway's key with status {status}")
+            raise AttemptFailed(AttemptFailure.ERROR, f"the worker refuses the gateway's key with status {status}")
         if status >= 500 and status != 501:
-            reason = LegFailure.SHUTDOWN if _SHUTDOWN in body else LegFailure.ERROR
+            reason = AttemptFailure.SHUTDOWN if _SHUTDOWN in body else AttemptFailure.ERROR
             raise AttemptFailed(reason, f"the worker answered {status}: {_excerpt(body)}")
         self._settle(Outcome.REFUSED, Usage(0, 0), exact=False)
         await self.answer.whole(status, exchange.headers, body)
@@ -119,7 +119,7 @@ class Attempt:
         """An answer in one piece."""
         body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
-            raise AttemptFailed(LegFailure.SHUTDOWN, GIVEN_UP)
+            raise AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
         self.first_byte_at = self.loop.time()
         if self.ask.surface is Surface.RESPONSES:
             self._hold(find_id(body))
@@ -144,7 +144,7 @@ class Attempt:
             if pass_on is not None:
                 await exchange.feed(pass_on)
         if not tail.done:
-            raise AttemptFailed(LegFailure.LOST, "the stream ended before its end")
+            raise AttemptFailed(AttemptFailure.LOST, "the stream ended before its end")
         if not answer.started:
             await answer.start(exchange.status, exchange.headers)
         await answer.body(tail.rest(), more=False)
@@ -202,9 +202,9 @@ class Attempt:
 def _broken(tail: StreamMonitor) -> AttemptFailed:
     """The worker says inside the stream that there will be no answer."""
     if tail.error is None:
-        return AttemptFailed(LegFailure.SHUTDOWN, GIVEN_UP)
+        return AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
     busy = b'"code":503' in tail.error.replace(b" ", b"")
-    return AttemptFailed(LegFailure.ERROR, f"an error inside the stream: {_excerpt(tail.error)}", busy=busy)
+    return AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {_excerpt(tail.error)}", busy=busy)
 
 
 def _excerpt(body: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from policies.model import LegFailure, Outcome, Usage
+from policies.model import AttemptFailure, Outcome, Usage
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.stream_chunks import as_events
 from router.edge.api.stream_monitor import read_usage, whole_aborted
@@ -62,7 +62,7 @@ class PrefillAttempt(Attempt):
     async def _whole(self, exchange: Response) -> None:
         body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
-            raise AttemptFailed(LegFailure.SHUTDOWN, GIVEN_UP)
+            raise AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
         answer = _parsed(body)
         params = answer.get("kv_transfer_params")
         if isinstance(params, dict):
@@ -74,7 +74,7 @@ class PrefillAttempt(Attempt):
             await self._answer(exchange, answer, spent)
 
     async def _stream(self, _: Response) -> None:
-        raise AttemptFailed(LegFailure.LOST, "the worker streams what was not to be streamed")
+        raise AttemptFailed(AttemptFailure.LOST, "the worker streams what was not to be streamed")
 
     def _is_over(self, answer: dict[str, Any]) -> bool:
         """Whether the model had no more to say than this token. Nobody knows where more was demanded of it."""
@@ -103,5 +103,5 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         answer = None
     if not isinstance(answer, dict):
-        raise AttemptFailed(LegFailure.LOST, "the worker's answer to the prefill is no JSON object")
+        raise AttemptFailed(AttemptFailure.LOST, "the worker's answer to the prefill is no JSON object")
     return answer

@@ -9,7 +9,7 @@ import logging
 from random import getrandbits
 from typing import Any
 
-from policies.model import LegFailure, Outcome, Placement, Reject, RejectReason, RequestView, WorkerId
+from policies.model import AttemptFailure, Outcome, Placement, Reject, RejectReason, RequestView, WorkerId
 from router.control.dispatcher import Admitted
 from router.control.parties.identity import Client
 from router.control.pools import Member, Route
@@ -115,7 +115,7 @@ class ScheduledRequest(Lifecycle):
             try:
                 await self._run(admitted, ask, route, decision.place.placement)
             except AttemptFailed as failure:
-                level = logging.DEBUG if failure.reason is LegFailure.HANDOVER else logging.WARNING
+                level = logging.DEBUG if failure.reason is AttemptFailure.HANDOVER else logging.WARNING
                 _log.log(level, "request %s: attempt %d: %s", self._id, decision.ticket.attempt, failure.why)
                 self._failed(admitted, failure)
                 if self._answer.started:
@@ -153,7 +153,7 @@ class ScheduledRequest(Lifecycle):
                 second.body = for_worker(ask, route.rewrite, first.params)
                 await self._perform(second, decode)
         except AttemptFailed as failure:
-            if failure.worker == decode and failure.reason is LegFailure.ERROR and not failure.busy:
+            if failure.worker == decode and failure.reason is AttemptFailure.ERROR and not failure.busy:
                 self._not_fetched(failure, first, prefill)
             raise
         else:
@@ -171,7 +171,8 @@ class ScheduledRequest(Lifecycle):
             self._member(prefill).worker, self._member(decode).worker, gateway.loop.time()
         )
         if misfit is not None:
-            failure = AttemptFailed(LegFailure.HANDOVER, f"{prefill} cannot hand KV over to {decode}: {misfit}")
+            why = f"{prefill} cannot hand KV over to {decode}: {misfit}"
+            failure = AttemptFailed(AttemptFailure.HANDOVER, why)
             failure.worker = decode
             raise failure
 
@@ -180,7 +181,7 @@ class ScheduledRequest(Lifecycle):
         if not self._serves(prefill):
             failure.worker = prefill
         elif first.params is not None and not self._answer.started:
-            failure.reason = LegFailure.HANDOVER
+            failure.reason = AttemptFailure.HANDOVER
             gateway = self._gateway
             gateway.handovers.failed(prefill, failure.worker, failure.why, gateway.loop.time())
 
@@ -200,7 +201,7 @@ class ScheduledRequest(Lifecycle):
     def _member(self, worker: WorkerId) -> Member:
         member = self._gateway.pools.members.get(worker)
         if member is None:
-            raise AttemptFailed(LegFailure.CONNECT, f"{worker} has left the fleet")
+            raise AttemptFailed(AttemptFailure.CONNECT, f"{worker} has left the fleet")
         return member
 
     def _saw(self, leg: Attempt, ask: ParsedRequest, route: Route) -> None:
@@ -219,12 +220,12 @@ class ScheduledRequest(Lifecycle):
     def _failed(self, admitted: Admitted, failure: AttemptFailed) -> None:
         """Tell everybody concerned that an attempt has come to nothing."""
         self._why = failure.why
-        if not failure.busy and failure.reason is not LegFailure.HANDOVER:
+        if not failure.busy and failure.reason is not AttemptFailure.HANDOVER:
             self._gateway.fleet.request_failed(
                 failure.worker,
                 failure.why,
-                refused=failure.reason is LegFailure.SHUTDOWN,
-                connect=failure.reason is LegFailure.CONNECT,
+                refused=failure.reason is AttemptFailure.SHUTDOWN,
+                connect=failure.reason is AttemptFailure.CONNECT,
             )
         self._gateway.metrics.leg_failed(failure.worker, failure.reason)
         # More than zero says that the client has seen a part of the answer, so that nobody may start anew.
@@ -244,8 +245,8 @@ def _rejection(reject: Reject, why: str) -> RequestError:
         return Overloaded(f"No worker had room for {reject.waited_s:.0f} s.", retry_after_s=10)
     if reject.reason is RejectReason.NO_WORKER:
         return Unavailable(f"No worker can serve the model `{reject.request.served_name}` now.", retry_after_s=2)
-    if reject.last_failure is LegFailure.TIMEOUT:
+    if reject.last_failure is AttemptFailure.TIMEOUT:
         return WorkerTimeout(f"No worker answered in time; the last one: {why}")
-    if reject.last_failure in (LegFailure.CONNECT, LegFailure.SHUTDOWN):
+    if reject.last_failure in (AttemptFailure.CONNECT, AttemptFailure.SHUTDOWN):
         return Unavailable(f"No worker could take the request; the last one: {why}", retry_after_s=2)
     return WorkerFailed(f"Every attempt failed; the last one: {why}")

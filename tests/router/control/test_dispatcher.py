@@ -4,8 +4,8 @@ import logging
 import pytest
 
 from policies.model import (
+    AttemptFailure,
     Dispatch,
-    LegFailure,
     Outcome,
     PrefixKey,
     Reject,
@@ -116,13 +116,13 @@ async def test_a_failed_attempt_is_placed_again_elsewhere(pool):
     one = pool(worker("a"), worker("b"))
     admitted = one.submit(request("1"))
     tried = (await admitted.place()).place.placement.decode
-    admitted.failed(LegFailure.CONNECT, 0)
+    admitted.failed(AttemptFailure.CONNECT, 0)
     again = await admitted.place()
     assert {tried, again.place.placement.decode} == {"a", "b"}
-    admitted.failed(LegFailure.TIMEOUT, 0)
+    admitted.failed(AttemptFailure.TIMEOUT, 0)
     rejected = await admitted.place()
     assert isinstance(rejected, Reject)
-    assert (rejected.reason, rejected.last_failure) == (RejectReason.LEGS_FAILED, LegFailure.TIMEOUT)
+    assert (rejected.reason, rejected.last_failure) == (RejectReason.LEGS_FAILED, AttemptFailure.TIMEOUT)
     one.forget(admitted)
     assert at_rest(one)
 
@@ -131,7 +131,7 @@ async def test_a_request_that_breaks_in_mid_answer_is_over(pool):
     one = pool(worker("a"), worker("b"))
     admitted = one.submit(request("1"))
     await admitted.place()
-    admitted.failed(LegFailure.LOST, 1)
+    admitted.failed(AttemptFailure.LOST, 1)
     assert admitted.over
     one.forget(admitted)
     assert at_rest(one)
@@ -160,7 +160,7 @@ async def test_events_after_the_end_change_nothing(pool):
     admitted.cancel()
     admitted.first_token()
     admitted.output(5)
-    admitted.failed(LegFailure.LOST, 0)
+    admitted.failed(AttemptFailure.LOST, 0)
     admitted.settle(Usage(1, 1), Outcome.COMPLETED)
     one.forget(admitted)
     one.forget(admitted)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policies.model import LegFailure
+from policies.model import AttemptFailure
 from router.lab import driver as driver_module
 from router.lab.driver import replay
 from router.lab.fleet_changes import FleetChange, parse_changes
@@ -99,7 +99,7 @@ def test_requests_sent_to_a_dead_worker_before_its_death_is_known_are_tried_else
         make_setup(placement="round_robin", workers=2, changes="lose@1:worker-0"),
     )
     assert all(result.completed for result in run.results)
-    assert ("worker-0", LegFailure.CONNECT) in failures
+    assert ("worker-0", AttemptFailure.CONNECT) in failures
     assert sum(result.attempts - 1 for result in run.results) == len(failures)
 
 

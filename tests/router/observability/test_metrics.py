@@ -4,8 +4,8 @@ import time
 import pytest
 
 from policies.model import (
+    AttemptFailure,
     Dispatch,
-    LegFailure,
     Outcome,
     Place,
     Placement,
@@ -72,8 +72,8 @@ def test_every_known_label_set_starts_at_zero(metrics):
         assert value(metrics, "requests_total", model="tiny", client="team", outcome=outcome.value) == 0
     for reason in Reason:
         assert value(metrics, "decisions_total", model="tiny", reason=reason.value) == 0
-    for failure in LegFailure:
-        assert value(metrics, "leg_failures_total", worker="http://a:1", reason=failure.value) == 0
+    for failure in AttemptFailure:
+        assert value(metrics, "attempt_failures_total", worker="http://a:1", reason=failure.value) == 0
     for direction in ("over", "under"):
         assert value(metrics, "mispredicted_cached_tokens_total", model="tiny", direction=direction) == 0
     for result in ("accepted", "refused"):
@@ -151,7 +151,7 @@ def test_a_new_weight_shows_with_the_next_request(metrics):
 
 
 def test_a_worker_that_has_left_leaves_no_series(metrics):
-    metrics.leg_failed("http://a:1", LegFailure.LOST)
+    metrics.leg_failed("http://a:1", AttemptFailure.LOST)
     metrics.forget_worker("http://a:1")
     finish(metrics, dispatch=dispatched("http://a:1"))
     assert "http://a:1" not in metrics.page().decode()
