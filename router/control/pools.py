@@ -122,7 +122,7 @@ class Pools:
                 worker, self._upstream(worker.spec.url), headers=_headers(worker)
             )
         member.worker = worker
-        member.upstream.deserted = worker.deserted
+        member.upstream.silence_limit_s = worker.silence_limit_s
         self._assign(member)
         self._let_go(member)
 

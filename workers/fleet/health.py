@@ -37,9 +37,11 @@ class HealthSettings:
     down_after_probes: int = 3
     refused_for_s: float = 15.0
     """How long a worker gets nothing after saying that it shuts down."""
+    down_silence_s: float = 5.0
+    """A request on a worker that is down is taken for lost once it has been silent for so long."""
 
     def __post_init__(self) -> None:
-        for name in ("fail_threshold", "suspect_for_s", "down_after_probes", "refused_for_s"):
+        for name in ("fail_threshold", "suspect_for_s", "down_after_probes", "refused_for_s", "down_silence_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0")
         if self.suspect_growth < 1:
@@ -118,10 +120,14 @@ class Health:
             return Verdict(State.SUSPECT, self._probe_why)
         return Verdict(State.UP)
 
-    @property
-    def deserted(self) -> bool:
-        """Nobody listens there: the process is gone, or on its way."""
-        return self._down and self._probe_found_nobody
+    def silence_limit_s(self, now: float) -> float:
+        """Return how long a request there may be silent at `now`; infinite unless the worker does not work.
+
+        No state is asked but the two that say so: an operator who drains a worker wants its requests to finish.
+        """
+        if now < self._asleep_until:
+            return 0.0
+        return self._settings.down_silence_s if self._down else math.inf
 
     def next_change(self, now: float) -> float | None:
         """Return when the next mark expires, None where none is standing."""

@@ -253,7 +253,7 @@ class Server:
             version=self.version,
             scrape=scrape,
             stale=scrape is None or now - scrape.at >= self._scrape_stale_s,
-            deserted=engine.health.deserted,
+            silence_limit_s=engine.health.silence_limit_s(now),
             why=verdict.why or ("" if model else self._why_no_model()),
         )
 

@@ -5,6 +5,7 @@ each is a worker of its own. When the process restarts the cache is empty: a new
 new worker. The identity is therefore `(url, rank, epoch)`, written as one string where other rooms need a name.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -87,8 +88,9 @@ class Worker:
     scrape: Scrape | None = None
     stale: bool = True
     """The scrape is missing or older than the fleet allows."""
-    deserted: bool = False
-    """It is down and nobody listens there: its process is gone, or on its way."""
+    silence_limit_s: float = math.inf
+    """How long a request that it has may be silent before it belongs elsewhere: finite while the worker is down or
+    its engine sleeps."""
     why: str = ""
     """Why it is in this state, for people: `probe failed: connection refused`."""
 

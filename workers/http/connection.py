@@ -7,16 +7,26 @@ A connection is *busy* while it has a response, otherwise *idle*. It goes back t
 the last byte of a response was parsed, and only if nothing makes the next use doubtful: the response allows it,
 the request was written in full, and no byte followed the message. (Stray line breaks after a message are no
 bytes in this sense: llhttp skips them, RFC 9112 section 2.2 asks servers to.) In every other case it is closed.
+
+A request is written once. A kept connection that dies before it answers fails the response as any other one does
+(`ConnectionLost`): the worker may have read the request and begun to generate, so whether it runs again is for the
+caller to decide (RFC 9110, 9.2.2: a client must not repeat a request that is not idempotent by itself).
+
+Only pieces of the body count as a sign of life. A worker that trickles its head, interim responses or the framing
+between two pieces keeps nobody waiting for longer than one that says nothing.
 """
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import httptools
 
 from workers.http.errors import (
+    AnswerTimeout,
     ConnectionLost,
     FirstByteTimeout,
+    Frozen,
     IdleTimeout,
     ProtocolError,
     UpstreamError,
@@ -35,6 +45,20 @@ class Pool(Protocol):
     def released(self, connection: "Connection") -> None: ...
     def unusable(self, connection: "Connection") -> None: ...
     def lost(self, connection: "Connection") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How many ticks of the pool's clock a connection may stay silent; the seconds are for the message."""
+
+    first_byte: int
+    first_byte_s: float
+    idle: int
+    idle_s: float
+    whole: int
+    whole_answer_s: float
+    frozen: float
+    """Infinite unless the worker is known not to work."""
 
 
 class _Unacceptable(Exception):
@@ -58,7 +82,8 @@ class Connection(asyncio.Protocol):
         "_status",
         "_transfer_encoding",
         "_transport",
-        "_used",
+        "_whole",
+        "age_ticks",
         "answering",
         "closed",
         "on_body",
@@ -74,7 +99,7 @@ class Connection(asyncio.Protocol):
         self.on_body = self._pieces.append  # straight from llhttp into the list, without a Python frame
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
-        self._used = False
+        self._whole = False
         self.closed = False
         """No longer usable; from then on it only waits for `connection_lost`."""
         self.paused = False
@@ -84,8 +109,10 @@ class Connection(asyncio.Protocol):
         """Bytes received for the present response."""
         self.answering = False
         """A piece of the response's body has come."""
+        self.age_ticks = 0
+        """Ticks of the pool's clock since the request was written."""
         self.quiet_ticks = 0
-        """Ticks of the pool's clock since the last byte, either way."""
+        """Ticks since then or since the last piece of the body, whichever was later."""
         self._reset()
 
     def _reset(self) -> None:
@@ -101,24 +128,16 @@ class Connection(asyncio.Protocol):
 
     # For the pool and the response.
 
-    def start(self, response: Response, head: bytes, body: bytes, *, resend: bool) -> None:
-        """Write a request.
-
-        With `resend` it is kept until the first byte of the response, in case that this connection has died
-        since its last use.
-        """
+    def start(self, response: Response, head: bytes, body: bytes, *, whole: bool = False) -> None:
+        """Write a request to a connection that is not closed. `whole`: its answer will come in one piece."""
         self._reset()
         self.received = 0
         self.answering = False
+        self.age_ticks = 0
         self.quiet_ticks = 0
+        self._whole = whole
         self.response = response
         response.connection = self
-        if resend and self._used:
-            response.request = (head, body)
-        if self.closed:  # by the server, between the moment it was ours and this one
-            self._lose("closed by the worker before the request was written")
-            return
-        self._used = True
         # Everything is given to the transport at once: what waits there is the request itself, no more.
         if len(body) > 65_536:
             self._transport.writelines((head, body))
@@ -144,18 +163,25 @@ class Connection(asyncio.Protocol):
         if response is not None:
             response.failed(error)
 
-    def tick(self, first_byte_ticks: int, first_byte_s: float, idle_ticks: int, idle_s: float) -> None:
-        """The pool's clock: one more tick without a byte. Silence that we cause ourselves does not count."""
-        if self.response is None or self.paused:
+    def tick(self, patience: Patience) -> None:
+        """The pool's clock: one more tick. Silence that we cause ourselves does not count."""
+        if self.paused:
             return
+        self.age_ticks += 1
         self.quiet_ticks += 1
-        if not self.answering:
-            if self.quiet_ticks > first_byte_ticks:
-                what = f"no first byte within {first_byte_s:g} s"
-                self.drop(FirstByteTimeout(self._pool.origin, what, self.received))
-        elif self.quiet_ticks > idle_ticks:
-            what = f"silent for {idle_s:g} s after {self.received} bytes"
-            self.drop(IdleTimeout(self._pool.origin, what, self.received))
+        if self.response is None:
+            return
+        origin, received = self._pool.origin, self.received
+        if self.quiet_ticks > patience.frozen:
+            self.drop(Frozen(origin, "silent, and the worker does not work at present", received))
+        elif self.answering and self.quiet_ticks > patience.idle:
+            what = f"silent for {patience.idle_s:g} s after {received} bytes"
+            self.drop(IdleTimeout(origin, what, received))
+        elif self._whole and self.age_ticks > patience.whole:
+            self.drop(AnswerTimeout(origin, f"no complete answer within {patience.whole_answer_s:g} s", received))
+        elif not (self._whole or self.answering) and self.age_ticks > patience.first_byte:
+            what = f"no first byte within {patience.first_byte_s:g} s"
+            self.drop(FirstByteTimeout(origin, what, received))
 
     # asyncio's callbacks.
 
@@ -168,11 +194,8 @@ class Connection(asyncio.Protocol):
         if response is None:  # nobody asked: the server does not speak our protocol, or is about to close
             self.close()
             return
-        if not self.received:
-            response.request = None
         size = len(data)
         self.received += size
-        self.quiet_ticks = 0
         in_body = self._head_there
         try:
             self._parser.feed_data(data)
@@ -183,6 +206,7 @@ class Connection(asyncio.Protocol):
         pieces = self._pieces
         if pieces:
             self.answering = True
+            self.quiet_ticks = 0
             self._framing_bytes = 0
             response.arrived(pieces, size)
             pieces.clear()
@@ -220,11 +244,8 @@ class Connection(asyncio.Protocol):
         response.ended()
 
     def _lose(self, what: str) -> None:
-        """The other side is gone. A request that a kept connection never heard of may be sent again."""
+        """The other side is gone."""
         response = self.response
-        if response is not None and response.request is not None:
-            self.response = None
-            response.unheard(*response.request)
         if response is not None and self.received:
             what += f" after {self.received} bytes, in mid-{'body' if self._head_there else 'head'}"
         self.drop(ConnectionLost(self._pool.origin, what, self.received))

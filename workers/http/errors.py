@@ -7,13 +7,21 @@
     |   `-- PoolExhausted       every connection stayed in use for `connect_s`
     |-- TimedOut
     |   |-- FirstByteTimeout    request written, not one byte of a response's body within `first_byte_s`
-    |   `-- IdleTimeout         the body began and then fell silent for `idle_s`
+    |   |-- IdleTimeout         the body began and then fell silent for `idle_s`
+    |   |-- AnswerTimeout       an answer in one piece was not complete within `whole_answer_s`
+    |   `-- Frozen              silent while probes or readings say that this worker does not work
     |-- ConnectionLost          closed or reset before the response was complete
     |-- ProtocolError           the bytes are no acceptable HTTP/1.1 response
     `-- ResponseAborted         we gave up ourselves: `Response.abort` or `Upstream.aclose`
 
 Every message begins with the origin, so that a log line needs nothing beside it.
+
+An error that is kept is never the one that is raised: `again` makes another. A raised exception refers to the
+frames it passed, those refer to the response and the request's body, and a response that kept such an error would
+form a cycle that only the garbage collector could free.
 """
+
+from typing import Self
 
 
 class UpstreamError(Exception):
@@ -25,7 +33,12 @@ class UpstreamError(Exception):
     def __init__(self, origin: str, what: str, received_bytes: int = 0) -> None:
         super().__init__(f"{origin}: {what}")
         self.origin = origin
+        self.what = what
         self.received_bytes = received_bytes
+
+    def again(self) -> Self:
+        """Return an equal error without a traceback, to be raised in place of one that is kept."""
+        return type(self)(self.origin, self.what, self.received_bytes)
 
     @property
     def before_first_byte(self) -> bool:
@@ -59,6 +72,14 @@ class FirstByteTimeout(TimedOut):
 
 class IdleTimeout(TimedOut):
     """Silent in the middle of its response."""
+
+
+class AnswerTimeout(TimedOut):
+    """An answer that is not streamed was not complete in time."""
+
+
+class Frozen(TimedOut):
+    """Silent, and known not to work: the server is down or its engine sleeps."""
 
 
 class ConnectionLost(UpstreamError):

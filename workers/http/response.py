@@ -6,7 +6,7 @@ pieces and is handed over joined; what was received before a failure is delivere
     waiting --head_arrived--> head there --ended--> complete        failed: from anywhere before complete
 
 Invariants: `connection` is set exactly while a connection belongs to this response, and it is given up once, in
-`ended`, `failed` or `unheard`; at most one task waits, on `_news`.
+`ended` or `failed`; at most one task waits, on `_news`; `_error` is never raised itself (see `errors`).
 """
 
 import asyncio
@@ -26,12 +26,6 @@ class Sender(Protocol):
     def drop(self, error: UpstreamError) -> None: ...
 
 
-class Resender(Protocol):
-    """What a response asks of the pool when a kept connection turns out to have died unused."""
-
-    async def resend(self, response: "Response", head: bytes, body: bytes) -> None: ...
-
-
 class Response:
     """A response on its way. Await `head` first; `status`, `reason` and `headers` are valid after it.
 
@@ -47,23 +41,17 @@ class Response:
         "_head_there",
         "_loop",
         "_origin",
-        "_redial",
-        "_resender",
         "_sink",
-        "_unheard",
         "_waiter",
         "bodiless",
         "buffered",
         "connection",
         "headers",
         "reason",
-        "request",
         "status",
     )
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, origin: str, resender: Resender, *, bodiless: bool
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, origin: str, *, bodiless: bool) -> None:
         self.status = 0
         self.reason = b""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -71,18 +59,13 @@ class Response:
         """The request was a HEAD: its response has no body whatever its headers say."""
         self.buffered = 0
         """Bytes received on the wire since the last `read`."""
-        self.request: tuple[bytes, bytes] | None = None
-        """Head and body, kept only while they may have to be sent once more."""
         self.connection: Sender | None = None
         self._loop = loop
         self._origin = origin
-        self._resender = resender
         self._arrived: list[bytes] = []
         self._head_there = False
         self._complete = False
         self._error: UpstreamError | None = None
-        self._unheard: tuple[bytes, bytes] | None = None
-        self._redial: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Callable[[bytes], bool] | None = None
 
@@ -97,17 +80,14 @@ class Response:
         """Return once status line and headers are there (interim responses are skipped)."""
         while not self._head_there:
             if self._error is not None:
-                raise self._error
-            if self._unheard is not None:
-                await self._send_again()
-            else:
-                await self._news()
+                raise self._error.again()
+            await self._news()
 
     async def read(self) -> bytes:
         """All of the body that has arrived since the last call, at least one byte; b"" at its end."""
         while not self._arrived:
             if self._error is not None:
-                raise self._error
+                raise self._error.again()
             if self._complete:
                 return b""
             if self._head_there:
@@ -144,9 +124,8 @@ class Response:
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                error = ProtocolError(self._origin, f"a body of more than {limit} bytes", size)
-                self._give_up(error)
-                raise error
+                self._give_up(ProtocolError(self._origin, f"a body of more than {limit} bytes", size))
+                # Raised by the next `read`, as nothing that has arrived is left.
         return b"".join(pieces)
 
     def abort(self) -> None:
@@ -183,6 +162,7 @@ class Response:
             waiter = self._waiter
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)
+            del waiter  # the error refers to this frame, which must not refer to the error
         self._sink = None  # it has had enough, or is broken
         self._wake()
 
@@ -193,16 +173,8 @@ class Response:
 
     def failed(self, error: UpstreamError) -> None:
         self.connection = None
-        self.request = None
         if self._error is None:
             self._error = error
-        self._wake()
-
-    def unheard(self, head: bytes, body: bytes) -> None:
-        """A kept connection died before it answered one byte: `head` sends the request once more."""
-        self.connection = None
-        self.request = None
-        self._unheard = (head, body)
         self._wake()
 
     # Inner workings.
@@ -223,30 +195,8 @@ class Response:
 
     def _give_up(self, error: UpstreamError) -> None:
         self._error = error
-        self._unheard = self.request = None
         self._arrived.clear()
-        if self._redial is not None:
-            self._redial.cancel()
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.drop(error)
         self._wake()
-
-    async def _send_again(self) -> None:
-        """Send on a fresh connection. In a task of its own, so that `abort` can end a dial that hangs."""
-        self._redial = self._loop.create_task(self._redo())
-        try:
-            await self._redial
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._error is None or (task is not None and task.cancelling()):
-                raise  # the reader itself is cancelled; `head` may be awaited again
-        except UpstreamError as error:
-            self.failed(error)
-        finally:
-            self._redial = None
-
-    async def _redo(self) -> None:
-        if self._unheard is not None:
-            await self._resender.resend(self, *self._unheard)
-            self._unheard = None

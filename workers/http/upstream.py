@@ -3,7 +3,9 @@
 Theory. A request takes a connection that is idle (the one used last: it is the warmest and the least likely to
 have been closed), else opens one, else waits its turn. There is no task and no timer per request: one clock per
 pool ticks while connections are open, looks for silence, and closes what has been idle for too long, so that
-both timeouts come late by at most one tick (an eighth of the shortest, at most a second).
+every timeout comes late by at most one tick (an eighth of the shortest, at most a second).
+
+A request is written once, on one connection, and never again by itself (see `connection`).
 
 Invariants. `_connections` holds exactly what is open, from `opened` to `lost`; `_idle` is a subset of it, oldest
 first; `_dialing` counts connections being opened, so `open + _dialing <= max_connections`. Somebody waits only
@@ -20,12 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from workers.http.connection import Connection
+from workers.http.connection import Connection, Patience
 from workers.http.errors import (
+    AnswerTimeout,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
     FirstByteTimeout,
+    Frozen,
     IdleTimeout,
     NotConnected,
     PoolExhausted,
@@ -38,10 +42,12 @@ from workers.http.request_head import request_head
 from workers.http.response import Response
 
 __all__ = [
+    "AnswerTimeout",
     "ConnectFailed",
     "ConnectTimeout",
     "ConnectionLost",
     "FirstByteTimeout",
+    "Frozen",
     "IdleTimeout",
     "Limits",
     "NotConnected",
@@ -65,12 +71,12 @@ class Timeouts:
     connect_s: float = 5.0
     """For a connection: for a free place under `max_connections`, name, TCP and TLS together."""
     first_byte_s: float = 600.0
-    """From the request's write to the first byte of its answer: a queue in the engine and a long prefill. The head
-    of a response does not count: vLLM sends that of a stream before its engine has begun."""
+    """From the request's write to the first byte of a streamed answer: a queue in the engine and a long prefill.
+    The head does not count: vLLM sends that of a stream before its engine has begun."""
     idle_s: float = 120.0
     """Silence after the first byte. Time during which we had stopped reading does not count."""
-    deserted_s: float = 5.0
-    """Silence, before the first byte or after it, while nobody listens at the origin any more."""
+    whole_answer_s: float = 3600.0
+    """From the request's write to the end of an answer in one piece, generated before any of it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,8 @@ class Upstream:
     """Connections to one origin. Belongs to the event loop that first sends.
 
     `url` is http or https, with a host name, IPv4 or [IPv6] address, an optional port and an optional path,
-    which goes before every target. `tls` is used for https; None means the system's authorities.
+    which goes before every target. `tls` is used for https; None means the system's authorities. `host_name`: the
+    name that the Host header and the certificate carry, where the URL holds one of its addresses.
     """
 
     def __init__(
@@ -103,6 +110,7 @@ class Upstream:
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
         tls: ssl.SSLContext | None = None,
+        host_name: str | None = None,
     ) -> None:
         parts = urlsplit(url)
         host = parts.hostname
@@ -114,13 +122,18 @@ class Upstream:
         self.limits = limits or Limits()
         self.buffer_bytes = self.limits.buffer_bytes
         self.max_head_bytes = self.limits.max_head_bytes
-        self.deserted = False
-        """Nobody listens there any more. A server that is going away may still end its answers, but vLLM can also
-        leave them hanging: it kills its engine and then waits for its clients to hang up."""
+        self.silence_limit_s = math.inf
+        """How long a request may be silent there now. Finite while the worker is known not to work: probes find it
+        down (a frozen process keeps its connections; vLLM that is going away kills its engine and then waits for
+        its clients to hang up), or its engine sleeps. While any answer still brings tokens, none is cut off."""
+        self._silent_ticks = 0
+        """Ticks since the last piece of any answer."""
         self._host = host
         self._host_is_address = ":" in host or host.replace(".", "").isdigit()
         self._port = parts.port or _PORTS[parts.scheme]
-        self._host_header = parts.netloc.encode("ascii")
+        self._server_name = host_name or host
+        port = f":{parts.port}" if parts.port else ""
+        self._host_header = (f"{host_name}{port}" if host_name else parts.netloc).encode("ascii")
         self._prefix = parts.path.rstrip("/").encode("ascii")
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._loop: asyncio.AbstractEventLoop
@@ -132,7 +145,8 @@ class Upstream:
         self._all_lost: asyncio.Future[None] | None = None
         self._clock: asyncio.TimerHandle | None = None
         times = self.timeouts
-        self._tick_s = min(8.0, times.first_byte_s, times.idle_s, self.limits.idle_expiry_s) / 8
+        shortest = min(times.first_byte_s, times.idle_s, times.whole_answer_s, self.limits.idle_expiry_s)
+        self._tick_s = min(8.0, shortest) / 8
 
     @property
     def open(self) -> int:
@@ -145,23 +159,25 @@ class Upstream:
         return len(self._idle)
 
     async def send(
-        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        whole: bool = False,
     ) -> Response:
         """Write a request and return without waiting for its response; NotConnected if that is impossible.
 
         Host and Content-Length are ours; headers that concern one hop only are dropped. ValueError for what
-        would break the request's lines. The body is handed to the transport whole.
+        would break the request's lines. The body is handed to the transport whole. `whole`: the answer will not be
+        streamed, so `whole_answer_s` holds in place of `first_byte_s`.
         """
         head = request_head(method, self._prefix + target, headers, self._host_header, len(body))
         connection = self._take_idle() or await self._fresh()
-        response = Response(self._loop, self.origin, self, bodiless=method == b"HEAD")
-        connection.start(response, head, body, resend=True)
+        response = Response(self._loop, self.origin, bodiless=method == b"HEAD")
+        connection.start(response, head, body, whole=whole)
         return response
-
-    async def resend(self, response: Response, head: bytes, body: bytes) -> None:
-        """Write the request of `response` once more; called by the response, at most once."""
-        connection = await self._fresh()
-        connection.start(response, head, body, resend=False)
 
     async def aclose(self) -> None:
         """Close every connection; responses that are under way end with ResponseAborted."""
@@ -226,9 +242,11 @@ class Upstream:
         queued = True
         try:
             async with asyncio.timeout(self.timeouts.connect_s):
-                connection = await self._place()
+                while (connection := await self._place()) is not None:
+                    if not connection.closed:  # by the worker, since it was granted
+                        return connection
                 queued = False
-                return connection or await self._dial()
+                return await self._dial()
         except TimeoutError as error:
             if queued:
                 what = f"all {self.limits.max_connections} connections in use for {self.timeouts.connect_s:g} s"
@@ -273,6 +291,8 @@ class Upstream:
         race: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if self._may_race() else {}
         connection = Connection(self)
         try:
+            if self._tls is not None:
+                race["server_hostname"] = self._server_name
             await self._loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls, **race)
         except asyncio.CancelledError:
             # uvloop closes what has just been made without telling its protocol.
@@ -305,11 +325,9 @@ class Upstream:
     def _tick(self) -> None:
         """Count ticks, not seconds: a loop that stalled for long must not make every worker look silent."""
         self._clock = None
-        longest = self.timeouts.deserted_s if self.deserted else math.inf
-        first_byte_s, idle_s = (min(longest, s) for s in (self.timeouts.first_byte_s, self.timeouts.idle_s))
-        first_byte_ticks, idle_ticks = (math.ceil(s / self._tick_s) for s in (first_byte_s, idle_s))
+        patience = self._patience()
         for connection in tuple(self._connections):
-            connection.tick(first_byte_ticks, first_byte_s, idle_ticks, idle_s)
+            connection.tick(patience)
         oldest_allowed = self._loop.time() - self.limits.idle_expiry_s
         while self._idle:
             connection, since = next(iter(self._idle.items()))
@@ -317,3 +335,21 @@ class Upstream:
                 break
             connection.close()
         self._start_clock()
+
+    def _patience(self) -> Patience:
+        """What a connection is allowed at this tick."""
+        times, tick_s = self.timeouts, self._tick_s
+        answered = any(connection.answering and not connection.quiet_ticks for connection in self._connections)
+        self._silent_ticks = 0 if answered else self._silent_ticks + 1
+        frozen = math.inf
+        if self.silence_limit_s < math.inf and self._silent_ticks > self.silence_limit_s / tick_s:
+            frozen = self.silence_limit_s / tick_s
+        return Patience(
+            first_byte=math.ceil(times.first_byte_s / tick_s),
+            first_byte_s=times.first_byte_s,
+            idle=math.ceil(times.idle_s / tick_s),
+            idle_s=times.idle_s,
+            whole=math.ceil(times.whole_answer_s / tick_s),
+            whole_answer_s=times.whole_answer_s,
+            frozen=frozen,
+        )

@@ -1,5 +1,7 @@
 """The machine of marks, without a clock of its own."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,16 +211,26 @@ def test_a_sleeping_engine_is_down_until_it_wakes_or_nobody_says_so_any_longer()
     assert state(health, 18.0) is State.UP
 
 
-def test_a_worker_is_deserted_while_it_is_down_because_nobody_listens():
-    silent, gone = healthy(), healthy()
+def test_a_silent_request_is_given_up_soon_where_probes_find_the_worker_down_and_at_once_where_it_sleeps():
+    frozen, gone = healthy(), healthy()
     for now in range(3):
-        assert not gone.deserted
-        silent.probe_failed("no answer within 2 s", float(now))
+        assert frozen.silence_limit_s(float(now)) == gone.silence_limit_s(float(now)) == math.inf
+        frozen.probe_failed("no answer within 2 s", float(now))
         gone.probe_failed("connection refused", float(now), connect=True)
-    assert state(silent, 3.0) is state(gone, 3.0) is State.DOWN
-    assert (silent.deserted, gone.deserted) == (False, True)
-    gone.probe_ok(4.0)
-    assert not gone.deserted
+    assert frozen.silence_limit_s(3.0) == gone.silence_limit_s(3.0) == HealthSettings().down_silence_s
+    frozen.asleep(until=9.0)
+    assert frozen.silence_limit_s(8.0) == 0.0
+    assert frozen.silence_limit_s(9.0) == HealthSettings().down_silence_s
+    frozen.probe_ok(9.0)
+    assert frozen.silence_limit_s(9.0) == math.inf
+
+
+def test_requests_that_fail_and_operators_who_drain_give_nothing_up():
+    health = healthy()
+    for now in range(9):
+        health.request_failed("HTTP 500", float(now))
+    health.drain()
+    assert health.silence_limit_s(9.0) == math.inf
 
 
 def test_what_the_operator_wants_comes_before_what_is_observed():

@@ -4,6 +4,7 @@ No socket and no loop: a reader that would have to wait fails the test, because 
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import h11
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from workers.http.connection import Connection
+from workers.http.connection import Connection, Patience
 from workers.http.errors import (
     ConnectionLost,
     FirstByteTimeout,
@@ -49,6 +50,11 @@ class FakeTransport:
         self.aborted = True
 
 
+PATIENCE = Patience(
+    first_byte=9, first_byte_s=9.0, idle=3, idle_s=3.0, whole=99, whole_answer_s=99.0, frozen=math.inf
+)
+
+
 class FakePool:
     origin = "http://w:1"
 
@@ -81,8 +87,8 @@ class Bench:
         self.response = self.request(bodiless=bodiless)
 
     def request(self, *, bodiless=False):
-        response = Response(None, "http://w:1", None, bodiless=bodiless)
-        self.connection.start(response, b"GET / HTTP/1.1\r\n\r\n", b"", resend=True)
+        response = Response(None, "http://w:1", bodiless=bodiless)
+        self.connection.start(response, b"GET / HTTP/1.1\r\n\r\n", b"")
         return response
 
     def feed(self, *pieces):
@@ -405,9 +411,9 @@ def test_reading_goes_on_after_an_end_that_came_while_it_was_stopped():
 def test_the_head_of_a_response_is_not_yet_an_answer():
     bench = Bench().feed(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
     for _ in range(9):
-        bench.connection.tick(9, 9.0, 3, 3.0)
+        bench.connection.tick(PATIENCE)
     assert bench.kept, "the engine may be at work for longer than it may be silent later"
-    bench.connection.tick(9, 9.0, 3, 3.0)
+    bench.connection.tick(PATIENCE)
     with pytest.raises(FirstByteTimeout, match="no first byte within 9 s"):
         without_waiting(bench.response.read())
 
@@ -415,12 +421,12 @@ def test_the_head_of_a_response_is_not_yet_an_answer():
 def test_silence_counts_in_ticks_and_not_while_we_have_stopped_reading():
     bench = Bench(buffer_bytes=10).feed(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n" + b"x" * 100)
     for _ in range(50):
-        bench.connection.tick(9, 9.0, 3, 3.0)
+        bench.connection.tick(PATIENCE)
     assert without_waiting(bench.response.read())
     for _ in range(3):
-        bench.connection.tick(9, 9.0, 3, 3.0)
+        bench.connection.tick(PATIENCE)
     assert bench.kept
-    bench.connection.tick(9, 9.0, 3, 3.0)
+    bench.connection.tick(PATIENCE)
     with pytest.raises(IdleTimeout, match=r"http://w:1: silent for 3 s after \d+ bytes"):
         without_waiting(bench.response.read())
     assert bench.transport.aborted
@@ -487,7 +493,7 @@ def test_read_all_ends_the_exchange_beyond_its_limit():
 
 def test_a_large_body_goes_to_the_transport_whole():
     bench = Bench().feed(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-    response = Response(None, "http://w:1", None, bodiless=False)
+    response = Response(None, "http://w:1", bodiless=False)
     bench.transport.written = b""
-    bench.connection.start(response, b"head", b"b" * 1_000_000, resend=True)
+    bench.connection.start(response, b"head", b"b" * 1_000_000)
     assert bench.transport.written == b"head" + b"b" * 1_000_000

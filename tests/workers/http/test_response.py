@@ -1,6 +1,8 @@
 """A response hands on what arrives: to whoever reads, or straight into a sink."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -9,7 +11,7 @@ from workers.http.response import Response
 
 
 def response(*, begun=True):
-    made = Response(asyncio.get_running_loop(), "http://worker", None, bodiless=False)
+    made = Response(asyncio.get_running_loop(), "http://worker", bodiless=False)
     if begun:
         made.head_arrived(200, b"OK", [])
     return made
@@ -91,3 +93,35 @@ async def test_a_feed_that_is_cancelled_lets_go_of_its_sink():
     made.arrived([b"one"], 3)
     assert seen == []
     assert await made.read() == b"one"
+
+
+async def test_what_a_sink_raises_is_freed_once_it_is_handled():
+    """The error passes the frame that keeps the future with the error: it must not keep both alive."""
+
+    class Held:
+        pass
+
+    async def read(made):
+        held = Held()
+        refs.append(weakref.ref(held))
+
+        def broken(_piece, held=held):
+            raise KeyError(held)
+
+        await made.feed(broken)
+
+    refs = []
+    gc.collect()
+    gc.disable()
+    try:
+        made = response()
+        task = asyncio.create_task(read(made))
+        await asyncio.sleep(0)
+        made.arrived([b"one"], 3)
+        with pytest.raises(KeyError):
+            await task
+        del task
+        await asyncio.sleep(0)  # the loop's own call holds the task until then
+        assert refs[0]() is None
+    finally:
+        gc.enable()

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import inspect
 import socket
 import ssl
 import time
+import weakref
 
 import httpx
 import pytest
@@ -14,10 +16,12 @@ import trustme
 import uvloop
 
 from workers.http.upstream import (
+    AnswerTimeout,
     ConnectFailed,
     ConnectionLost,
     ConnectTimeout,
     FirstByteTimeout,
+    Frozen,
     IdleTimeout,
     Limits,
     PoolExhausted,
@@ -25,6 +29,7 @@ from workers.http.upstream import (
     ResponseAborted,
     Timeouts,
     Upstream,
+    UpstreamError,
 )
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -263,30 +268,54 @@ async def close_after_the_next_request(server, reader, writer):
         await server.request(reader)
 
 
+@pytest.mark.parametrize("close", [reset, lambda writer: writer.close()], ids=["reset", "closed"])
 @on_each_loop
-async def test_a_kept_connection_that_dies_unused_is_replaced_without_notice():
-    async with RawServer(close_after_the_next_request) as server, upstream(server.url) as client:
-        assert await fetch(client) == (200, b"ok")
-        assert await fetch(client, body=b"x" * 1000) == (200, b"ok")
-        assert server.accepted == 2
-        assert server.requests[1] == server.requests[2], "sent twice, byte for byte"
-
-
-@on_each_loop
-async def test_a_request_is_sent_again_only_once():
+async def test_a_request_on_a_kept_connection_that_dies_is_lost_and_never_sent_again(close):
     async def script(server, reader, writer):
         await server.request(reader)
-        if server.accepted == 1:
-            writer.write(OK)
-            await server.request(reader)
+        writer.write(OK)
+        await server.request(reader)
+        close(writer)
 
     async with RawServer(script) as server, upstream(server.url) as client:
         assert await fetch(client) == (200, b"ok")
-        response = await post(client)
-        with pytest.raises(ConnectionLost, match=rf"{server.url}: ") as failure:
-            await response.head()
-        assert failure.value.before_first_byte
-        assert server.accepted == 2
+        response = await post(client, body=b"x" * 1000)
+        for _ in range(2):
+            with pytest.raises(ConnectionLost, match=rf"{server.url}: ") as failure:
+                await response.head()
+            assert failure.value.before_first_byte
+        await asyncio.sleep(0.05)
+        assert (server.accepted, len(server.requests)) == (1, 2)
+
+
+@on_each_loop
+async def test_a_connection_that_closes_after_it_was_granted_is_not_written_to():
+    async def script(server, reader, writer):
+        await server.request(reader)
+        await server.release.wait()
+        writer.write(OK)
+        await server.request(reader)
+
+    limits = Limits(max_connections=1)
+    async with RawServer(script) as server, upstream(server.url, limits=limits) as client:
+        first = await post(client)
+        waiting = asyncio.create_task(post(client))
+        await eventually(lambda: client._waiting)
+        [connection] = client._connections
+        released = client.released
+
+        def released_and_closed(connection):
+            released(connection)
+            connection.close()
+
+        client.released = released_and_closed
+        server.release.set()
+        assert await first.read_all(2) == b"ok"
+        client.released = released
+        response = await waiting
+        assert response.connection is not connection
+        assert await response.read_all(2) == b"ok"
+        assert (server.accepted, len(server.requests)) == (2, 2)
 
 
 @on_each_loop
@@ -318,91 +347,6 @@ async def test_a_connection_that_dies_after_the_first_byte_is_not_replaced():
             await response.head()
         assert failure.value.received_bytes == 1
         assert server.accepted == 1
-
-
-@on_each_loop
-async def test_a_reader_that_is_cancelled_while_the_request_is_sent_again_can_come_back():
-    async with RawServer(close_after_the_next_request) as server, upstream(server.url) as client:
-        await fetch(client)
-        dial = client._dial
-        may_dial = asyncio.Event()
-
-        async def slow_dial():
-            try:
-                await may_dial.wait()
-            except asyncio.CancelledError:
-                client._dialing -= 1  # as the real one does
-                raise
-            return await dial()
-
-        client._dial = slow_dial
-        response = await post(client)
-        for _ in range(2):
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(response.head(), 0.03)
-        may_dial.set()
-        await response.head()
-        assert await response.read_all(100) == b"ok"
-        assert server.accepted == 2
-
-
-def hanging_dial(client):
-    async def dial():
-        try:
-            await asyncio.Event().wait()
-        finally:
-            client._dialing -= 1  # as the real one does
-
-    return dial
-
-
-@on_each_loop
-async def test_abort_ends_a_dial_that_hangs():
-    async with RawServer(close_after_the_next_request) as server, upstream(server.url) as client:
-        await fetch(client)
-        client._dial = hanging_dial(client)
-        response = await post(client)
-        head = asyncio.create_task(response.head())
-        await eventually(lambda: response._redial is not None)
-        response.abort()
-        with pytest.raises(ResponseAborted):
-            await asyncio.wait_for(head, 2)
-        assert client._dialing == 0
-
-
-@on_each_loop
-async def test_a_reader_that_is_cancelled_and_aborted_at_once_is_cancelled():
-    async with RawServer(close_after_the_next_request) as server, upstream(server.url) as client:
-        await fetch(client)
-        client._dial = hanging_dial(client)
-        response = await post(client)
-        head = asyncio.create_task(response.head())
-        await eventually(lambda: response._redial is not None)
-        head.cancel()
-        response.abort()
-        with pytest.raises(asyncio.CancelledError):
-            await head
-        await eventually(lambda: client.open == 0)
-
-
-@on_each_loop
-async def test_a_request_that_is_sent_again_on_a_connection_handed_over_is_not_sent_a_third_time():
-    async def answer_one_hear_another(server, reader, writer):
-        await server.request(reader)
-        writer.write(OK)
-        await server.request(reader)
-
-    limits = Limits(max_connections=1)
-    script = answer_one_hear_another
-    async with RawServer(script) as server, upstream(server.url, limits=limits) as client:
-        await fetch(client)
-        unheard = await post(client)
-        await eventually(lambda: client.open == 0)
-        other = await post(client)
-        with pytest.raises(ConnectionLost):
-            await unheard.head()
-        assert await other.read_all(2) == b"ok"
-        assert (server.accepted, len(server.requests)) == (2, 4)
 
 
 @on_each_loop
@@ -560,27 +504,169 @@ async def test_silence_in_mid_body_is_an_idle_timeout_and_a_trickle_is_not():
         assert response.status == 200
 
 
+TRICKLES = {
+    "head": (b"HTTP/1.1 200 OK\r\n", b"x"),
+    "interim": (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    "chunk extension": (CHUNKED + b"5;", b"x"),
+}
+
+
+@pytest.mark.parametrize(("before", "again"), TRICKLES.values(), ids=TRICKLES)
 @on_each_loop
+async def test_what_is_no_body_does_not_put_the_first_byte_off(before, again):
+    async def script(server, reader, writer):
+        await server.request(reader)
+        writer.write(before)
+        while True:
+            writer.write(again)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with RawServer(script) as server, upstream(server.url, timeouts=Timeouts(first_byte_s=0.1)) as client:
+        response = await post(client)
+        with pytest.raises(FirstByteTimeout):
+            await response.read()
+
+
+@on_each_loop
+async def test_framing_without_a_body_is_silence_in_mid_answer():
+    async def script(server, reader, writer):
+        await server.request(reader)
+        writer.write(CHUNKED + b"1\r\nx\r\n5;")
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    options = {"timeouts": Timeouts(first_byte_s=60, idle_s=0.1)}
+    async with RawServer(script) as server, upstream(server.url, **options) as client:
+        response = await post(client)
+        with pytest.raises(IdleTimeout):
+            await response.read_all(100)
+
+
+async def answer_late(server, reader, writer):
+    await server.request(reader)
+    await server.release.wait()
+    writer.write(OK)
+    await server.request(reader)
+
+
+@on_each_loop
+async def test_an_answer_in_one_piece_has_a_limit_in_total_and_none_for_its_first_byte():
+    times = Timeouts(first_byte_s=0.08, whole_answer_s=60)
+    async with RawServer(answer_late) as server, upstream(server.url, timeouts=times) as client:
+        whole = await client.send(b"POST", b"/", (), b"", whole=True)
+        streamed = await client.send(b"POST", b"/", (), b"")
+        with pytest.raises(FirstByteTimeout):
+            await streamed.head()
+        server.release.set()
+        assert await whole.read_all(2) == b"ok"
+
+
+@on_each_loop
+async def test_an_answer_in_one_piece_that_is_late_in_total_is_given_up_even_while_it_trickles():
+    async def script(server, reader, writer):
+        await server.request(reader)
+        writer.write(CHUNKED)
+        while True:
+            writer.write(b"1\r\nx\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with RawServer(script) as server, upstream(server.url, timeouts=Timeouts(whole_answer_s=0.1)) as client:
+        response = await client.send(b"POST", b"/", (), b"", whole=True)
+        with pytest.raises(AnswerTimeout, match=r"no complete answer within 0\.1 s"):
+            await response.read_all(1 << 20)
+        await eventually(lambda: client.open == 0)
+
+
+@on_each_loop
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("begun", [False, True])
-async def test_who_is_silent_after_everybody_has_left_is_not_waited_for(begun):
+async def test_a_request_that_is_silent_on_a_worker_that_does_not_work_is_given_up(begun, whole):
     async def script(server, reader, writer):
         await server.request(reader)
         if begun:
             writer.write(CHUNKED + b"1\r\nx\r\n")
         await server.release.wait()
 
-    options = {
-        "timeouts": Timeouts(first_byte_s=60, idle_s=60, deserted_s=0.1),
-        "limits": Limits(idle_expiry_s=0.4),
-    }
-    async with RawServer(script) as server, upstream(server.url, **options) as client:
-        response = await post(client)
+    limits = Limits(idle_expiry_s=0.4)
+    async with RawServer(script) as server, upstream(server.url, limits=limits) as client:
+        response = await client.send(b"POST", b"/", (), b"", whole=whole)
         reading = asyncio.create_task(response.read_all(100))
         await asyncio.sleep(0.3)
         assert not reading.done()
-        client.deserted = True
-        with pytest.raises(IdleTimeout if begun else FirstByteTimeout, match=r"0\.1 s"):
+        client.silence_limit_s = 0.1
+        with pytest.raises(Frozen):
             await reading
+
+
+@on_each_loop
+async def test_while_one_answer_brings_tokens_no_silent_one_is_given_up():
+    async def script(server, reader, writer):
+        await server.request(reader)
+        if server.accepted == 1:
+            writer.write(CHUNKED)
+            while not server.release.is_set():
+                writer.write(b"1\r\nx\r\n")
+                await asyncio.sleep(0.005)
+            writer.write(b"0\r\n\r\n")
+        await server.release.wait()
+        await asyncio.Event().wait()
+
+    limits = Limits(idle_expiry_s=0.8)
+    async with RawServer(script) as server, upstream(server.url, limits=limits) as client:
+        lively = asyncio.create_task((await post(client)).read_all(1 << 20))
+        silent_one = await post(client)
+        reading = asyncio.create_task(silent_one.head())
+        client.silence_limit_s = 0.2
+        await asyncio.sleep(0.5)
+        assert not reading.done()
+        server.release.set()
+        await lively
+        with pytest.raises(Frozen):
+            await reading
+
+
+@on_each_loop
+async def test_a_failed_response_is_freed_at_once_and_with_it_all_that_its_reader_held():
+    """An error that the response keeps and raises refers to it by its traceback: a cycle."""
+
+    class Held:
+        pass
+
+    async def attempt(client):
+        held = Held()
+        refs.append(weakref.ref(held))
+        response = await post(client)
+        try:
+            await response.read_all(1)
+        except UpstreamError as error:
+            raise RuntimeError("the attempt failed") from error
+        finally:
+            response.abort()
+
+    refs = []
+    answers = [b"", b"rubbish\r\n", OK[:-2] + b"o", OK]
+
+    async def script(server, reader, writer):
+        await server.request(reader)
+        writer.write(answers[server.accepted % len(answers)])
+        await writer.drain()
+
+    async with RawServer(script) as server, upstream(server.url) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in answers:
+                with contextlib.suppress(RuntimeError):
+                    await asyncio.create_task(attempt(client))
+            await eventually(lambda: client.open == 0)
+            await asyncio.sleep(0)
+            assert [ref() for ref in refs] == [None] * len(answers)
+        finally:
+            gc.enable()
 
 
 @on_each_loop
