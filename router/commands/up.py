@@ -13,12 +13,13 @@ import httpx
 from rich.console import Console
 
 from router.commands.up_display import LaunchDisplay
+from workers.bounds.backoff import Backoff
 from workers.launch import disaggregation
 from workers.launch.devices import Cpu, Gpu, choose_gpus, find_cpus, find_gpus
 from workers.launch.disaggregation import Split
 from workers.launch.errors import LaunchError
 from workers.launch.plan import check_vllm, flags_in, plan
-from workers.launch.supervisor import Backoff, Supervisor
+from workers.launch.supervisor import Supervisor
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,11 +65,14 @@ class Health:
         "_answered",
         "_asleep_until",
         "_connect_failed_at",
+        "_disputed",
+        "_disputed_at",
         "_down",
         "_draining",
         "_failed_at",
         "_failures",
         "_mark_for_s",
+        "_ok_at",
         "_probe_failures",
         "_probe_found_nobody",
         "_probe_why",
@@ -92,6 +95,9 @@ class Health:
         self._probe_found_nobody = False
         # Requests.
         self._answered = False  # a request was answered since the last probe
+        self._ok_at = _NEVER
+        self._disputed = 0  # failures since then that another worker shared
+        self._disputed_at = _NEVER  # the first of them
         self._failures = 0
         self._failed_at = _NEVER
         self._connect_failed_at = _NEVER
@@ -160,12 +166,14 @@ class Health:
         self._answered = False
         self._agree(now)
 
-    def request_ok(self, _now: float) -> bool:
+    def request_ok(self, now: float) -> bool:
         """Clear what failed requests marked; say whether there was anything to clear.
 
         A refusal stays: requests that began before a shutdown still end well during it.
         """
         self._answered = True
+        self._ok_at = now
+        self._disputed = 0
         if not (self._failures or self._mark_for_s):
             return False
         self._failures = 0
@@ -194,6 +202,23 @@ class Health:
             self._mark_for_s = min(max(grown, settings.suspect_for_s), settings.suspect_max_s)
             self._suspect_until = now + self._mark_for_s
             self._failures = 0
+
+    def request_at_fault(self, why: str, now: float, last_ok_elsewhere: float) -> None:
+        """Note a failure that another worker shared: the request's fault.
+
+        Unless there are many of them in a row here while others answer what they get (`last_ok_elsewhere`):
+        workers that are broken in the same way confirm each other, and failing fast they attract ever more.
+        """
+        if self._disputed == 0:
+            self._disputed_at = now
+        self._disputed += 1
+        if self._disputed >= self._settings.fail_threshold and last_ok_elsewhere > self._disputed_at:
+            self.request_failed(why, now)
+
+    @property
+    def ok_at(self) -> float:
+        """When a request was answered last; minus infinity: never."""
+        return self._ok_at
 
     def refused(self, why: str, now: float) -> None:
         """Note that the worker says it is shutting down and takes nothing new."""

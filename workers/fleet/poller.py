@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 
+from workers.bounds.backoff import Backoff
 from workers.fleet.probe import (
     ProbeError,
     check_health,
@@ -96,6 +97,11 @@ class Poller:
     def probe_now(self) -> None:
         self._probe_wake.set()
 
+    @property
+    def reached(self) -> bool:
+        """It has answered a probe."""
+        return self._reached
+
     def learn_now(self) -> None:
         """Ask for models and metrics again, in turn; waits for the server where it was not reached yet."""
         self._models_due_at = -math.inf
@@ -125,7 +131,7 @@ class Poller:
             self._probe_failures += 1
             self._server.unhealthy(error)
             longest = settings.starting_every_s if self._server.starting else settings.probe_every_s
-            return _backoff(settings.retry_first_s, self._probe_failures, longest)
+            return _pause(settings.retry_first_s, longest, self._probe_failures)
         first = self._server.starting or not self._reached
         self._server.healthy()
         if first or self._probe_failures:
@@ -141,21 +147,22 @@ class Poller:
         first = self._server.models is None
         due = first or self._clock() >= self._models_due_at
         if due:
-            await self._learn_models()
+            await self.learn_models()
         another = await self._learn_metrics()
         if another:
-            await self._learn_models()
+            await self.learn_models()
         if due or another:
             await self._learn_version()
         if due or another or not self._sources_known:
             await self._learn_kv_sources()
         if self._server.models is None:
             self._learn_failures += 1
-            return _backoff(self._settings.retry_first_s, self._learn_failures, self._settings.scrape_every_s)
+            return _pause(self._settings.retry_first_s, self._settings.scrape_every_s, self._learn_failures)
         self._learn_failures = 0
         return self._settings.scrape_every_s * (self._stagger if first else 1.0)
 
-    async def _learn_models(self) -> None:
+    async def learn_models(self) -> None:
+        """Ask what it serves, now."""
         try:
             models = await fetch_models(self._client, self._server.spec, self._settings.scrape_timeout_s)
         except ProbeError as error:
@@ -170,7 +177,7 @@ class Poller:
         try:
             page = await fetch_metrics(self._client, self._server.spec, self._settings.scrape_timeout_s, at)
         except ProbeError as error:
-            logger.debug("metrics of %s: %s", self._server.spec.url, error)
+            self._server.metrics_unknown(error)
             return False
         return self._server.scraped(page)
 
@@ -208,5 +215,5 @@ class Poller:
                     self._following.stop(engine.worker.id, "its events are not to be followed any more")
 
 
-def _backoff(first_s: float, failures: int, longest_s: float) -> float:
-    return min(first_s * 2.0 ** min(failures - 1, 30), longest_s)
+def _pause(first_s: float, longest_s: float, failures: int) -> float:
+    return Backoff(min(first_s, longest_s), longest_s).delay_s(failures)

@@ -10,7 +10,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import orjson
@@ -20,6 +20,7 @@ from workers.fleet.worker import Scrape, WorkerSpec
 from workers.kv_events.sources import KvSource, read_sources
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
+_LONGEST_NAME = 1024
 
 _NOBODY_THERE = {
     errno.ECONNREFUSED: "connection refused",
@@ -59,6 +60,8 @@ class Models:
     adapters: tuple[str, ...] = ()
     """LoRA adapters on the base model."""
     max_model_len: int | None = None
+    roots: Mapping[str, str] = field(default_factory=dict)
+    """What each name stands for, where that is said: a path, or an id of a model hub."""
 
     @property
     def bases(self) -> tuple[str, ...]:
@@ -128,28 +131,41 @@ def read_models(answer: object) -> Models:
     """
     data = answer.get("data") if isinstance(answer, Mapping) else None
     items = data if isinstance(data, list) else []
-    entries = [e for e in items if isinstance(e, Mapping) and isinstance(e.get("id"), str)]
+    entries = [e for e in items if isinstance(e, Mapping) and _is_name(e.get("id"))]
     bases = [e for e in entries if not e.get("parent")]
     if not bases:
         raise ProbeError("/v1/models lists no model")
     first = bases[0]
     names = dict.fromkeys(e["id"] for e in bases if e.get("root") == first.get("root"))
     length = first.get("max_model_len")
+    adapters = dict.fromkeys(e["id"] for e in entries if _is_name(e.get("parent")) and e["parent"] in names)
     return Models(
         base=first["id"],
         aliases=tuple(name for name in names if name != first["id"]),
-        adapters=tuple(dict.fromkeys(e["id"] for e in entries if e.get("parent") in names)),
-        max_model_len=length if isinstance(length, int) else None,
+        adapters=tuple(adapters),
+        max_model_len=length if type(length) is int and length > 0 else None,
+        roots={
+            e["id"]: e["root"] for e in entries if e["id"] in {**names, **adapters} and _is_name(e.get("root"))
+        },
     )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
 
 
 async def _get(client: httpx.AsyncClient, spec: WorkerSpec, path: str, timeout_s: float) -> bytes:
     headers = {"authorization": f"Bearer {spec.api_key}"} if spec.api_key else {}
+    extensions: dict[str, str] = {}
+    if spec.host_name is not None:
+        port = httpx.URL(spec.url).port
+        headers["host"] = spec.host_name if port is None else f"{spec.host_name}:{port}"
+        extensions["sni_hostname"] = spec.host_name
     body = bytearray()
     try:
         async with (
             asyncio.timeout(timeout_s),
-            client.stream("GET", spec.url + path, headers=headers) as response,
+            client.stream("GET", spec.url + path, headers=headers, extensions=extensions) as response,
         ):
             if response.status_code != httpx.codes.OK:
                 raise ProbeError(f"HTTP {response.status_code}", status=response.status_code)

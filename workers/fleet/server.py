@@ -15,6 +15,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from workers.bounds.bounded_map import BoundedMap
+from workers.bounds.log_limit import LogLimit
 from workers.fleet.health import Health, HealthSettings
 from workers.fleet.probe import Models, ProbeError
 from workers.fleet.vllm_metrics import merge
@@ -30,6 +32,11 @@ from workers.fleet.worker import (
 )
 
 logger = logging.getLogger("fairlead.fleet")
+
+_MOST_RESOLVED = 64
+"""Adapters per server that clients may have named without its listing them: each is one more name to route by."""
+_RESOLVED_WITHIN_S = 60.0
+"""A resolver that works lists its adapter by then."""
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +75,11 @@ class Server:
         self._closed = False
         self._models_why = "its models are not known yet"
         self._process_started: float | None = None
-        self._told_once: set[str] = set()
+        self._served: frozenset[str] = frozenset()
+        """Names that it has served, while it is not known what it serves now."""
+        self._resolving: BoundedMap[str, float] = BoundedMap(_MOST_RESOLVED)
+        """Adapters that it does not list but was asked to resolve, and when."""
+        self._log_limit = LogLimit(logger)
 
     @property
     def idle(self) -> bool:
@@ -117,6 +128,7 @@ class Server:
         """Begin a new epoch with nothing known of the new process."""
         self.models = None
         self.version = None
+        self._resolving.clear()
         self._process_started = None
         self.leave(why)
         self._epoch += 1
@@ -153,32 +165,66 @@ class Server:
 
     def healthy(self) -> None:
         now = self._clock()
-        self._told_once.discard("probe")
+        self._log_limit.over("probe")
         for engine in self.engines:
             engine.health.probe_ok(now)
         self.refresh()
 
     def unhealthy(self, error: ProbeError) -> None:
         if error.ours:
-            self._tell_once("probe", "cannot probe %s: %s", self.spec.url, error)
+            self._warn("probe", str(error), "cannot probe %s: %s", self.spec.url, error)
             return
         now = self._clock()
+        before = [engine.worker.state for engine in self.engines]
         for engine in self.engines:
             engine.health.probe_failed(str(error), now, connect=error.connect)
         self.refresh()
+        if [engine.worker.state for engine in self.engines] != before:
+            self._log_limit.count("probe", str(error), now)  # the line about the new state has said it
+        else:
+            self._warn("probe", str(error), "worker %s cannot be reached: %s; trying again", self.spec.url, error)
 
     def models_found(self, models: Models) -> None:
         self.models = models
+        self._log_limit.over("models")
+        now = self._clock()
+        self._served = frozenset((*models.bases, *models.adapters))
+        for name, asked_at in list(self._resolving.items()):
+            if name in models.adapters or now - asked_at > _RESOLVED_WITHIN_S:
+                del self._resolving[name]
         self.refresh()
+        if self._model() is None:
+            why = self._why_no_model()
+            self._warn("model", why, "worker %s is not used: %s", self.spec.url, why)
+        else:
+            self._log_limit.over("model")
 
     def models_unknown(self, error: ProbeError) -> None:
         """Keep what was known before: a list that cannot be read now says nothing about the engine."""
         self._models_why = f"its models are not known: {error}"
+        self._warn("models", str(error), "what worker %s serves is not known: %s", self.spec.url, error)
         self.refresh()
+
+    def metrics_unknown(self, error: ProbeError) -> None:
+        """Note that its metrics cannot be read: what it holds and runs is only counted here."""
+        self._warn("metrics", str(error), "the metrics of worker %s cannot be read: %s", self.spec.url, error)
+
+    def resolve_adapter(self, name: str) -> bool:
+        """Let requests name an adapter that it does not list, for its resolvers to load; say whether they may."""
+        if not self.spec.resolves_adapters or self._model() is None:
+            return False
+        self._resolving[name] = self._clock()
+        self.refresh()
+        return True
+
+    def adapter_unknown(self, name: str) -> None:
+        """Note that it has answered a request for this name with "does not exist"."""
+        if self._resolving.pop(name, None) is not None:
+            self.refresh()
 
     def kv_events_unusable(self, error: Exception) -> None:
         """Note that its events are not followed: what its caches hold is guessed at, as that of others."""
-        self._tell_once("kv_events", "the KV events of %s are not followed: %s", self.spec.url, error)
+        self._warn("kv_events", str(error), "the KV events of %s are not followed: %s", self.spec.url, error)
 
     def version_found(self, version: str) -> None:
         self.version = version
@@ -186,6 +232,7 @@ class Server:
 
     def scraped(self, page: Mapping[int, Scrape]) -> bool:
         """Take over a reading of the metrics; say whether it showed another process, a new epoch then."""
+        self._log_limit.over("metrics")
         page = self._by_engine(page)
         if not page:
             return False
@@ -234,22 +281,26 @@ class Server:
         if after.state is not before.state or after.routable is not before.routable:
             bad = after.state in (State.DOWN, State.SUSPECT)
             level = logging.WARNING if bad else logging.INFO
-            logger.log(level, "worker %s: %s -> %s", after.id, before.state.value, _summary(after))
+            was = f"{before.state.value} -> " if after.state is not before.state else ""
+            logger.log(level, "worker %s: %s%s", after.id, was, _summary(after))
         self._emit(WorkerChanged(after))
 
     def _snapshot(self, engine: Engine, now: float) -> Worker:
         verdict = engine.health.verdict(now)
         model = self._model()
-        scrape, models = engine.scrape, self.models
+        scrape, models = engine.scrape, self.models if model else None
+        adapters = frozenset((*models.adapters, *self._resolving)) if models else frozenset[str]()
         return Worker(
             spec=self.spec,
             rank=engine.rank,
             epoch=self._epoch,
             state=verdict.state,
             model=model,
-            lines=frozenset((*models.bases, *models.adapters)) if models and model else frozenset(),
-            adapters=frozenset(models.adapters) if models and model else frozenset(),
-            max_model_len=models.max_model_len if models else None,
+            lines=adapters.union(models.bases) if models else adapters,
+            adapters=adapters,
+            roots=models.roots if models else {},
+            expected=frozenset() if model else self._expected(),
+            max_model_len=self.models.max_model_len if self.models else None,
             version=self.version,
             scrape=scrape,
             stale=scrape is None or now - scrape.at >= self._scrape_stale_s,
@@ -265,6 +316,11 @@ class Server:
             return self.models.base
         return self.spec.model if self.spec.model in self.models.bases else None
 
+    def _expected(self) -> frozenset[str]:
+        """Names that it is to serve once it serves anything."""
+        configured = frozenset() if self.spec.model is None else frozenset((self.spec.model,))
+        return configured if self.models is not None else configured | self._served
+
     def _why_no_model(self) -> str:
         if self.models is None:
             return self._models_why
@@ -279,8 +335,9 @@ class Server:
         if self.spec.data_parallel > 1 or not page:
             return page
         if len(page) > 1:
-            self._tell_once(
+            self._warn(
                 "engines",
+                str(len(page)),
                 "%s has %d engines with a cache each: say data_parallel: %d to route by them",
                 *(self.spec.url, len(page), len(page)),
             )
@@ -300,10 +357,8 @@ class Server:
             for engine in self.engines
         )
 
-    def _tell_once(self, what: str, message: str, *args: object) -> None:
-        if what not in self._told_once:
-            self._told_once.add(what)
-            logger.warning(message, *args)
+    def _warn(self, subject: str, cause: str, message: str, *args: object) -> None:
+        self._log_limit.warn(subject, cause, self._clock(), message, *args)
 
 
 def _summary(worker: Worker) -> str:

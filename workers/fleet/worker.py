@@ -6,9 +6,11 @@ new worker. The identity is therefore `(url, rank, epoch)`, written as one strin
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from workers.http.tls import TlsFiles
 from workers.kv_events.sources import KvSource
 
 
@@ -35,6 +37,14 @@ class WorkerSpec:
     model: str | None = None
     """The base model it is expected to serve; None: whatever `/v1/models` says."""
     api_key: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
+    """Authorities and client certificate for an https:// URL; None: the system's authorities, no certificate."""
+    host_name: str | None = None
+    """The name for the Host header and the certificate, where `url` holds one of the name's addresses."""
+    each_address: bool = True
+    """A host name with several addresses of one family stands for as many servers; False: for one."""
+    resolves_adapters: bool = False
+    """Its LoRA resolvers load an adapter when a request first names it: names that it does not list may exist."""
     max_num_seqs: int | None = None
     """Sequences the engine runs at once; None: learned."""
     max_num_batched_tokens: int | None = None
@@ -83,6 +93,10 @@ class Worker:
     """Every model name it answers to: the base, its aliases, LoRA adapters."""
     adapters: frozenset[str] = frozenset()
     """Those of the lines that are LoRA adapters."""
+    roots: Mapping[str, str] = field(default_factory=dict)
+    """What `/v1/models` says a name stands for: a model's path or hub id, by name."""
+    expected: frozenset[str] = frozenset()
+    """Names that it is to serve and does not yet: as configured, or as it did before its process restarted."""
     max_model_len: int | None = None
     version: str | None = None
     scrape: Scrape | None = None

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import zmq
 
+from workers.bounds.backoff import Backoff
+from workers.bounds.log_limit import LogLimit
 from workers.kv_events.batch_order import BatchOrder, Place
 from workers.kv_events.decode import Batch, GarbledMessageError, KvEvent, cost, decode, read_message
 from workers.kv_events.replay import ReplayError, replay
@@ -109,10 +111,11 @@ class Subscription:
         """What is handed on is past, and the listener awaits to hear when it no longer is."""
         self._void = False
         """All was lost, the listener knows, and nothing was handed on since."""
-        self._told: set[str] = set()
+        self._log_limit = LogLimit(logger)
 
     async def run(self) -> None:
-        settings, pause = self._settings, self._settings.retry_first_s
+        settings, failures = self._settings, 0
+        retry = Backoff(settings.retry_first_s, max(settings.retry_first_s, settings.retry_longest_s))
         while True:
             try:
                 await reach(self.source.endpoint, settings.reach_timeout_s)
@@ -120,17 +123,17 @@ class Subscription:
                     socket.subscribe(self.source.topic)
                     await self._follow(socket)
             except UnreachableError as error:
-                self._tell_once("nobody", f"cannot listen to {self.source.endpoint}: {error}; trying on")
+                self._warn("nobody", f"cannot listen to {self.source.endpoint}: {error}; trying again", str(error))
             except Exception:  # whatever it is, the next process may be better; the worker is served meanwhile
                 logger.exception("KV events of %s: listening broke down", self._id)
                 self._lose("listening broke down")
                 self._order = BatchOrder()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, settings.retry_longest_s)
+            failures += 1
+            await asyncio.sleep(retry.delay_s(failures))
 
     async def _follow(self, socket: LoopSocket) -> None:
         if why := await self._repeat():
-            self._tell_once("replay", f"what happened before is not known: {why}")
+            self._warn("replay", f"what happened before is not known: {why}")
         else:
             self._begin()
         self._catch_up()
@@ -218,7 +221,7 @@ class Subscription:
         self.counts.batches += 1
         self.counts.unknown += batch.unknown
         if batch.unknown:
-            self._tell_once("unknown", "some events are of a type that is not known here; they are passed over")
+            self._warn("unknown", "some events are of a type that is not known here; they are passed over")
         await self._slices.apply(batch.events, self._hand_on)
 
     def _hand_on(self, events: Sequence[KvEvent]) -> None:
@@ -260,9 +263,8 @@ class Subscription:
 
     def _garbled(self, what: str) -> None:
         self.counts.garbled += 1
-        self._tell_once("garbled", what)
+        self._warn("garbled", what)
 
-    def _tell_once(self, about: str, what: str) -> None:
-        level = logging.DEBUG if about in self._told else logging.WARNING
-        self._told.add(about)
-        logger.log(level, "KV events of %s: %s", self._id, what)
+    def _warn(self, subject: str, what: str, cause: str = "") -> None:
+        now = asyncio.get_running_loop().time()
+        self._log_limit.warn(subject, cause, now, "KV events of %s: %s", self._id, what)

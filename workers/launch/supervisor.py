@@ -26,6 +26,7 @@ from typing import Self
 
 import httpx
 
+from workers.bounds.backoff import Backoff
 from workers.launch import vllm_log
 from workers.launch.cpu_affinity import release_cpu_affinity
 from workers.launch.errors import LaunchError, LaunchFailed
@@ -61,22 +62,6 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Backoff:
-    """How long to wait before the next start of a worker that died."""
-
-    first_s: float = 1.0
-    factor: float = 2.0
-    longest_s: float = 60.0
-    forgiven_after_s: float = 60.0
-    """Healthy for so long, a worker starts again from `first_s`."""
-
-    def delay_s(self, deaths_in_a_row: int) -> float:
-        """The pause after that many deaths (1, 2, ...) without a long healthy time between them."""
-        # The exponent is bounded so that a worker that dies for days does not overflow a float.
-        return min(self.longest_s, self.first_s * self.factor ** min(deaths_in_a_row - 1, 32))
-
-
-@dataclass(frozen=True, slots=True)
 class Death:
     """How a worker's process ended."""
 
@@ -89,7 +74,8 @@ class Supervisor:
     """Runs the processes of `specs`.
 
     Use as an async context manager: entered, all of them are healthy; left, none of them exists.
-    `on_progress` is called from the event loop and must not block. Raises LaunchError on entry.
+    `on_progress` is called from the event loop and must not block. `backoff`: the pauses before a worker that died
+    is started again; after `forgiven_after_s` of health they begin anew. Raises LaunchError on entry.
     """
 
     def __init__(
@@ -98,11 +84,13 @@ class Supervisor:
         on_progress: Callable[[Progress], None],
         *,
         backoff: Backoff | None = None,
+        forgiven_after_s: float = 60.0,
         grace_s: float = 10.0,
     ) -> None:
         self._specs = specs
         self._on_progress = on_progress
         self._backoff = backoff or Backoff()
+        self._forgiven_after_s = forgiven_after_s
         self._grace_s = grace_s
         self._lives: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -142,7 +130,7 @@ class Supervisor:
         try:
             while True:
                 death = await self._one_life(spec, ready)
-                deaths = 1 if death.healthy_s >= self._backoff.forgiven_after_s else deaths + 1
+                deaths = 1 if death.healthy_s >= self._forgiven_after_s else deaths + 1
                 delay_s = self._backoff.delay_s(deaths)
                 self._tell(spec, Stage.DIED, death.reason)
                 self._tell(spec, Stage.RESTARTING, delay_s=delay_s)

@@ -4,11 +4,11 @@ import asyncio
 import base64
 import struct
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workers.bounds.bounded_map import BoundedMap
 from workers.simulator import json_body, requests
 from workers.simulator.api_errors import ApiError, busy, internal, missing, response_not_found
 from workers.simulator.chat import DONE, ChatShape, CompletionShape, Shape, event, usage
@@ -65,7 +65,7 @@ class Inference:
         self.draining = False
         self._max_queued = max_num_queued_reqs
         self._unblocked = asyncio.Event()
-        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+        self._stored: BoundedMap[str, _Stored] = BoundedMap(_KEPT_RESPONSES)
         self._serial = 0
 
     def unblock(self) -> None:
@@ -266,8 +266,6 @@ class Inference:
         if body.get("store", True):
             kept = [message for message in messages if message["role"] != "system"]
             self._stored[call.id] = _Stored(shape, call, kept)
-            while len(self._stored) > _KEPT_RESPONSES:
-                self._stored.popitem(last=False)
         if body.get("background") and not request.stream:
             await exchange.json(200, shape.body("queued", [], None))
             return

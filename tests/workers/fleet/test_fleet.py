@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +47,8 @@ class FakeVllm:
         self.hanging = set()
         self.broken = {}
         self.asked = []
+        self.hosts = set()
+        self.host = "127.0.0.1"
         self._server = None
         self._exchanges = set()
 
@@ -53,7 +57,7 @@ class FakeVllm:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -85,7 +89,9 @@ class FakeVllm:
     async def _serve(self, reader, writer):
         self._exchanges.add(asyncio.current_task())
         try:
-            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            path = head.split(" ")[1]
+            self.hosts.add(next(line[6:] for line in head.split("\r\n") if line.lower().startswith("host: ")))
             self.asked.append(path)
             if path in self.hanging:
                 await reader.read()
@@ -119,7 +125,7 @@ class Observed:
         return [event for event in self.events if isinstance(event, WorkerLeft)]
 
 
-async def until(fact, within_s=5.0):
+async def until(fact, within_s=20.0):
     async with asyncio.timeout(within_s):
         while not fact():  # noqa: ASYNC110 - the fact has no event of its own
             await asyncio.sleep(0.005)
@@ -362,6 +368,127 @@ async def test_a_worker_called_back_while_it_leaves_stays_the_same_worker(vllm, 
     await asyncio.sleep(QUICK.remove_after_s + 0.1)
     assert watched.worker().routable
     assert watched.left() == []
+
+
+SELDOM = replace(QUICK, poller=replace(QUICK.poller, models_every_s=600.0))
+
+
+async def test_what_was_loaded_a_moment_ago_is_found_when_it_is_asked_for(vllm):
+    seen = Observed(SELDOM)
+    seen.fleet.add(WorkerSpec(vllm.url))
+    await seen.fleet.start()
+    await until(lambda: seen.worker().routable)
+    vllm.models.append("loaded-since")
+    await seen.fleet.look_again()
+    assert "loaded-since" in seen.worker().lines
+    await seen.fleet.aclose()
+
+
+async def test_however_many_ask_for_unknown_names_the_servers_are_asked_in_shared_rounds(vllm):
+    seen = Observed(SELDOM)
+    seen.fleet.add(WorkerSpec(vllm.url))
+    await seen.fleet.start()
+    await until(lambda: seen.worker().routable)
+    before = vllm.count("/v1/models")
+    began = time.monotonic()
+    for _ in range(2):
+        await asyncio.gather(*(seen.fleet.look_again() for _ in range(200)))
+    assert vllm.count("/v1/models") - before == 2
+    assert time.monotonic() - began >= 1.0, "the second round waits"
+    await seen.fleet.aclose()
+
+
+async def test_a_caller_that_leaves_does_not_end_the_round_of_the_others(vllm, watched):
+    leaving = asyncio.create_task(watched.fleet.look_again())
+    staying = asyncio.create_task(watched.fleet.look_again())
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await staying
+    assert watched.fleet._asking is None
+
+
+async def test_asking_again_does_not_wait_for_servers_that_were_never_reached(vllm, watched):
+    watched.fleet.add(WorkerSpec("http://127.0.0.1:1"))
+    await watched.fleet.look_again()
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What the system's resolver says, by name."""
+    table = {}
+
+    async def getaddrinfo(_loop, host, port, **_options):
+        host = host.decode() if isinstance(host, bytes) else host
+        found = table.get(host, [host] if host[0].isdigit() else None)
+        if found is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        families = {True: socket.AF_INET6, False: socket.AF_INET}
+        return [
+            (
+                families[":" in address],
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (address, port, *([0, 0] if ":" in address else [])),
+            )
+            for address in found
+        ]
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    return table
+
+
+async def on_port(host, port):
+    server = FakeVllm()
+    server.host, server.port = host, port
+    return await server.start()
+
+
+async def test_each_address_of_a_host_name_is_a_worker_of_its_own(vllm, names):
+    other = await on_port("127.0.0.2", vllm.port)
+    url = f"http://workers.example:{vllm.port}"
+    names["workers.example"] = ["127.0.0.2", "127.0.0.1", "::1"]
+    seen = Observed(replace(QUICK, resolve_every_s=0.1))
+    seen.fleet.apply([WorkerSpec(url, max_num_seqs=7)])
+    await seen.fleet.start()
+    await until(lambda: len(seen.fleet.workers()) == 2 and all(w.routable for w in seen.fleet.workers()))
+    assert [w.spec.url for w in seen.fleet.workers()] == [vllm.url, f"http://127.0.0.2:{vllm.port}"]
+    assert {(w.spec.host_name, w.spec.max_num_seqs) for w in seen.fleet.workers()} == {("workers.example", 7)}
+    assert other.hosts == vllm.hosts == {f"workers.example:{vllm.port}"}
+
+    names["workers.example"] = ["127.0.0.2"]
+    await until(lambda: len([w for w in seen.fleet.workers() if w.routable]) == 1)
+    seen.fleet.release(vllm.url)
+    assert [w.spec.url for w in seen.fleet.workers()] == [f"http://127.0.0.2:{vllm.port}"], "it keeps its identity"
+
+    del names["workers.example"]
+    await asyncio.sleep(0.25)
+    assert seen.worker().routable, "a resolver that fails takes nobody away"
+    seen.fleet.drain(url)
+    assert seen.worker().state is State.DRAINING
+    seen.fleet.undrain(url)
+    seen.fleet.apply([WorkerSpec(url, max_num_seqs=8)])
+    assert seen.worker().spec.max_num_seqs == 8
+    seen.fleet.apply([])
+    seen.fleet.release(f"http://127.0.0.2:{vllm.port}")
+    assert seen.fleet.workers() == ()
+    with pytest.raises(UnknownServerError):
+        seen.fleet.drain(url)
+    await seen.fleet.aclose()
+    await other.stop()
+
+
+@pytest.mark.parametrize("each_address", [True, False])
+async def test_a_name_that_means_one_server_is_one_worker(vllm, names, each_address):
+    names["worker.example"] = ["127.0.0.1", "::1"] if each_address else ["127.0.0.1", "127.0.0.1", "127.0.0.2"]
+    url = f"http://worker.example:{vllm.port}"
+    seen = Observed(replace(QUICK, resolve_every_s=0.05))
+    seen.fleet.add(WorkerSpec(url, each_address=each_address))
+    await seen.fleet.start()
+    await until(lambda: seen.worker().routable)
+    await asyncio.sleep(0.2)
+    assert [w.id for w in seen.fleet.workers()] == [url]
+    await seen.fleet.aclose()
 
 
 # Without sockets: a fleet that was not started watches nothing.

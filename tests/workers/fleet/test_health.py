@@ -225,6 +225,28 @@ def test_a_silent_request_is_given_up_soon_where_probes_find_the_worker_down_and
     assert frozen.silence_limit_s(9.0) == math.inf
 
 
+def test_failures_that_another_worker_shares_are_no_failures_of_this_one():
+    health = healthy()
+    for now in range(1, 20):
+        health.request_at_fault("HTTP 500", float(now), last_ok_elsewhere=-math.inf)
+        assert state(health, float(now)) is State.UP
+
+
+def test_workers_that_are_broken_in_the_same_way_do_not_excuse_each_other_while_others_work():
+    health = healthy()
+    for now in range(1, 6):
+        health.request_at_fault("HTTP 500", float(now), last_ok_elsewhere=now - 0.5)
+    assert state(health, 5.0) is State.SUSPECT
+
+
+def test_a_worker_that_answers_others_in_between_is_not_doubted_for_what_one_request_causes():
+    health = healthy()
+    for now in range(1, 20):
+        health.request_at_fault("HTTP 500", float(now), last_ok_elsewhere=now - 0.5)
+        health.request_ok(now + 0.5)
+    assert state(health, 20.0) is State.UP
+
+
 def test_requests_that_fail_and_operators_who_drain_give_nothing_up():
     health = healthy()
     for now in range(9):

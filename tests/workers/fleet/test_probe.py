@@ -195,7 +195,7 @@ async def test_the_version_is_read():
 async def test_the_models_are_read():
     body = '{"object":"list","data":[{"id":"tiny","root":"/m","parent":null,"max_model_len":1024}]}'
     async with listener(answer(body)) as (url, _):
-        assert await ask(url, fetch_models) == Models("tiny", max_model_len=1024)
+        assert await ask(url, fetch_models) == Models("tiny", max_model_len=1024, roots={"tiny": "/m"})
     async with listener(answer("<html>")) as (url, _):
         assert str(await reason(url, fetch_models)) == "/v1/models is not JSON"
 
@@ -222,8 +222,25 @@ def test_base_aliases_and_adapters_are_told_apart():
             ]
         }
     )
-    assert models == Models("tiny", ("tiny-alias",), ("sql",), 2048)
+    roots = {"tiny": "/models/tiny", "tiny-alias": "/models/tiny", "sql": "/lora/sql"}
+    assert models == Models("tiny", ("tiny-alias",), ("sql",), 2048, roots)
     assert models.bases == ("tiny", "tiny-alias")
+
+
+@pytest.mark.parametrize("length", ["2048", -1, 0, True, 1.5, None])
+def test_a_length_that_is_no_count_of_tokens_is_not_believed(length):
+    assert read_models({"data": [{"id": "tiny", "root": "/m", "max_model_len": length}]}).max_model_len is None
+
+
+def test_names_and_roots_that_are_no_short_texts_are_left_out():
+    entries = [
+        {"id": "tiny", "root": ["/m"]},
+        {"id": "x" * 5_000_000, "root": ["/m"]},
+        {"id": "", "root": ["/m"]},
+        {"id": "sql", "parent": "tiny", "root": "/" * 5_000_000},
+        {"id": "odd", "parent": {"tiny": 1}, "root": "/o"},
+    ]
+    assert read_models({"data": entries}) == Models("tiny", (), ("sql",))
 
 
 @pytest.mark.parametrize("wrong", [None, [], {}, {"data": None}, {"data": []}, {"data": [{"id": 3}]}])

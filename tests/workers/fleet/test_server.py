@@ -271,6 +271,107 @@ def test_a_change_of_state_is_one_line_of_log_with_its_reason(caplog):
     ]
 
 
+def test_a_worker_that_becomes_usable_without_a_change_of_state_is_no_change_from_up_to_up(caplog):
+    bench = Bench()
+    bench.server.healthy()
+    caplog.set_level(logging.INFO, "fairlead.fleet")
+    bench.server.models_found(Models("tiny"))
+    assert [r.message for r in caplog.records] == [f"worker {URL}: up, serving tiny"]
+
+
+def test_a_worker_that_was_never_reached_is_told_with_the_cause_and_ever_more_seldom(caplog):
+    bench = Bench()
+    for _ in range(1000):
+        bench.now += 1.0
+        bench.server.unhealthy(REFUSED)
+    assert [r.message for r in caplog.records] == [
+        f"worker {URL} cannot be reached: connection refused; trying again"
+    ] * 3
+    caplog.clear()
+    bench.server.unhealthy(ProbeError("no route to host"))
+    assert [r.message for r in caplog.records] == [
+        f"worker {URL} cannot be reached: no route to host; trying again"
+    ]
+
+
+def test_a_worker_that_stays_down_is_told_again(caplog):
+    bench = Bench().up()
+    for _ in range(5):
+        bench.server.unhealthy(REFUSED)
+    caplog.clear()
+    bench.now += 61.0
+    bench.server.unhealthy(REFUSED)
+    assert [r.message for r in caplog.records] == [
+        f"worker {URL} cannot be reached: connection refused; trying again"
+    ]
+
+
+def test_what_keeps_a_worker_that_answers_from_being_used_is_told(caplog):
+    bench = Bench(model="large")
+    bench.server.healthy()
+    for _ in range(3):
+        bench.server.models_unknown(ProbeError("HTTP 401", status=401))
+    for _ in range(3):
+        bench.server.models_found(Models("tiny"))
+        bench.server.metrics_unknown(ProbeError("HTTP 404", status=404))
+    assert [r.message for r in caplog.records] == [
+        f"what worker {URL} serves is not known: HTTP 401",
+        f"worker {URL} is not used: it serves tiny, not large",
+        f"the metrics of worker {URL} cannot be read: HTTP 404",
+    ]
+
+
+def test_a_name_is_expected_while_its_worker_loads_it_for_the_first_time_or_again():
+    bench = Bench(model="tiny")
+    assert bench.worker.expected == {"tiny"}
+    bench.up("tiny", ("tiny-alias",), ("sql",))
+    assert bench.worker.expected == set()
+    bench.server.restarted("its process was restarted")
+    assert bench.worker.expected == {"tiny", "tiny-alias", "sql"}
+    bench.server.models_found(Models("large"))
+    assert bench.worker.expected == {"tiny"}, "as configured; the rest is not served there any more"
+
+
+def test_what_a_name_stands_for_is_kept_as_the_worker_says_it():
+    bench = Bench().up("tiny", (), ("sql",), roots={"tiny": "org/tiny", "sql": "/lora/sql"})
+    assert bench.worker.roots == {"tiny": "org/tiny", "sql": "/lora/sql"}
+
+
+class TestResolvers:
+    """Adapters that a worker loads when they are first asked for."""
+
+    def test_a_name_can_be_tried_where_the_worker_has_resolvers(self):
+        bench, plain = Bench(resolves_adapters=True), Bench()
+        assert not bench.server.resolve_adapter("early"), "it is not known to serve anything"
+        bench.up(), plain.up()
+        assert bench.server.resolve_adapter("sql")
+        assert (bench.worker.lines, bench.worker.adapters) == ({"tiny", "sql"}, {"sql"})
+        assert bench.kinds == [WorkerChanged]
+        assert not plain.server.resolve_adapter("sql")
+        assert plain.worker.lines == {"tiny"}
+
+    def test_a_name_that_the_worker_does_not_know_is_given_up(self):
+        bench = Bench(resolves_adapters=True).up()
+        bench.server.resolve_adapter("sql")
+        bench.server.adapter_unknown("sql")
+        bench.server.adapter_unknown("tiny")
+        assert bench.worker.lines == {"tiny"}
+
+    def test_a_name_that_is_not_listed_in_time_is_given_up(self):
+        bench = Bench(resolves_adapters=True).up()
+        bench.server.resolve_adapter("sql")
+        bench.server.resolve_adapter("css")
+        bench.now += 61.0
+        bench.server.models_found(Models("tiny", (), ("sql",)))
+        assert bench.worker.adapters == {"sql"}
+
+    def test_the_names_that_clients_invent_are_bounded(self):
+        bench = Bench(resolves_adapters=True).up()
+        for number in range(1000):
+            bench.server.resolve_adapter(f"invented-{number}")
+        assert len(bench.worker.lines) == 65
+
+
 def test_no_event_follows_the_last_one():
     bench = Bench().up()
     bench.scrape(process_started=1.0)
