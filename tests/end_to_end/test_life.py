@@ -120,6 +120,8 @@ async def test_a_client_that_leaves_while_the_connection_is_being_made_ends_the_
             for filler in fillers:
                 filler.setblocking(False)
                 filler.connect_ex(deaf.getsockname())
+            for kept in list(member.upstream._idle):
+                kept.close()
             member.upstream._port = deaf.getsockname()[1]
             async with raw_client(gateway.port) as client:
                 await client.send(post(TEXT, SHORT))
