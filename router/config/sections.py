@@ -158,7 +158,12 @@ class Timeouts(Section):
     """How long a worker may keep the gateway waiting."""
 
     connect_s: Seconds = Field(default=5.0, description="Until the connection stands.")
-    first_byte_s: Seconds = Field(default=600.0, description="From the request to the first byte of the answer.")
+    first_byte_s: Seconds = Field(
+        default=600.0, description="From the request to the first byte of a streamed answer."
+    )
+    whole_answer_s: Seconds = Field(
+        default=3600.0, description="From the request to the end of an answer that is not streamed."
+    )
     idle_s: Seconds = Field(default=120.0, description="Between two pieces of an answer.")
 
 

@@ -1,6 +1,7 @@
 """What the configuration says of one worker: where it is, what it may be used for, and what it does not tell."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from router.config.sections import Secret, Section, Whole
 from workers.fleet.worker import WorkerSpec
+from workers.http.tls import TlsFiles
 from workers.kv_events.sources import KvSource
 
 Role = Literal["prefill", "decode"]
@@ -91,6 +93,23 @@ class WorkerConfig(Section):
     api_key: Secret | None = Field(
         default=None, description="Key that the worker asks for: itself, env:NAME or file:PATH."
     )
+    tls_authorities: Path | None = Field(
+        default=None, description="PEM file of the authorities that sign its certificate; unset: the system's."
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file with a client certificate to show to it (mutual TLS)."
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file with the key of that certificate; unset: it stands in the same file."
+    )
+    addresses: Literal["each", "one"] = Field(
+        default="each",
+        description="Whether each address of its host name is a worker of its own, or all are one.",
+    )
+    resolves_adapters: bool = Field(
+        default=False,
+        description="It loads LoRA adapters when asked for them (vLLM's LoRA resolvers): pass unknown names on.",
+    )
     max_num_seqs: Whole | None = Field(
         default=None, description="vLLM's --max-num-seqs: sequences at once; unset: learned."
     )
@@ -117,6 +136,17 @@ class WorkerConfig(Section):
             raise ValueError(f"`kv_events` has {told} of them, for {engines} engines (`data_parallel`)")
         return self
 
+    @model_validator(mode="after")
+    def _readable_certificates(self) -> Self:
+        if self._tls_files() is not None and not self.url.startswith("https:"):
+            raise ValueError("`tls_authorities`, `tls_certificate` and `tls_key` are for a URL with https://")
+        return self
+
+    def _tls_files(self) -> TlsFiles | None:
+        """Raises ValueError for a file that cannot be used."""
+        files = (self.tls_authorities, self.tls_certificate, self.tls_key)
+        return TlsFiles.read(*files) if any(file is not None for file in files) else None
+
     def spec(self) -> WorkerSpec:
         """The same as the fleet knows it."""
         return WorkerSpec(
@@ -124,6 +154,9 @@ class WorkerConfig(Section):
             roles=frozenset[str](self.roles),
             model=self.model,
             api_key=self.api_key.get_secret_value() if self.api_key else None,
+            tls=self._tls_files(),
+            each_address=self.addresses == "each",
+            resolves_adapters=self.resolves_adapters,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             kv_tokens=self.kv_tokens,

@@ -299,7 +299,7 @@ class Fleet:
             entry.poller.probe_now()
 
     def request_at_fault(self, worker_id: str, why: str) -> None:
-        """Report a failure that the request itself has caused, as another worker shows. See `blame`."""
+        """Report a failure that the request itself has caused, as another worker shows. See `attribution`."""
         found = self._by_id.get(worker_id)
         if found is not None:
             entry, engine = found

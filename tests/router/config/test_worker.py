@@ -1,11 +1,16 @@
-"""KV events in the configuration: listened to unless told otherwise, endpoints checked before anything starts."""
+"""Workers in the configuration: KV events, certificates and addresses are checked before a start."""
+
+import os
 
 import pytest
+import trustme
 
 from router.config.render import as_yaml
 from router.config.schema import Config
 from router.config.worker import WorkerConfig
 from router.config.yaml_lines import ConfigError
+from workers.fleet.worker import WorkerSpec
+from workers.http.tls import TlsFiles, context_of
 from workers.kv_events.sources import KvSource
 
 URL = "http://10.0.0.7:8000"
@@ -87,3 +92,60 @@ def test_what_is_printed_means_the_same(tmp_path):
     )
     again = load(tmp_path, as_yaml(config))
     assert [worker.kv_events for worker in again.workers] == [worker.kv_events for worker in config.workers]
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """Files of an authority, a certificate and its key."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("gateway.example")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    return tmp_path
+
+
+def test_authorities_and_a_client_certificate_are_read_for_a_worker(certificates):
+    both = WorkerConfig(
+        url="https://w", tls_authorities=certificates / "ca.pem", tls_certificate=certificates / "both.pem"
+    )
+    apart = WorkerConfig(
+        url="https://w", tls_certificate=certificates / "cert.pem", tls_key=certificates / "key.pem"
+    )
+    assert context_of(both.spec().tls).get_ca_certs()
+    assert context_of(apart.spec().tls) is context_of(apart.spec().tls)
+    assert WorkerConfig(url="https://w").spec() == WorkerSpec("https://w")
+
+
+def test_a_certificate_that_was_renewed_is_another_one(certificates):
+    before = TlsFiles.read(certificates / "ca.pem")
+    os.utime(certificates / "ca.pem", ns=(1, 1))
+    assert TlsFiles.read(certificates / "ca.pem") != before
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("tls_authorities: {folder}/missing.pem", "missing.pem: No such file or directory"),
+        ("tls_authorities: {folder}/fairlead.yaml", "fairlead.yaml cannot be used"),
+        ("tls_certificate: {folder}/cert.pem", "cert.pem cannot be used"),
+        ("tls_certificate: {folder}/cert.pem\n   tls_key: {folder}/ca.pem", "ca.pem cannot be used"),
+        ("tls_key: {folder}/key.pem", "needs the certificate"),
+    ],
+)
+def test_files_that_cannot_be_used_stop_the_start_by_name(certificates, told, message):
+    text = "workers:\n - url: https://w\n   " + told.format(folder=certificates)
+    with pytest.raises(ConfigError) as refused:
+        load(certificates, text)
+    assert message in str(refused.value)
+
+
+def test_certificates_for_a_plain_url_are_a_mistake(certificates):
+    with pytest.raises(ConfigError, match="https://"):
+        load(certificates, f"workers:\n - url: http://w\n   tls_authorities: {certificates}/ca.pem")
+
+
+def test_what_a_host_name_stands_for_and_what_is_loaded_on_demand_can_be_said():
+    spec = WorkerConfig(url="http://w", addresses="one", resolves_adapters=True).spec()
+    assert (spec.each_address, spec.resolves_adapters) == (False, True)

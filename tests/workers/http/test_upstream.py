@@ -15,6 +15,7 @@ import pytest
 import trustme
 import uvloop
 
+from workers.http.tls import TlsFiles, context_of
 from workers.http.upstream import (
     AnswerTimeout,
     ConnectFailed,
@@ -875,6 +876,30 @@ async def test_tls_is_verified_against_the_host_name_and_reused(authority):
         async with upstream(server.url) as client:
             with pytest.raises(ConnectFailed, match=r"(?i)verif"):
                 await post(client)
+
+
+@on_each_loop
+async def test_a_worker_at_an_address_is_verified_and_asked_by_its_name_and_sees_our_certificate(
+    authority, tmp_path
+):
+    mutual = server_tls(authority, "worker.example")
+    mutual.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(mutual)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("gateway.example").private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    ours = context_of(TlsFiles.read(tmp_path / "ca.pem", tmp_path / "both.pem"))
+    without = context_of(TlsFiles.read(tmp_path / "ca.pem"))
+    async with RawServer(answering(OK), tls=mutual) as server:
+        async with upstream(server.url, tls=ours, host_name="worker.example") as client:
+            assert await fetch(client) == (200, b"ok")
+            assert b"\r\nhost: worker.example:%d\r\n" % server.port in server.requests[0]
+        async with upstream(server.url, tls=ours, host_name="another.example") as client:
+            with pytest.raises(ConnectFailed, match=r"(?i)verif|mismatch|match"):
+                await post(client)
+        async with upstream(server.url, tls=without, host_name="worker.example") as client:
+            with pytest.raises((ConnectFailed, ConnectionLost)):
+                await fetch(client)
+    assert len(server.requests) == 1
 
 
 @on_each_loop

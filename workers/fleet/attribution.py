@@ -18,7 +18,7 @@ class Reports(Protocol):
     def request_at_fault(self, worker_id: str, why: str) -> None: ...
 
 
-class Blame:
+class Attribution:
     """The failed attempts of one request, until one of them can be judged by the next.
 
     Every failure given to `failed` is reported exactly once: in `failed`, or at the latest in `decided`.
