@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from policies.prefixes.radix_tree import Pin, PrefixTree
+from policies.prefixes.radix_tree import Pin, PrefixTree, TokenBudget
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KIB = 1024
@@ -107,7 +107,7 @@ def watched_collector(clock: Clock) -> Iterator[Pauses]:
 def fill(tree: PrefixTree, chats: Chats) -> list[tuple[int, str]]:
     """Grow chats until the workers are full; returns the newest 1,000, each stopped short of 128 KB."""
     grown: deque[tuple[int, str]] = deque(maxlen=1000)
-    capacity = len(chats.workers) * tree.capacity(chats.workers[0])
+    capacity = len(chats.workers) * tree.budget.capacity(chats.workers[0])
     now = 0.0
     while sum(map(tree.held, chats.workers)) < 0.97 * capacity:
         for _ in range(50):
@@ -182,7 +182,7 @@ def line(name: str, values: list[float]) -> None:
 def report_times(seed: int, workers: int, prompts: int, clock: Clock) -> None:
     """Time of one prompt in a full tree, and the collector's pauses with that tree alive."""
     chats = Chats(seed, workers)
-    tree = PrefixTree(default_capacity=1_000_000 * BYTES_PER_TOKEN)
+    tree = PrefixTree(budget=TokenBudget(1_000_000 * BYTES_PER_TOKEN))
     with watched_collector(clock) as while_filling:
         began = clock()
         grown = fill(tree, chats)
@@ -223,7 +223,7 @@ def grown_tree(seed: int, edge: int, width: int, fanout: int) -> tuple[PrefixTre
     rng = random.Random(seed)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    tree = PrefixTree(width, default_capacity=10**9)
+    tree = PrefixTree(width, budget=TokenBudget(10**9))
     now = 0
     for _ in range(12_000_000 // (edge * (fanout + 1))):
         head = rng.randbytes(edge)

@@ -29,7 +29,7 @@ from benchmarks.micro.prefix_tree import (
 from benchmarks.micro.scheduler_step import Backlog, Workload, scheduler
 from policies import catalog
 from policies.knowledge import Knowledge
-from policies.prefixes.radix_tree import PrefixTree
+from policies.prefixes.radix_tree import PrefixTree, TokenBudget
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -39,7 +39,7 @@ WORKERS = 64
 
 def test_match_and_insert_of_a_128_kb_prompt(benchmark: BenchmarkFixture, goals: Goals) -> None:
     chats = Chats(SEED, WORKERS)
-    tree = PrefixTree(default_capacity=1_000_000 * BYTES_PER_TOKEN)
+    tree = PrefixTree(budget=TokenBudget(1_000_000 * BYTES_PER_TOKEN))
     coming = prompts(tree, chats, fill(tree, chats))
     now = iter(range(10**9, 2 * 10**9))
 

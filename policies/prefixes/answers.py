@@ -11,7 +11,7 @@ prompt. The hits that workers report show it: assumptions are used only while mo
 """
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
@@ -19,12 +19,12 @@ from xxhash import xxh3_64_intdigest
 from policies.model import WorkerId
 
 MAX_MARKS = 8192
-"""Marked prompts, the last answered ones of one served name and kind of key."""
+"""Marked prompts of one pool, the last answered ones."""
 _JUDGED = 32
 """Assumptions, the last ones, by which it is decided whether assumptions are used."""
 
-_Name = tuple[int, int]
-"""A prompt's size in bytes and its digest."""
+_Name = tuple[Hashable, int, int]
+"""A prompt's space, its size in bytes and its digest."""
 
 
 class Answer(NamedTuple):
@@ -38,16 +38,16 @@ class Answer(NamedTuple):
 
 
 class Answers:
-    """Answered prompts, whose keys have units of `width` bytes, with their answers."""
+    """Answered prompts of one pool with their answers. Prompts of different spaces have nothing in common."""
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    def __init__(self) -> None:
         self._marks: OrderedDict[_Name, Answer | None] = OrderedDict()
         """None: several workers have answered."""
         self._sizes: Counter[int] = Counter()
         """How many marked prompts have this size: few matches end where a prompt could have."""
         self._recent: deque[bool] = deque(maxlen=_JUDGED)
-        self._used = False
+        self._in_use = False
+        """Most of the last assumptions were right."""
 
     def __len__(self) -> int:
         """Prompts that are marked."""
@@ -55,27 +55,29 @@ class Answers:
 
     # -- questions
 
-    def following(self, key: bytes, held: Mapping[WorkerId, int]) -> dict[WorkerId, int]:
-        """By worker, tokens of an answer that follow the units it holds of a key; only where there are any."""
-        if not self._used:
-            return {}
+    def following(
+        self, space: Hashable, key: bytes, width: int, held: Mapping[WorkerId, int]
+    ) -> dict[WorkerId, int]:
+        """By worker, tokens of an answer that follow the units of `width` bytes it holds of a key, if any."""
         found: dict[WorkerId, int] = {}
+        if not self._in_use:
+            return found
         for units in set(held.values()):
-            answer = self._at(key, units)
+            answer = self._at(space, key, units * width)
             if answer is not None and held.get(answer.worker) == units:
                 found[answer.worker] = answer.tokens
         return found
 
-    def assumed(self, worker: WorkerId, key: bytes, units: int) -> Answer | None:
-        """The answer of this worker that follows its `units` of the key, whether assumptions are used or not."""
-        answer = self._at(key, units)
+    def assumed(self, worker: WorkerId, space: Hashable, key: bytes, size: int) -> Answer | None:
+        """The answer of this worker that follows `size` bytes of the key, whether assumptions are used or not."""
+        answer = self._at(space, key, size)
         return answer if answer is not None and answer.worker == worker else None
 
     # -- events
 
-    def record_answer(self, key: bytes, answer: Answer) -> None:
+    def record_answer(self, space: Hashable, key: bytes, answer: Answer) -> None:
         """The prompt with this key has been answered."""
-        name = (len(key), xxh3_64_intdigest(key))
+        name = (space, len(key), xxh3_64_intdigest(key))
         marks = self._marks
         if name not in marks:
             marks[name] = answer
@@ -90,7 +92,7 @@ class Answers:
     def record_found(self, assumed: int, tokens: int) -> None:
         """A worker has found `tokens` of an answer in its cache, where `assumed` were expected."""
         self._recent.append(2 * tokens >= assumed)
-        self._used = 2 * sum(self._recent) >= len(self._recent)
+        self._in_use = 2 * sum(self._recent) >= len(self._recent)
 
     def forget(self, worker: WorkerId) -> None:
         """The worker holds nothing any more. The cost is linear in the number of marks."""
@@ -100,16 +102,15 @@ class Answers:
 
     # -- inside
 
-    def _at(self, key: bytes, units: int) -> Answer | None:
-        """The only answer to the prompt that the key's first `units` are, if the key goes on from there."""
-        size = units * self._width
+    def _at(self, space: Hashable, key: bytes, size: int) -> Answer | None:
+        """The only answer to the prompt that the key's first `size` bytes are, if the key goes on from there."""
         if size not in self._sizes or size >= len(key):
             return None
-        return self._marks.get((size, xxh3_64_intdigest(memoryview(key)[:size])))
+        return self._marks.get((space, size, xxh3_64_intdigest(memoryview(key)[:size])))
 
     def _remove(self, name: _Name) -> None:
         del self._marks[name]
-        size = name[0]
+        size = name[1]
         self._sizes[size] -= 1
         if not self._sizes[size]:
             del self._sizes[size]

@@ -12,16 +12,13 @@ text cannot be looked up among blocks of tokens: they are matched with predictio
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from itertools import product
 
-from xxhash import xxh3_64_digest
-
-from policies.model import Matches, PrefixKey, RequestView, WorkerFacts, WorkerId
+from policies.model import Matches, RequestView, WorkerFacts, WorkerId
 from policies.prefixes.answers import Answer, Answers
 from policies.prefixes.kv_blocks import TOKEN_WIDTH
 from policies.prefixes.kv_events import Removed, Stored
-from policies.prefixes.radix_tree import Pin, PrefixTree, TreeStats
+from policies.prefixes.radix_tree import Pin, PrefixTree, TokenBudget, TreeStats
 from policies.prefixes.trust import Reports, Trust
 from policies.value import value
 
@@ -30,40 +27,42 @@ _KV_TOKENS = 500_000
 _REPORTED_AFTER_S = 1.0
 """vLLM reports blocks at the end of the step that fills them; those of a prompt come before its first token."""
 _EXPIRE_EVERY_S = 0.25
-_SALT_BYTES = 8
+
+
+Space = tuple[str | None, bytes, int]
+"""What separates caches: adapter, salt, width of a key's units. Every other served name is the base model."""
 
 
 @value
 class Pinned:
     """The path of a running request: it cannot be evicted until it is released."""
 
-    tree: "_LineTree"
+    tree: PrefixTree
     pin: Pin
     worker: WorkerId
     request: RequestView
+    space: Space
     answer: Answer | None
     """The answer that was assumed to follow what the worker held of the prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class _LineTree:
-    tree: PrefixTree
-    tokens_per_unit: float
-    answers: Answers
-
-
 class Prefixes:
-    """What is known of the caches of one pool's workers. `reports` takes in their reports."""
+    """What is known of the caches of one pool's workers. `reports` takes in their reports.
+
+    What a worker is believed to hold is bounded by its own KV tokens, whatever the number of adapters, salts and
+    kinds of key; a worker that is removed is forgotten.
+    """
 
     def __init__(self) -> None:
         self.reports = Reports()
         self.predictions = Counter(dict.fromkeys(product(Trust, (True, False)), 0))
         """Answers by how the worker's cache was known, and whether their hits were predicted to the token."""
-        self._trees: dict[tuple[str, int], _LineTree] = {}
-        self._capacity: dict[WorkerId, int] = {}
-        self._adapters: dict[WorkerId, frozenset[str]] = {}
-        self._adapter_lines: frozenset[str] = frozenset()
-        """Every other line is the base model, by whatever name."""
+        self._budget = TokenBudget(_KV_TOKENS)
+        self._trees: dict[int, PrefixTree] = {}
+        """By width of a key's units."""
+        self._answers = Answers()
+        self._adapters_of: dict[WorkerId, frozenset[str]] = {}
+        self._adapters: frozenset[str] = frozenset()
         self._unreported: dict[WorkerId, list[tuple[float, Pinned]]] = {}
         """Requests that have ended, and when, whose blocks are still to be reported."""
         self._expire_at = -math.inf
@@ -75,11 +74,23 @@ class Prefixes:
         key = request.key
         if not key.data:
             return {}
-        if key.width != TOKEN_WIDTH:
-            return self._predicted(request)
-        if self.reports.any_trusted:
+        tokens = key.width == TOKEN_WIDTH
+        if tokens and self.reports.any_trusted:
             self._expire(request.arrived)
-        return self.reports.match(request, self._adapter(request.served_name), self._predicted(request))
+        name = request.served_name
+        adapter = name if name in self._adapters else None
+        found: dict[WorkerId, int] = {}
+        tree = self._trees.get(key.width)
+        if tree is not None:
+            space: Space = (adapter, key.salt, key.width)
+            held = tree.match(key.data, space)
+            most, scale = request.input_tokens - 1, key.tokens_per_unit
+            for worker, units in held.items():
+                if (hit := min(int(units * scale), most)) > 0:
+                    found[worker] = hit
+            for worker, more in self._answers.following(space, key.data, key.width, held).items():
+                found[worker] = min(found.get(worker, 0) + more, most)
+        return self.reports.match(request, adapter, found) if tokens else found
 
     @property
     def version(self) -> int:
@@ -88,15 +99,16 @@ class Prefixes:
         Answers do not count: a prompt that continues with one is submitted after it.
         """
         version = self.reports.version
-        for line in self._trees.values():
-            version += line.tree.version
+        for tree in self._trees.values():
+            version += tree.version
         return version
 
     def pinned_tokens(self, worker: WorkerId) -> int:
         """KV tokens of the prompts running on a worker, shared prefixes counted once."""
         tokens = 0.0
-        for line in self._trees.values():
-            tokens += line.tree.pinned(worker) * line.tokens_per_unit
+        for tree in self._trees.values():
+            if (cache := tree.caches.get(worker)) is not None:
+                tokens += cache.pinned * tree.tokens_per_unit
         return int(tokens)
 
     def held_tokens(self, worker: WorkerId) -> int:
@@ -104,24 +116,41 @@ class Prefixes:
         reported = self.reports.blocks.held_tokens(worker)
         if self.reports.trust(worker) is Trust.EXACT:
             return reported
-        return max(
-            reported, int(sum(line.tree.held(worker) * line.tokens_per_unit for line in self._trees.values()))
-        )
+        predicted = sum(tree.held(worker) * tree.tokens_per_unit for tree in self._trees.values())
+        return max(reported, int(predicted))
 
-    def stats(self) -> dict[str, TreeStats]:
-        """By line and width: `llama/1`."""
-        return {f"{name}/{width}": line.tree.stats() for (name, width), line in self._trees.items()}
+    def stats(self) -> dict[int, TreeStats]:
+        """The trees' sizes, by width of a key's units in bytes."""
+        return {width: tree.stats() for width, tree in self._trees.items()}
+
+    def sizes(self) -> dict[str, int]:
+        """Entries of everything here that grows, by name."""
+        return {
+            "prefix_spaces": sum(tree.stats().spaces for tree in self._trees.values()),
+            "answers": len(self._answers),
+            "kv_blocks": len(self.reports.blocks),
+            "unreported": sum(map(len, self._unreported.values())),
+        }
 
     # -- events: requests
 
     def insert(self, worker: WorkerId, request: RequestView, now: float) -> Pinned | None:
         """The worker will hold the request's prompt; pinned until `release`."""
-        if not request.key.data:
+        key = request.key
+        if not key.data:
             return None
-        self._expire(now)
-        line, units = self._line(request.served_name, request.key), _units(request.key)
-        pin = line.tree.insert(worker, units, now)
-        return Pinned(line, pin, worker, request, line.answers.assumed(worker, units, pin.known))
+        if self._unreported or self.reports.any_trusted:
+            self._expire(now)
+        width = key.width
+        tree = self._trees.get(width)
+        if tree is None:
+            tree = self._trees[width] = PrefixTree(width, budget=self._budget)
+        # Text: as far as it is learned by now. All keys of the tree count by the latest.
+        tree.tokens_per_unit = key.tokens_per_unit
+        space = self._space(request)
+        pin = tree.insert(worker, key.data, now, space)
+        answer = self._answers.assumed(worker, space, key.data, pin.known * width)
+        return Pinned(tree, pin, worker, request, space, answer)
 
     def record_answer(self, pinned: Pinned, input_tokens: int, output_tokens: int) -> None:
         """The worker has read `input_tokens` and generated `output_tokens`, in all sequences together."""
@@ -131,12 +160,12 @@ class Prefixes:
         if computed > 0 and not reports:
             beside_key = request.input_tokens - int(len(key.data) // key.width * key.tokens_per_unit)
             answer = Answer(worker, beside_key + computed, input_tokens + computed)
-            pinned.tree.answers.record_answer(_units(key), answer)
+            self._answers.record_answer(pinned.space, key.data, answer)
 
     def release(self, pinned: Pinned, now: float) -> None:
         """The request has ended; its path counts as used until now, as vLLM frees blocks at the end."""
         worker, request = pinned.worker, pinned.request
-        pinned.tree.tree.release(pinned.pin, now)
+        pinned.tree.release(pinned.pin, now)
         if request.key.width == TOKEN_WIDTH and self.reports.trust(worker) is Trust.EXACT:
             if not self._is_reported(pinned):
                 self._unreported.setdefault(worker, []).append((now, pinned))
@@ -145,9 +174,9 @@ class Prefixes:
     def forget(self, worker: WorkerId, request: RequestView, keep_tokens: int) -> None:
         """The worker never computed this prompt beyond the first `keep_tokens`."""
         key = request.key
-        line = self._trees.get((request.served_name, key.width))
-        if line is not None:
-            line.tree.evict(worker, _units(key), _before(key) + int(keep_tokens / key.tokens_per_unit))
+        tree = self._trees.get(key.width)
+        if tree is not None:
+            tree.evict(worker, key.data, int(keep_tokens / key.tokens_per_unit), self._space(request))
 
     def record_cached(self, worker: WorkerId, request: RequestView, matches: Matches, cached_tokens: int) -> None:
         """The worker reports how much of the prompt it found in its cache, where `matches` was predicted."""
@@ -168,7 +197,7 @@ class Prefixes:
         prompt = self.reports.in_blocks(worker, answer.context - answer.tokens)
         assumed = self.reports.in_blocks(worker, answer.context) - prompt
         if assumed > 0:
-            pinned.tree.answers.record_found(assumed, cached_tokens - prompt)
+            self._answers.record_found(assumed, cached_tokens - prompt)
 
     # -- events: workers
 
@@ -179,12 +208,10 @@ class Prefixes:
         self.set_capacity(facts.id, facts.kv_tokens)
 
     def set_capacity(self, worker: WorkerId, kv_tokens: int | None) -> None:
+        """Bound what the worker is believed to hold; None: its capacity is not known."""
         tokens = kv_tokens or _KV_TOKENS
-        if self._capacity.get(worker) == tokens:
-            return
-        self._capacity[worker] = tokens
-        for line in self._trees.values():
-            line.tree.set_capacity(worker, int(tokens / line.tokens_per_unit))
+        if self._budget.capacities.get(worker) != tokens:
+            self._budget.set_capacity(worker, tokens)
 
     def stored(self, worker: WorkerId, event: Stored) -> None:
         """Blocks have come. Raises ValueError, changing nothing, if the event contradicts itself."""
@@ -203,50 +230,40 @@ class Prefixes:
         if self.reports.replaying(worker):
             return  # the event is past: requests may have been sent since
         self._unreported.pop(worker, None)
-        for line in self._trees.values():
-            line.tree.expire(worker, math.inf)
-            line.answers.forget(worker)
+        for tree in self._trees.values():
+            tree.expire(worker, math.inf)
+        self._answers.forget(worker)
 
     def remove_worker(self, worker: WorkerId) -> None:
-        self._capacity.pop(worker, None)
+        """Forget a worker that has left."""
         self._have_adapters(worker, frozenset())
         self._unreported.pop(worker, None)
         self.reports.remove_worker(worker)
-        for line in self._trees.values():
-            line.tree.remove_worker(worker)
-            line.answers.forget(worker)
+        self._budget.remove_worker(worker)
+        self._answers.forget(worker)
 
     # -- inside
 
-    def _predicted(self, request: RequestView) -> dict[WorkerId, int]:
-        key = request.key
-        line = self._trees.get((request.served_name, key.width))
-        if line is None:
-            return {}
-        most, scale, before = max(0, request.input_tokens - 1), key.tokens_per_unit, _before(key)
-        units = _units(key)
-        held = line.tree.match(units)
-        found = {w: tokens for w, n in held.items() if (tokens := min(int((n - before) * scale), most)) > 0}
-        for worker, tokens in line.answers.following(units, held).items():
-            found[worker] = min(found.get(worker, 0) + tokens, most)
-        return found
+    def _space(self, request: RequestView) -> Space:
+        name, key = request.served_name, request.key
+        return (name if name in self._adapters else None), key.salt, key.width
 
-    def _adapter(self, line: str) -> str | None:
-        return line if line in self._adapter_lines else None
+    def _adapter(self, served_name: str) -> str | None:
+        return served_name if served_name in self._adapters else None
 
     def _have_adapters(self, worker: WorkerId, adapters: frozenset[str]) -> None:
-        if self._adapters.get(worker, frozenset()) != adapters:
-            self._adapters[worker] = adapters
-            self._adapter_lines = frozenset[str]().union(*self._adapters.values())
+        if self._adapters_of.get(worker, frozenset()) != adapters:
+            self._adapters_of[worker] = adapters
+            self._adapters = frozenset[str]().union(*self._adapters_of.values())
         if not adapters:
-            self._adapters.pop(worker, None)
+            self._adapters_of.pop(worker, None)
 
     def _is_reported(self, ended: Pinned) -> bool:
         """Whether the worker has reported the whole prompt; from then on its reports alone count for it."""
         worker, request = ended.worker, ended.request
         known = self.reports.has_all(worker, request, self._adapter(request.served_name))
         if known:
-            ended.tree.tree.evict(worker, _units(request.key), 0)
+            ended.tree.evict(worker, request.key.data, 0, ended.space)
         return known
 
     def _keep_waiting(self, worker: WorkerId, ended: list[tuple[float, Pinned]]) -> None:
@@ -262,28 +279,7 @@ class Prefixes:
         self._expire_at = now + _EXPIRE_EVERY_S
         for worker, ended in list(self._unreported.items()):
             self._keep_waiting(worker, [each for each in ended if each[0] > now - _REPORTED_AFTER_S])
-        for worker in self.reports.exact():
-            for (_, width), line in self._trees.items():
-                if width == TOKEN_WIDTH:
-                    line.tree.expire(worker, now - _REPORTED_AFTER_S)
-
-    def _line(self, name: str, key: PrefixKey) -> _LineTree:
-        line = self._trees.get((name, key.width))
-        if line is None:
-            units = int(_KV_TOKENS / key.tokens_per_unit)
-            tree = PrefixTree(key.width, default_capacity=units)
-            line = _LineTree(tree, key.tokens_per_unit, Answers(key.width))
-            self._trees[name, key.width] = line
-            for worker, tokens in self._capacity.items():
-                line.tree.set_capacity(worker, int(tokens / key.tokens_per_unit))
-        return line
-
-
-def _before(key: PrefixKey) -> int:
-    """Units before the prompt that stand for its salt."""
-    return _SALT_BYTES // key.width if key.salt else 0
-
-
-def _units(key: PrefixKey) -> bytes:
-    """The key as the tree has it: with the salt in front."""
-    return xxh3_64_digest(key.salt) + key.data if key.salt else key.data
+        tree = self._trees.get(TOKEN_WIDTH)
+        if tree is not None:
+            for worker in self.reports.exact():
+                tree.expire(worker, now - _REPORTED_AFTER_S)

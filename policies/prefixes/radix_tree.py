@@ -1,7 +1,10 @@
 """Which worker has seen which prefix: a radix tree over strings of opaque units, with one LRU cache per worker.
 
-A unit is `width` bytes (1: text, 4: a token id, 8: a block hash) and is compared whole. Every worker's KV cache is
-predicted as the LRU cache that vLLM keeps: bounded, whole paths touched together, tails dropped before heads.
+A unit is `width` bytes (1: text, 4: a token id, 8: a block hash) and is compared whole. Keys of different *spaces*
+(adapters, cache salts) share nothing: each space has a root of its own, as long as a worker holds anything there.
+Every worker's KV cache is predicted as the LRU cache that vLLM keeps: bounded, whole paths touched together, tails
+dropped before heads. The bound is in tokens and is one per worker, whatever the number of spaces; trees of
+different widths share it through a `TokenBudget`.
 
 Theory. What a worker holds is a set of prefixes. Each unit it holds has one stamp, the time of its last use.
 Stamps are strictly increasing over uses (equal or decreasing times are pushed apart by the smallest step), so a
@@ -24,13 +27,15 @@ Invariants, after every public call of `PrefixTree`:
  3. No node without a holder.
  4. Maximal merging: a node with a single child differs from it in holders, in some holder's stamp, or in some
     holder's pins.
- 5. `held(w) <= capacity(w)`, or all that w holds is pinned.
- 6. A worker's `leaves` are exactly the unpinned nodes that it holds without holding a child of them, keyed by
+ 5. What w holds in all trees of a budget is at most its capacity, or all of it is pinned.
+ 6. A root has a child.
+ 7. A worker's `leaves` are exactly the unpinned nodes that it holds without holding a child of them, keyed by
     stamp (unique among leaves, as a stamp's units lie on one path); each of these stamps is in its `heap`, which
     may hold outdated stamps too and is rebuilt when most of it is outdated.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
@@ -93,14 +98,24 @@ NO_CHILDREN: Final[dict[bytes, Node]] = {}
 NO_COUNTS: Final[dict[str, int]] = {}
 
 
-class Radix:
-    """The shape of the tree: nodes under a root, and their number. `PrefixTree` keeps the marks."""
+class Root(Node):
+    """Stands for the empty prefix of one space."""
 
-    __slots__ = ("bytes", "merges", "nodes", "root", "splits", "width")
+    __slots__ = ("space",)
+
+    def __init__(self, space: Hashable) -> None:
+        super().__init__(b"", None)
+        self.space = space
+
+
+class Radix:
+    """The shape of the tree: nodes under the roots, and their number. `PrefixTree` keeps the marks."""
+
+    __slots__ = ("bytes", "merges", "nodes", "roots", "splits", "width")
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.root = Node(b"", None)
+        self.roots: dict[Hashable, Root] = {}
         self.nodes = self.bytes = self.splits = self.merges = 0
 
     def attach(self, parent: Node, first: bytes, edge: bytes) -> Node:
@@ -119,6 +134,8 @@ class Radix:
         assert parent is not None  # noqa: S101 - the root is no leaf
         del parent.children[leaf.edge[: self.width]]
         leaf.parent = None
+        if not parent.children and isinstance(parent, Root):
+            del self.roots[parent.space]
         self.nodes -= 1
         self.bytes -= len(leaf.edge)
 
@@ -173,11 +190,10 @@ class Radix:
 class WorkerCache:
     """What one worker is believed to hold, in units, and its leaves in order of use: the LRU side of the tree."""
 
-    __slots__ = ("capacity", "gone", "heap", "held", "leaves", "pinned", "worker")
+    __slots__ = ("gone", "heap", "held", "leaves", "pinned", "worker")
 
-    def __init__(self, worker: str, capacity: int) -> None:
+    def __init__(self, worker: str) -> None:
         self.worker = worker
-        self.capacity = capacity
         self.held = 0
         self.pinned = 0
         self.leaves: dict[float, Node] = {}
@@ -223,14 +239,61 @@ class Pin:
         self.node: Node | None = node  # None once released
 
 
+class TokenBudget:
+    """How many tokens each worker can hold, in all trees that share the budget."""
+
+    __slots__ = ("capacities", "default_capacity", "trees")
+
+    def __init__(self, default_capacity: int) -> None:
+        """`default_capacity`: of a worker whose own is not set. Raises ValueError if it is negative."""
+        self.default_capacity = _checked(default_capacity)
+        self.capacities: dict[str, int] = {}
+        self.trees: list[PrefixTree] = []
+
+    def capacity(self, worker: str) -> int:
+        """Tokens that the worker can hold."""
+        return self.capacities.get(worker, self.default_capacity)
+
+    def set_capacity(self, worker: str, tokens: int) -> None:
+        """Bound a worker; what no longer fits and is not pinned goes at once. Raises ValueError if negative."""
+        self.capacities[worker] = _checked(tokens)
+        self.shrink(worker)
+
+    def remove_worker(self, worker: str) -> None:
+        """Forget the worker with its capacity and all that it holds and pins."""
+        self.capacities.pop(worker, None)
+        for tree in self.trees:
+            tree.remove_worker(worker)
+
+    def shrink(self, worker: str) -> None:
+        """Evict the least recently used units, tails first, until the rest fits or is pinned."""
+        capacity = self.capacities.get(worker, self.default_capacity)
+        while True:
+            excess: float = -capacity
+            for tree in self.trees:
+                if (cache := tree.caches.get(worker)) is not None:
+                    excess += cache.held * tree.tokens_per_unit
+            if excess <= 0:
+                return
+            oldest: PrefixTree | None = None
+            stamp = math.inf
+            for tree in self.trees:
+                if (used := tree.oldest_use(worker)) < stamp:
+                    oldest, stamp = tree, used
+            if oldest is None:
+                return
+            oldest.evict_oldest(worker, excess)
+
+
 @dataclass(frozen=True, slots=True)
 class TreeStats:
-    """The tree's size now (nodes, bytes of edges, workers) and what happened so far.
+    """The tree's size now (spaces, nodes, bytes of edges, workers) and what happened so far.
 
     `evicted` counts units taken from workers by their capacity or by their own reports, `splits` and
     `merges` count nodes.
     """
 
+    spaces: int
     nodes: int
     bytes: int
     workers: int
@@ -240,19 +303,23 @@ class TreeStats:
 
 
 class PrefixTree:
-    """The prefixes that each worker is believed to hold, within its capacity in units.
+    """The prefixes that each worker is believed to hold, within its budget.
 
-    A worker is any name; it joins with its first `set_capacity` or `insert`. Of a key, an incomplete last
-    unit is ignored. `ValueError` for a width below 1 or a negative capacity.
+    A worker is any name; it joins with its first `insert`. Of a key, an incomplete last unit is ignored; `space`
+    says whose key it is, keys of different spaces share nothing.
     """
 
-    def __init__(self, width: int = 1, *, default_capacity: int) -> None:
+    def __init__(self, width: int = 1, *, budget: TokenBudget, tokens_per_unit: float = 1.0) -> None:
+        """`width`: bytes of a unit, `tokens_per_unit`: what it counts. Raises ValueError for a width below 1."""
         if width < 1:
             raise ValueError(f"a unit is at least 1 byte wide, not {width}")
         self.width: Final = width
-        self._default_capacity = _checked(default_capacity)
+        self.tokens_per_unit = tokens_per_unit
+        """May be set anew at any time; the budget is kept at the next use."""
+        self.caches: dict[str, WorkerCache] = {}
+        self.budget = budget
+        budget.trees.append(self)
         self._shape = Radix(width)
-        self._caches: dict[str, WorkerCache] = {}
         self._last_stamp = -math.inf
         self._evicted = 0
         self.version = 0
@@ -260,12 +327,16 @@ class PrefixTree:
 
     # -- questions: they change nothing
 
-    def match(self, key: bytes) -> dict[str, int]:
+    def match(self, key: bytes, space: Hashable = None) -> dict[str, int]:
         """For each worker that holds some of the key: how many of its first units."""
         width = self.width
         end = len(key) - len(key) % width
         found: dict[str, int] = {}
-        node, position = self._shape.root, 0
+        root = self._shape.roots.get(space)
+        if root is None:
+            return found
+        node: Node = root
+        position = 0
         while position < end:
             child = node.children.get(key[position : position + width])
             if child is None:
@@ -281,51 +352,59 @@ class PrefixTree:
         found.update(dict.fromkeys(node.stamps, position // width))
         return found
 
-    def holders(self, key: bytes) -> frozenset[str]:
+    def holders(self, key: bytes, space: Hashable = None) -> frozenset[str]:
         """The workers that hold the whole key; none for a key shorter than a unit."""
         units = len(key) // self.width
-        return frozenset(worker for worker, depth in self.match(key).items() if depth == units)
-
-    def capacity(self, worker: str) -> int:
-        """The worker's bound in units; the default for a worker that is not known."""
-        cache = self._caches.get(worker)
-        return self._default_capacity if cache is None else cache.capacity
+        return frozenset(worker for worker, depth in self.match(key, space).items() if depth == units)
 
     def held(self, worker: str) -> int:
         """Units that the worker holds."""
-        cache = self._caches.get(worker)
+        cache = self.caches.get(worker)
         return 0 if cache is None else cache.held
 
     def pinned(self, worker: str) -> int:
         """Units of the union of the worker's pinned paths: what many running requests share counts once."""
-        cache = self._caches.get(worker)
+        cache = self.caches.get(worker)
         return 0 if cache is None else cache.pinned
+
+    def oldest_use(self, worker: str) -> float:
+        """The stamp of what the worker would lose next; infinity if all that it holds is pinned."""
+        cache = self.caches.get(worker)
+        leaf = None if cache is None else cache.oldest()
+        return math.inf if leaf is None else leaf.stamps[worker]
 
     def stats(self) -> TreeStats:
         shape = self._shape
-        return TreeStats(shape.nodes, shape.bytes, len(self._caches), self._evicted, shape.splits, shape.merges)
+        size = len(shape.roots), shape.nodes, shape.bytes, len(self.caches)
+        return TreeStats(*size, self._evicted, shape.splits, shape.merges)
 
     # -- events
 
-    def set_capacity(self, worker: str, units: int) -> None:
-        """Bound the worker's cache; what no longer fits and is not pinned goes at once."""
-        cache = self._join(worker)
-        cache.capacity = _checked(units)
-        self._shrink(cache)
-
-    def insert(self, worker: str, key: bytes, now: float) -> Pin:
+    def insert(self, worker: str, key: bytes, now: float, space: Hashable = None) -> Pin:
         """The worker is about to hold the key: touch its path, pin it, and evict what no longer fits.
 
         Of a key longer than the capacity only the head is held. Paths pinned together may exceed the
         capacity, since an engine does not drop what runs; the excess goes when pins are released.
         """
-        cache = self._join(worker)
-        width, shape = self.width, self._shape
-        end = min(len(key) // width, cache.capacity) * width
+        cache = self.caches.get(worker)
+        if cache is None:
+            cache = self.caches[worker] = WorkerCache(worker)
+        width, shape, budget = self.width, self._shape, self.budget
+        capacity = budget.capacities.get(worker, budget.default_capacity)
+        units = len(key) // width
+        if units * self.tokens_per_unit > capacity:
+            units = int(capacity / self.tokens_per_unit)
+        end = units * width
         key = key[:end]
         stamp = self._next_stamp(now)
         before = cache.held
-        node, position = shape.root, 0
+        root = shape.roots.get(space)
+        if root is None:
+            root = Root(space)
+            if end:
+                shape.roots[space] = root
+        node: Node = root
+        position = 0
         while position < end:
             first = key[position : position + width]
             child = node.children.get(first)
@@ -337,8 +416,8 @@ class PrefixTree:
             position += len(child.edge)
             node = child
         shape.merge_above(node)
-        known = end // width - (cache.held - before)
-        self._shrink(cache)
+        known = units - (cache.held - before)
+        budget.shrink(worker)
         return Pin(cache, node, known)
 
     def release(self, pin: Pin, now: float | None = None) -> None:
@@ -363,20 +442,21 @@ class PrefixTree:
         if stamp is not None:
             self._shape.merge_above(end)
         self._shape.merge(end)
-        self._shrink(cache)
+        self.budget.shrink(worker)
 
-    def evict(self, worker: str, key: bytes, keep: int) -> None:
+    def evict(self, worker: str, key: bytes, keep: int, space: Hashable = None) -> None:
         """The worker reports that of this key it holds no more than the first `keep` units.
 
         Whatever else it was believed to hold beyond that point goes with it, except pinned units: the
         request that pins them brings them back.
         """
-        cache = self._caches.get(worker)
-        if cache is None:
+        cache, root = self.caches.get(worker), self._shape.roots.get(space)
+        if cache is None or root is None:
             return
         width = self.width
         kept, end = max(keep, 0) * width, len(key) - len(key) % width
-        node, position = self._shape.root, 0
+        node: Node = root
+        position = 0
         while kept < end:
             child = node.children.get(key[position : position + width])
             if child is None or worker not in child.stamps:
@@ -391,9 +471,23 @@ class PrefixTree:
                 return
             node, position = child, position + length
 
+    def evict_oldest(self, worker: str, tokens: float) -> None:
+        """The worker loses at most this many tokens of what it used least recently: the end of one path."""
+        cache = self.caches[worker]
+        leaf = cache.oldest()
+        if leaf is None:
+            return
+        held = cache.held
+        rest = len(leaf.edge) - math.ceil(tokens / self.tokens_per_unit) * self.width
+        if rest > 0:
+            self._trim(cache, leaf, rest)
+        else:
+            self._drop_leaf(cache, leaf)
+        self._evicted += held - cache.held
+
     def expire(self, worker: str, before: float) -> None:
         """The worker loses what it last used at `before` or earlier, except what is pinned."""
-        cache = self._caches.get(worker)
+        cache = self.caches.get(worker)
         if cache is None:
             return
         held = cache.held
@@ -403,22 +497,16 @@ class PrefixTree:
 
     def remove_worker(self, worker: str) -> None:
         """Forget the worker with all that it holds and pins. Its cost is linear in the size of the tree."""
-        cache = self._caches.pop(worker, None)
+        cache = self.caches.pop(worker, None)
         if cache is None:
             return
         cache.gone = True
-        doomed = descendants(self._shape.root, worker)
+        doomed = [node for root in self._shape.roots.values() for node in descendants(root, worker)]
         for node in doomed:
             node.unpin_all(worker)
         self._drop_all(cache, doomed)
 
     # -- one worker and one node
-
-    def _join(self, worker: str) -> WorkerCache:
-        cache = self._caches.get(worker)
-        if cache is None:
-            cache = self._caches[worker] = WorkerCache(worker, self._default_capacity)
-        return cache
 
     def _next_stamp(self, now: float) -> float:
         last = self._last_stamp
@@ -482,17 +570,6 @@ class PrefixTree:
 
     # -- eviction
 
-    def _shrink(self, cache: WorkerCache) -> None:
-        """Evict the least recently used units, tails first, until the rest fits or is pinned."""
-        before = cache.held
-        while (excess := cache.held - cache.capacity) > 0 and (leaf := cache.oldest()) is not None:
-            rest = len(leaf.edge) - excess * self.width
-            if rest > 0:
-                self._trim(cache, leaf, rest)
-            else:
-                self._drop_leaf(cache, leaf)
-        self._evicted += before - cache.held
-
     def _evict_below(self, cache: WorkerCache, node: Node, length: int) -> None:
         """The worker keeps at most `length` bytes of the node, and pinned nodes."""
         before = cache.held
@@ -541,5 +618,5 @@ def common_length(edge: bytes, key: bytes, start: int, width: int) -> int:
 
 def _checked(capacity: int) -> int:
     if capacity < 0:
-        raise ValueError(f"a capacity is at least 0 units, not {capacity}")
+        raise ValueError(f"a capacity is at least 0 tokens, not {capacity}")
     return capacity

@@ -130,10 +130,14 @@ class Gauges(Collector):
                 gauges["worker_excluded"].add_metric([row.id, "stalled"], float(row.stalled))
             if row.room.slots_free is not None:
                 gauges["worker_slots_free"].add_metric(worker, max(0, row.room.slots_free))
-        for line, stats in scheduler.prefixes.stats().items():
-            gauges["prefix_tree_nodes"].add_metric([line], stats.nodes)
-            gauges["prefix_tree_bytes"].add_metric([line], stats.bytes)
-            totals["prefix_tree_evicted_units"].add_metric([line], stats.evicted)
+        for width, stats in scheduler.prefixes.stats().items():
+            tree = [f"{model}/{width}"]
+            gauges["prefix_tree_nodes"].add_metric(tree, stats.nodes)
+            gauges["prefix_tree_bytes"].add_metric(tree, stats.bytes)
+            totals["prefix_tree_evicted_units"].add_metric(tree, stats.evicted)
+        entries = {**scheduler.prefixes.sizes(), "answer_lengths": len(scheduler.lengths)}
+        for structure, count in entries.items():
+            gauges["entries"].add_metric([model, structure], count)
         measured = scheduler.heatmap.measured
         for tokens, gains in zip(measured.prefill_tokens, scheduler.heatmap.gains, strict=True):
             for ratio, gain in zip(measured.ratios, gains, strict=True):
@@ -211,6 +215,7 @@ def _gauges() -> dict[str, GaugeMetricFamily]:
                 "What a prefill/decode pair gains for prompts of such a length and answers of such a share of it",
                 ["model", "prompt_tokens", "answer_ratio"],
             ),
+            ("entries", "Entries of what grows with traffic, all of it bounded", ["model", "structure"]),
             ("prefix_tree_nodes", "Nodes of the prefix tree", ["tree"]),
             ("prefix_tree_bytes", "Bytes of prompt held by the prefix tree", ["tree"]),
         )

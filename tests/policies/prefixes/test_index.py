@@ -1,4 +1,4 @@
-"""Prefixes in tokens: by line, at most the prompt less one, pinned while a request runs, bounded by the worker."""
+"""Prefixes in tokens: by adapter, less than the prompt, pinned while a request runs, bounded by the worker."""
 
 from dataclasses import replace
 
@@ -34,6 +34,14 @@ def holding(*prompts, worker="a", **fields):
     return known
 
 
+def with_adapters(*names, kv_tokens=None, known=None):
+    """An index of a pool whose worker serves these LoRA adapters."""
+    known = Prefixes() if known is None else known
+    served = frozenset({"base", *names})
+    known.update_facts(WorkerFacts("a", served, adapters=frozenset(names), kv_tokens=kv_tokens))
+    return known
+
+
 def test_nothing_is_known_at_first():
     assert Prefixes().match(request()) == {}
 
@@ -54,11 +62,12 @@ def test_a_worker_whose_share_is_less_than_a_token_is_absent():
     assert holding(LOREM).match(request(tokens=1)) == {}
 
 
-def test_lines_and_kinds_of_key_do_not_share_prefixes():
-    known = holding(LOREM)
+def test_adapters_and_kinds_of_key_do_not_share_prefixes():
+    known = with_adapters("lora", known=holding(LOREM))
     assert known.match(request(served_name="lora")) == {}
+    assert known.match(request(served_name="an alias of base")).keys() == {"a"}
     assert known.match(request(LOREM[:40], width=4, per_unit=1.0)) == {}
-    assert sorted(known.stats()) == ["base/1"]
+    assert sorted(known.stats()) == [1]
 
 
 def test_a_request_without_a_key_is_neither_matched_nor_pinned():
@@ -86,8 +95,8 @@ def test_a_shared_prefix_is_pinned_once_and_until_the_last_release():
     assert known.pinned_tokens("a") == 0
 
 
-def test_pins_add_up_over_lines():
-    known = Prefixes()
+def test_pins_add_up_over_adapters():
+    known = with_adapters("lora")
     known.insert("a", request(LOREM[:40]), 0.0)
     known.insert("a", request(LOREM[:40], served_name="lora"), 0.0)
     known.insert("b", request(LOREM[:40]), 0.0)
@@ -108,6 +117,60 @@ def test_a_worker_holds_no_more_than_its_capacity():
     known.set_capacity("a", 5)
     known.release(known.insert("a", request(), 0.0), 1.0)
     assert known.match(request()) == {"a": 5}
+
+
+@pytest.mark.parametrize(
+    "kinds", [[{}], [{}, {"width": 4, "per_unit": 1.0}], [{"salt": b"one"}, {"salt": b"other"}]]
+)
+def test_a_worker_holds_no_more_than_its_capacity_whatever_the_number_of_adapters_and_kinds_of_key(kinds):
+    """As one LRU cache would: what was used last, under any name, and nothing of what came before."""
+    names = ["base", "l1", "l2", "l3"]
+    known = with_adapters(*names[1:], kv_tokens=1000)
+    asked = [
+        request(bytes([65 + number]) * (400 * kind.get("width", 1) // int(4 * kind.get("per_unit", 0.25))), **kind)
+        for number in range(10)
+        for kind in kinds
+    ]
+    asked = [replace(one, served_name=name) for name in names for one in asked]
+    for now, one in enumerate(asked):
+        known.release(known.insert("a", one, float(now)), float(now))
+        assert known.held_tokens("a") <= 1000
+    assert known.held_tokens("a") > 900
+    found = [known.match(one).get("a", 0) for one in asked]
+    assert found[:-10] == [0] * (len(asked) - 10)
+    assert min(found[-9:]) >= 99
+    assert known.sizes()["prefix_spaces"] <= 10
+
+
+def test_what_a_byte_of_text_counts_follows_what_is_learned_and_the_bound_with_it():
+    known = with_adapters(kv_tokens=100)
+    for number in range(10):
+        text = bytes([65 + number]) * 40
+        known.release(known.insert("a", request(text), float(number)), float(number))
+    assert known.held_tokens("a") == 100
+    known.release(known.insert("a", request(b"x" * 40, per_unit=0.5), 11.0), 11.0)
+    assert known.held_tokens("a") == 100
+
+
+def test_an_adapter_that_nobody_serves_any_more_does_not_keep_what_it_held():
+    known = Prefixes()
+    for number in range(50):
+        with_adapters(f"lora{number}", kv_tokens=100, known=known)
+        one = request(b"%03d" % number * 100, served_name=f"lora{number}")
+        known.release(known.insert("a", one, float(number)), float(number))
+    assert known.held_tokens("a") <= 100
+    assert known.sizes()["prefix_spaces"] <= 2
+    assert sum(stats.bytes for stats in known.stats().values()) <= 400
+
+
+def test_a_worker_that_left_leaves_nothing():
+    known = with_adapters("lora", kv_tokens=100)
+    for name in ("base", "lora"):
+        known.insert("a", request(served_name=name), 0.0)
+        answer(known, request(b"what?", served_name=name), 9)
+    known.remove_worker("a")
+    assert known.sizes() == dict.fromkeys(known.sizes(), 0)
+    assert (known._budget.capacities, known._adapters_of, known._adapters) == ({}, {}, frozenset())
 
 
 def test_a_capacity_told_later_is_applied():
@@ -319,7 +382,7 @@ def test_who_is_not_believed_any_more_has_nothing_to_report():
 def test_a_prompt_of_less_than_a_block_is_nothing_to_wait_for():
     known = reporting(stored(IDS[:4]))
     known.release(known.insert("a", asking(IDS[:3]), 0.0), 0.0)
-    assert known.stats()["base/4"].nodes == 0
+    assert known.stats()[4].nodes == 0
 
 
 def test_what_is_foreseen_expires_by_its_own_end():

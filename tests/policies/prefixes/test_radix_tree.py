@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from policies.prefixes.radix_tree import NO_CHILDREN, NO_COUNTS, PrefixTree, common_length
+from policies.prefixes.radix_tree import NO_CHILDREN, NO_COUNTS, Node, PrefixTree, Root, TokenBudget, common_length
 
 WORKERS = ["a", "b", "c"]
 # Of width 4, two units share all but their last byte and two all but their first.
@@ -16,7 +16,10 @@ ALPHABETS = {1: [b"x", b"y"], 4: [b"0001", b"0002", b"1001"]}
 
 
 class Oracle:
-    """Per worker a dictionary from each held prefix to the number of its last use; nothing is clever."""
+    """Per worker a dictionary from each held prefix to the number of its last use; nothing is clever.
+
+    The first unit of a key and of its prefixes names its space, and is not held itself.
+    """
 
     def __init__(self, width):
         self.width = width
@@ -26,10 +29,10 @@ class Oracle:
         self.pins = []
 
     def prefixes(self, key):
-        return [key[: n * self.width] for n in range(1, len(key) // self.width + 1)]
+        return [key[: n * self.width] for n in range(2, len(key) // self.width + 1)]
 
     def insert(self, worker, key):
-        pin = (worker, key[: self.capacity[worker] * self.width])
+        pin = (worker, key[: (self.capacity[worker] + 1) * self.width])
         self.pins.append(pin)
         self.use(pin)
         self.shrink(worker)
@@ -75,8 +78,8 @@ class Oracle:
 
 
 def nodes_with_keys(tree):
-    """Every node but the root, with the key that leads to its end."""
-    pending = [(tree._shape.root, b"")]
+    """Every node but the roots, with the key that leads to its end, behind its space."""
+    pending = [(root, root.space or b"") for root in tree._shape.roots.values()]
     while pending:
         node, key = pending.pop()
         for child in node.children.values():
@@ -90,7 +93,8 @@ def check_invariants(tree):
     nodes = dict(nodes_with_keys(tree))
     assert NO_CHILDREN == {}
     assert NO_COUNTS == {}
-    for node in [tree._shape.root, *nodes]:
+    for node in [*tree._shape.roots.values(), *nodes]:
+        assert node.children or node.parent is not None, "a root without children"
         children = list(node.children.values())
         assert list(node.children) == [child.edge[:width] for child in children]
         counts = {w: sum(w in child.stamps for child in children) for child in children for w in child.stamps}
@@ -100,18 +104,18 @@ def check_invariants(tree):
         assert len(node.edge) % width == 0
         assert node.stamps, "a node without a holder"
         assert node.pins.keys() <= node.stamps.keys()
-        if node.parent is not tree._shape.root:
+        if not isinstance(node.parent, Root):
             assert node.stamps.keys() <= node.parent.stamps.keys(), "not closed under prefixes"
             assert all(stamp <= node.parent.stamps[w] for w, stamp in node.stamps.items())
             assert all(pins <= node.parent.pins[w] for w, pins in node.pins.items())
         for child in node.children.values():
             alike = (node.stamps, node.pins) == (child.stamps, child.pins)
             assert len(node.children) > 1 or not alike, "a boundary without a reason"
-    for worker, cache in tree._caches.items():
+    for worker, cache in tree.caches.items():
         mine = [node for node in nodes if worker in node.stamps]
         assert cache.held == sum(len(node.edge) for node in mine) // width
         assert cache.pinned == sum(len(node.edge) for node in mine if worker in node.pins) // width
-        assert cache.held <= cache.capacity or cache.held == cache.pinned
+        assert cache.held <= tree.budget.capacity(worker) or cache.held == cache.pinned
         leaves = [node for node in mine if worker not in node.held_children and worker not in node.pins]
         assert cache.leaves == {node.stamps[worker]: node for node in leaves}
         assert len(cache.leaves) == len(leaves)
@@ -119,7 +123,7 @@ def check_invariants(tree):
         assert len(cache.heap) <= 2 * len(nodes) + 64
     stats = tree.stats()
     assert (stats.nodes, stats.bytes) == (len(nodes), sum(len(node.edge) for node in nodes))
-    assert stats.workers == len(tree._caches)
+    assert stats.workers == len(tree.caches)
 
 
 def eviction_order(tree, worker):
@@ -143,7 +147,8 @@ class Comparison(RuleBasedStateMachine):
 
     @initialize()
     def build(self):
-        self.tree = PrefixTree(self.width, default_capacity=8)
+        self.budget = TokenBudget(8)
+        self.tree = PrefixTree(self.width, budget=self.budget)
         self.oracle = Oracle(self.width)
 
     def key(self, units, rest):
@@ -152,20 +157,21 @@ class Comparison(RuleBasedStateMachine):
             + rest[: self.width - 1]
         )
 
+    spaces = st.sampled_from([b"A", b"B"])
     units = st.lists(st.integers(0, 2), max_size=10)
     rests = st.sampled_from([b"", b"000"])
     times = st.integers(0, 5)
 
-    @rule(target=pins, worker=workers, units=units, rest=rests, now=times)
-    def insert(self, worker, units, rest, now):
-        key = self.key(units, rest)
-        return self.tree.insert(worker, key, now), self.oracle.insert(worker, key)
+    @rule(target=pins, worker=workers, space=spaces, units=units, rest=rests, now=times)
+    def insert(self, worker, space, units, rest, now):
+        key, space = self.key(units, rest), space * self.width
+        return self.tree.insert(worker, key, now, space), self.oracle.insert(worker, space + key)
 
-    @rule(worker=workers, units=units, now=times)
-    def insert_and_release(self, worker, units, now):
-        key = self.key(units, b"")
-        self.tree.release(self.tree.insert(worker, key, now))
-        self.oracle.release(self.oracle.insert(worker, key), used=False)
+    @rule(worker=workers, space=spaces, units=units, now=times)
+    def insert_and_release(self, worker, space, units, now):
+        key, space = self.key(units, b""), space * self.width
+        self.tree.release(self.tree.insert(worker, key, now, space))
+        self.oracle.release(self.oracle.insert(worker, space + key), used=False)
 
     @rule(pair=consumes(pins), now=st.none() | times, twice=st.booleans())
     def release(self, pair, now, twice):
@@ -177,30 +183,30 @@ class Comparison(RuleBasedStateMachine):
         if live:
             self.oracle.release(expected, used=now is not None)
 
-    @rule(worker=workers, units=units, rest=rests, keep=st.integers(0, 10))
-    def evict(self, worker, units, rest, keep):
-        key = self.key(units, rest)
-        self.tree.evict(worker, key, keep)
-        self.oracle.evict(worker, key, keep)
+    @rule(worker=workers, space=spaces, units=units, rest=rests, keep=st.integers(0, 10))
+    def evict(self, worker, space, units, rest, keep):
+        key, space = self.key(units, rest), space * self.width
+        self.tree.evict(worker, key, keep, space)
+        self.oracle.evict(worker, space + key, keep)
 
     @rule(worker=workers, capacity=st.integers(0, 30))
     def set_capacity(self, worker, capacity):
-        self.tree.set_capacity(worker, capacity)
+        self.budget.set_capacity(worker, capacity)
         self.oracle.capacity[worker] = capacity
         self.oracle.shrink(worker)
 
     @rule(worker=workers)
     def remove_worker(self, worker):
-        self.tree.remove_worker(worker)
+        self.budget.remove_worker(worker)
         self.oracle.remove(worker)
 
-    @rule(units=units, rest=rests)
-    def ask(self, units, rest):
-        key = self.key(units, rest)
-        matches = self.oracle.match(key)
-        assert self.tree.match(key) == matches
+    @rule(space=spaces, units=units, rest=rests)
+    def ask(self, space, units, rest):
+        key, space = self.key(units, rest), space * self.width
+        matches = self.oracle.match(space + key)
+        assert self.tree.match(key, space) == matches
         whole = len(key) // self.width
-        assert self.tree.holders(key) == {w for w, depth in matches.items() if depth == whole}
+        assert self.tree.holders(key, space) == {w for w, depth in matches.items() if depth == whole}
 
     @invariant()
     def agrees(self):
@@ -209,7 +215,7 @@ class Comparison(RuleBasedStateMachine):
             assert eviction_order(self.tree, worker) == self.oracle.eviction_order(worker)
             assert self.tree.held(worker) == len(self.oracle.held[worker])
             assert self.tree.pinned(worker) == len(self.oracle.pinned(worker))
-            assert self.tree.capacity(worker) == self.oracle.capacity[worker]
+            assert self.budget.capacity(worker) == self.oracle.capacity[worker]
 
 
 class WideComparison(Comparison):
@@ -224,7 +230,7 @@ TestTextAgainstDictionary.settings = TestTokensAgainstDictionary.settings = sett
 
 
 def tree_of(width=1, capacity=100):
-    return PrefixTree(width, default_capacity=capacity)
+    return PrefixTree(width, budget=TokenBudget(capacity))
 
 
 def visit(tree, worker, key, now=0.0):
@@ -401,7 +407,7 @@ def test_a_smaller_capacity_evicts_at_once_except_what_is_pinned():
     tree = tree_of()
     visit(tree, "a", b"aaaa", now=1)
     pin = tree.insert("a", b"bbbb", now=2)
-    tree.set_capacity("a", 2)
+    tree.budget.set_capacity("a", 2)
     assert tree.held("a") == tree.pinned("a") == 4
     tree.release(pin)
     assert tree.match(b"bbbb") == {"a": 2}
@@ -427,9 +433,9 @@ def test_splitting_a_node_of_many_workers_pushes_no_leaf():
     tree = tree_of()
     for number in range(64):
         visit(tree, f"w{number}", b"shared prompt")
-    pushed = {worker: list(cache.heap) for worker, cache in tree._caches.items()}
+    pushed = {worker: list(cache.heap) for worker, cache in tree.caches.items()}
     tree.insert("another", b"shared", now=1)
-    assert {worker: tree._caches[worker].heap for worker in pushed} == pushed
+    assert {worker: tree.caches[worker].heap for worker in pushed} == pushed
     assert tree.stats().splits == 1
     check_invariants(tree)
 
@@ -442,12 +448,12 @@ def test_evicted_nodes_are_freed_without_the_collector():
     gc.collect()
     gc.disable()
     try:
-        before = sum(type(thing) is type(tree._shape.root) for thing in gc.get_objects())
+        before = sum(isinstance(thing, Node) for thing in gc.get_objects())
         tree.remove_worker("a")
-        after = sum(type(thing) is type(tree._shape.root) for thing in gc.get_objects())
+        after = sum(isinstance(thing, Node) for thing in gc.get_objects())
     finally:
         gc.enable()
-    assert before - after == count
+    assert before - after == count + 1, "with the root"
 
 
 def test_twenty_thousand_inserts_leave_a_bounded_tree():
@@ -464,7 +470,7 @@ def test_twenty_thousand_inserts_leave_a_bounded_tree():
             tree.release(pins.pop(rng.randrange(4)), rng.choice([None, now]))
         most = max(most, tree.stats().nodes)
         assert tree.held(worker) <= 400
-        assert len(tree._caches[worker].heap) <= 2 * len(tree._caches[worker].leaves) + 65
+        assert len(tree.caches[worker].heap) <= 2 * len(tree.caches[worker].leaves) + 65
     # Each worker remembers at most about 400 / 20 branches, each of which costs at most two nodes.
     assert most < 4 * 2 * 40
     check_invariants(tree)
@@ -474,7 +480,7 @@ def test_touching_the_same_path_forever_keeps_the_heap_small():
     tree = tree_of()
     for now in range(5000):
         visit(tree, "a", b"again", now)
-    assert len(tree._caches["a"].heap) <= 100
+    assert len(tree.caches["a"].heap) <= 100
 
 
 @given(
@@ -495,8 +501,8 @@ def test_the_common_head_is_found_wherever_it_ends(head, tails, start, width):
 
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="1 byte"):
-        PrefixTree(0, default_capacity=1)
-    with pytest.raises(ValueError, match="0 units"):
-        PrefixTree(default_capacity=-1)
+        PrefixTree(0, budget=TokenBudget(1))
+    with pytest.raises(ValueError, match="0 tokens"):
+        TokenBudget(-1)
     with pytest.raises(ValueError, match="-3"):
-        tree_of().set_capacity("a", -3)
+        TokenBudget(1).set_capacity("a", -3)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.prefixes.radix_tree import PrefixTree
+from policies.prefixes.radix_tree import PrefixTree, TokenBudget
 from router.lab.workload import UNIT_BYTES, WorkloadError
 from router.lab.workloads.generators import BLOCK_TOKENS, SHAPES, Traffic, generate, options_of
 from workers.simulator.engine import Engine
@@ -240,7 +240,7 @@ def test_the_wanted_share_of_plain_requests_begins_with_a_common_prefix():
 def test_router_and_engine_find_the_same_prefixes(name):
     config = EngineConfig(kv_blocks=200_000)
     engine = Engine(config, PROFILES["h100-llama-3.1-8b"])
-    tree = PrefixTree(UNIT_BYTES, default_capacity=200_000)
+    tree = PrefixTree(UNIT_BYTES, budget=TokenBudget(200_000))
     hits = 0
     for number, row in enumerate(generate(name, 2, requests=60).requests):
         expected = tree.match(row.key).get("w", 0) * BLOCK_TOKENS
