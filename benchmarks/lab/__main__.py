@@ -1,55 +1,153 @@
 """Is the shipped default the best, on every workload, with a client that misbehaves, and with all of its parts?
 
-    python -m benchmarks.lab --trace mooncake_conversation_trace.jsonl --out benchmarks/lab/results
+    python -m benchmarks.lab --mooncake mooncake_conversation_trace.jsonl --arena arena_clients.jsonl
+    python -m benchmarks.lab --only tot,chat --loads 90 --seeds 1 --placements fairlead,cache_aware
+    python -m benchmarks.lab --parts misbehaving,ablation
+    python -m benchmarks.lab --calibrate
 
-Three kinds of table, all in virtual time on simulated H100s: every placement under the same queue order at 60%,
-90% and 120% of what the fleet can take (above capacity only service and fairness mean something); fair and unfair
-combinations with one misbehaving client; the default with one part changed at a time. `cases.py` says at which
-rates. They go to standard output as Markdown; `--out` writes them, `lab.json` and the pictures into a folder.
+The first is the whole comparison, the second a quick look, the third adds two parts to what is there, the last
+measures the unit of load of each workload.
+
+All in virtual time on simulated H100s: every placement under both bindings at shares of what its fleet can do
+(`cases.py`), beside what no router can exceed; fair and unfair combinations with one misbehaving client; the
+default with one part changed at a time. Each replay is kept in OUT/cells.jsonl as soon as it is finished: a run
+that was stopped (Ctrl-C, --minutes) goes on where it was, and prints the tables of what there is.
 """
 
 import argparse
-import json
-import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-from benchmarks.fleet.report import commit, machine
-from benchmarks.lab.cases import GENERATED
-from benchmarks.lab.runs import Runner, everything
+from benchmarks.fleet.report import machine
+from benchmarks.lab.cases import generated, traces
+from benchmarks.lab.cells import Cell, CellFile, Row, code, measure
+from benchmarks.lab.plan import (
+    BINDINGS,
+    Wanted,
+    ablation_cells,
+    calibration_cells,
+    misbehaving_cells,
+    placement_cells,
+)
 from benchmarks.lab.tables import markdown
+from policies import catalog
+from router.lab.processes import results_of
+
+PARTS = {"placements": placement_cells, "misbehaving": misbehaving_cells, "ablation": ablation_cells}
+OUT = Path("benchmarks/lab/results")
 
 
 def main() -> None:
     """Run, print, write."""
+    chosen = _arguments()
+    cases = {**generated(), **traces(chosen.mooncake, chosen.arena)}
+    names = list(cases) if chosen.only is None else chosen.only.split(",")
+    if unknown := [name for name in names if name not in cases]:
+        sys.exit(f"there is no workload {', '.join(unknown)}; known are {', '.join(cases)}")
+    wanted = Wanted(
+        {name: cases[name] for name in names},
+        [int(load) / 100 for load in chosen.loads.split(",")],
+        range(chosen.seeds),
+        chosen.placements.split(","),
+        chosen.queues.split(","),
+        chosen.bindings.split(","),
+    )
+    if chosen.calibrate:
+        _calibrate(wanted, chosen.jobs)
+        return
+    file = CellFile(chosen.out / "cells.jsonl", code(), any_version=chosen.any_version)
+    if file.outdated:
+        _say(f"{file.outdated} replays in {chosen.out / 'cells.jsonl'} are of other code and are not used")
+    cells = [cell for part in chosen.parts.split(",") for cell in PARTS[part](wanted)]
+    if not chosen.tables_only:
+        _run(file, file.missing(cells), chosen.jobs, chosen.minutes)
+    where = machine()
+    title = f"lab of commit {code()}, {where['cores']} cores of {where['cpu']}"
+    text = f"{title}\n\n{markdown(wanted, file)}"
+    print(text, end="")
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / "tables.md").write_text(text)
+    if not chosen.no_pictures:
+        from benchmarks.lab.plots import draw  # noqa: PLC0415  # matplotlib is an extra
+
+        draw(chosen.out, wanted, file, title)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.lab",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--trace", help="a trace with prefixes, in Mooncake's format, as one more workload")
-    add("--only", default=",".join(GENERATED), help="generated workloads, with commas between (%(default)s)")
-    add("--seed", type=int, default=0)
-    add("--jobs", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    add("--out", type=Path, metavar="DIR", help="write tables.md, lab.json and pictures (need matplotlib)")
-    chosen = parser.parse_args()
-    names = [name for name in chosen.only.split(",") if name]
-    if unknown := [name for name in names if name not in GENERATED]:
-        parser.error(f"there is no workload {', '.join(unknown)}; known are {', '.join(GENERATED)}")
-    runner = Runner(chosen.jobs, lambda text: print(text, file=sys.stderr, flush=True))
-    found = everything(runner, names, chosen.trace, chosen.seed)
-    where = machine()
-    title = f"commit {commit()}, seed {chosen.seed}, {where['cores']} cores of {where['cpu']}"
-    tables = f"{title}\n\n{markdown(found)}"
-    print(tables, end="")
-    if chosen.out:
-        from benchmarks.lab import plots  # noqa: PLC0415  # matplotlib is an extra
+    add("--mooncake", metavar="FILE", help="a trace with prefixes, in Mooncake's format, as one more workload")
+    add(
+        "--arena",
+        metavar="FILE",
+        help="a trace with clients, such as VTC's of Chatbot Arena, as one more workload",
+    )
+    add("--only", help="workloads, with commas between (all)")
+    add("--parts", default="placements", help=f"of {', '.join(PARTS)}, with commas between (%(default)s)")
+    add("--loads", default="60,90", help="percent of capacity (%(default)s)")
+    add("--seeds", type=int, default=3, help="from 0 up (%(default)s)")
+    add("--placements", default=",".join(catalog.placement_policies()), help="with commas between (all)")
+    add("--queues", default=catalog.DEFAULT_QUEUE, help="with commas between (%(default)s)")
+    add("--bindings", default=",".join(BINDINGS), help="(%(default)s)")
+    add("--jobs", type=int, default=1, help="processes (%(default)s)")
+    add("--minutes", type=float, help="stop after so many; the next run goes on")
+    add("--out", type=Path, default=OUT, metavar="DIR", help="cells.jsonl, tables.md, pictures (%(default)s)")
+    add("--any-version", action="store_true", help="use replays of other code, too")
+    add("--tables-only", action="store_true", help="replay nothing")
+    add("--no-pictures", action="store_true")
+    add("--calibrate", action="store_true", help="measure the unit of load of each workload, and nothing else")
+    return parser.parse_args()
 
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        (chosen.out / "tables.md").write_text(tables)
-        (chosen.out / "lab.json").write_text(json.dumps({"title": title, **found}, indent=1))
-        plots.draw(chosen.out, found, title)
+
+def _run(file: CellFile, cells: list[Cell], jobs: int, minutes: float | None) -> None:
+    """Replay what is missing, until it is all there, the time is up, or Ctrl-C."""
+    started = time.monotonic()
+    try:
+        with closing(results_of(measure, cells, jobs)) as results:
+            for done, (number, row) in enumerate(results, 1):
+                cell = cells[number]
+                file.add(cell, row)
+                took = time.monotonic() - started
+                _say(
+                    f"{done} of {len(cells)}, {took:.0f} s: {cell.case.name} {cell.load:.0%} seed {cell.seed} "
+                    f"{cell.combination.name}"
+                )
+                if minutes is not None and took > 60 * minutes:
+                    _say("the time is up")
+                    return
+    except KeyboardInterrupt:
+        _say("interrupted; what is finished is kept")
+
+
+def _calibrate(wanted: Wanted, jobs: int) -> None:
+    """Print each case's capacity in its own unit."""
+    cells = calibration_cells(wanted.cases)
+    for number, row in _in_order(cells, jobs):
+        case = cells[number].case
+        rate = row["steady"]["service_per_s"] / row["service_per_request"]
+        trace = "{rate}" not in case.wanted
+        window = f"{row['steady']['from_s']:.0f} to {row['steady']['to_s']:.0f} s"
+        print(
+            f"{case.name}: {rate:.1f} requests/s in the steady window ({window}), "
+            f"{row['steady']['service_per_s']:,.0f} service/s; "
+            + (f"a factor of {2.5 * case.unit * rate / row['sent_per_s']:.2f}, " if trace else "")
+            + f"unit now {case.unit:g}"
+        )
+
+
+def _in_order(cells: list[Cell], jobs: int) -> Iterator[tuple[int, Row]]:
+    yield from sorted(results_of(measure, cells, jobs), key=lambda found: found[0])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,82 +1,90 @@
-"""What is replayed: every workload at a share of what its fleet can take; some with a client that misbehaves."""
+"""What is replayed: every workload on a fleet of its own, in units of what that fleet can do.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+The unit of load is the rate at which the fleet completes requests while far more are sent than it can take,
+between the first tenth of the arrivals and the last (`steady` in a report), under the shipped policies: above
+it the queue grows for as long as the workload lasts. `python -m benchmarks.lab --calibrate` measures it; the
+numbers here are those of commit 4f02aa0, rounded.
+
+Workloads end after a number of requests, not of seconds: programs go on starting until then, so the fleet is never
+draining while it is measured. Where answers are long and prompts short, engines with few slots make the same load
+with fewer requests, and a batch is full before the workload is over; the think and tool times of closed loops are
+short for the same reason.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from router.lab.comparison import Source
 
-WORKERS = 4
 CLIENTS = 8
-TRACE_WORKERS = 8
-TRACE_REQUESTS = 3000
-SHARES = (0.6, 0.9, 1.2)
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """A generator and the rate, in requests per second, from which on its requests wait for over a second."""
-
-    capacity: float
-    duration_s: int
-    options: str = ""
-
-
-GENERATED = {
-    "judge": Generated(50, 45),
-    "longqa": Generated(7, 120),
-    "tot": Generated(270, 15),
-    "agents": Generated(180, 20),
-    "chat": Generated(2600, 4, ",think_s=0.5,turns=4,most_turns=8"),
-}
-TRACE_CAPACITY = 3.3
-"""The trace's capacity is a factor on its own rate."""
-MISBEHAVING = (
-    ("judge", "s1", 0.8, 135),
-    ("longqa", "s1", 1.3, 120),
-    ("longqa", "s2", 1.3, 120),
-    ("tot", "s1", 0.75, 45),
-)
-"""Workload, how one of its clients misbehaves, the share of capacity that all would ask for if none did (so that
-all together ask for more than the fleet can do, and the others for less than their share of it), and for how many
-seconds: a flood fills the engines' batches first, and only then does anybody wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One workload on one fleet."""
+    """A workload on a fleet."""
 
     name: str
-    source: Source
-    workers: int = WORKERS
+    wanted: str
+    """The workload with `{rate}` for requests per second; of a trace its path."""
+    unit: float
+    """Requests per second that are a load of 1; of a trace the factor on its own rate."""
+    workers: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    requests: int | None = None
+    """Of a trace: the first so many."""
     misbehaving: str | None = None
-    """The name of the client that does, the generators' last one."""
+    """The name of the client that does."""
+
+    def source(self, load: float, seed: int) -> Source:
+        """The workload at a load, in units of the fleet's capacity."""
+        rate = load * self.unit
+        if "{rate}" in self.wanted:
+            return Source(self.wanted.format(rate=f"{rate:.6g}"), seed)
+        return Source(self.wanted, seed, rate, self.requests)
 
 
-def workloads(names: Iterable[str], trace: str | None, share: float, seed: int) -> list[Case]:
-    """Every workload at this share of its capacity."""
-    cases = [Case(name, Source(_wanted(name, share * GENERATED[name].capacity), seed=seed)) for name in names]
-    if trace:
-        source = Source(trace, seed=seed, rate=share * TRACE_CAPACITY, limit=TRACE_REQUESTS)
-        cases.append(Case("trace", source, TRACE_WORKERS))
+_SMALL_BATCHES = {"engine.max_num_seqs": 32}
+_GENERATED = {
+    "judge": ("judge:clients=8,requests=3000,rate={rate}", 53.0, {}),
+    "longqa": ("longqa:clients=8,requests=1000,rate={rate}", 14.0, {}),
+    "tot": ("tot:clients=8,requests=3000,rate={rate}", 53.0, _SMALL_BATCHES),
+    "agents": (
+        "agents:clients=8,requests=3000,rate={rate},tool_s=0.5,turns=8,most_turns=16",
+        54.0,
+        _SMALL_BATCHES,
+    ),
+    "chat": ("chat:clients=8,requests=3000,rate={rate},think_s=0.5,turns=4,most_turns=8", 78.0, _SMALL_BATCHES),
+}
+_MISBEHAVING = (("judge", "s1", 0.8), ("longqa", "s1", 0.9), ("longqa", "s2", 1.1), ("tot", "s1", 0.75))
+"""Workload, how one of its clients misbehaves, and the load that all would make if none did: so that all
+together ask for more than the fleet can do, and the well-behaved for less than their shares of it."""
+_FLOOD_REQUESTS = {"judge": 8000, "longqa": 2000, "tot": 8000}
+"""A flood fills the engines' batches first, and only then does anybody wait."""
+
+
+def generated() -> dict[str, Case]:
+    """The cases that need nothing but a seed, by name."""
+    return {name: Case(name, wanted, unit, 4, settings) for name, (wanted, unit, settings) in _GENERATED.items()}
+
+
+def traces(mooncake: str | None, arena: str | None) -> dict[str, Case]:
+    """The cases made of recorded traffic, of those whose files are given."""
+    cases = {}
+    if mooncake:
+        cases["mooncake"] = Case("mooncake", mooncake, 3.3, 8, requests=2000)
+    if arena:
+        cases["arena"] = Case("arena", arena, 7.4, 2, {"engine.max_num_seqs": 16})
     return cases
 
 
-def misbehaving(names: Iterable[str], seed: int) -> list[Case]:
-    """Those of `MISBEHAVING` whose workload is wanted."""
-    wanted = set(names)
-    return [
-        Case(
-            f"{name} {kind}",
-            Source(f"{_wanted(name, share * GENERATED[name].capacity, seconds)},misbehaving={kind}", seed=seed),
-            misbehaving=f"client-{CLIENTS - 1}",
-        )
-        for name, kind, share, seconds in MISBEHAVING
-        if name in wanted
-    ]
-
-
-def _wanted(name: str, rate: float, seconds: int | None = None) -> str:
-    generated = GENERATED[name]
-    return (
-        f"{name}:clients={CLIENTS},duration_s={seconds or generated.duration_s},rate={rate:g}{generated.options}"
-    )
+def misbehaving() -> dict[str, tuple[Case, float]]:
+    """Cases with a misbehaving client (D2LPM's S1 and S2), by name, each with its load."""
+    cases = {}
+    for name, how, load in _MISBEHAVING:
+        wanted, unit, settings = _GENERATED[name]
+        count = wanted.partition("requests=")[2].partition(",")[0]
+        flood = wanted.replace(f"requests={count}", f"requests={_FLOOD_REQUESTS[name]}") + f",misbehaving={how}"
+        title = f"{name} {how}"
+        cases[title] = (Case(title, flood, unit, 4, settings, misbehaving=f"client-{CLIENTS - 1}"), load)
+    return cases

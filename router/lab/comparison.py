@@ -4,16 +4,14 @@ Each combination and seed is a replay of its own, so they may run in processes o
 makes a workload once. The order in which they finish changes nothing.
 """
 
-import multiprocessing
-import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from router.lab.driver import replay
+from router.lab.processes import results_of
 from router.lab.report import Curves, curves, rejections, summarize
 from router.lab.seeds import merged
 from router.lab.setup import Setup, SetupError, known_settings, make_setup, refuse_unknown
@@ -39,6 +37,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 }
 """What a combination is judged by: where the number is in a report."""
 Progress = Callable[[int], None]
+_Task = tuple["Source", Setup, Targets]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +134,16 @@ def compare(
     """
     numbers = [source.seed] if seeds is None else seeds
     tasks = [
-        (index, replace(source, seed=seed), replace(setup, seed=seed), targets)
+        (replace(source, seed=seed), replace(setup, seed=seed), targets)
         for seed in numbers  # replays of one workload stand together
-        for index, setup in enumerate(setups)
+        for setup in setups
     ]
     found: dict[int, list[CombinationResult]] = {}
     done = 0
     try:
-        with closing(_one_by_one(tasks) if min(jobs, len(tasks)) == 1 else _in_processes(tasks, jobs)) as results:
-            for index, result in results:
-                found.setdefault(index, []).append(result)
+        with closing(results_of(_run, tasks, jobs)) as results:
+            for number, result in results:
+                found.setdefault(number % len(setups), []).append(result)
                 done += 1
                 if progress is not None:
                     progress(done)
@@ -185,46 +184,10 @@ def best_of_others(
     return found
 
 
-_Task = tuple[int, Source, Setup, Targets]
-
-
-_Found = Generator[tuple[int, CombinationResult], None, None]
-
-
-def _one_by_one(tasks: Iterable[_Task]) -> _Found:
-    yield from map(_run, tasks)
-
-
-def _in_processes(tasks: Sequence[_Task], jobs: int) -> _Found:
-    """The result of each task as it finishes. However that ends, no process goes on."""
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context, initializer=_leave_interrupts)
-    try:
-        waiting: set[Future[tuple[int, CombinationResult]]] = {pool.submit(_run, task) for task in tasks}
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-            process.join()
-        raise
-    pool.shutdown()
-
-
-def _leave_interrupts() -> None:
-    """A terminal sends Ctrl-C to every process; the parent alone acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _run(task: _Task) -> tuple[int, CombinationResult]:
-    index, source, setup, targets = task
+def _run(task: _Task) -> CombinationResult:
+    source, setup, targets = task
     run = replay(load(source), setup)
-    report = summarize(run, setup, targets)
-    return index, CombinationResult(report, rejections(run), (curves(run),), run.fault)
+    return CombinationResult(summarize(run, setup, targets), rejections(run), (curves(run),), run.fault)
 
 
 def _joined(results: Sequence[CombinationResult]) -> CombinationResult:
