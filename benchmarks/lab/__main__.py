@@ -6,7 +6,7 @@
     python -m benchmarks.lab --calibrate
 
 The first is the whole comparison, the second a quick look, the third adds two parts to what is there, the last
-measures the unit of load of each workload.
+shows at which loads each fleet keeps up.
 
 All in virtual time on simulated H100s: every placement under both bindings at shares of what its fleet can do
 (`cases.py`), beside what no router can exceed; fair and unfair combinations with one misbehaving client; the
@@ -102,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     add("--any-version", action="store_true", help="use replays of other code, too")
     add("--tables-only", action="store_true", help="replay nothing")
     add("--no-pictures", action="store_true")
-    add("--calibrate", action="store_true", help="measure the unit of load of each workload, and nothing else")
+    add("--calibrate", action="store_true", help="show at which loads each fleet keeps up, and nothing else")
     return parser.parse_args()
 
 
@@ -127,18 +127,15 @@ def _run(file: CellFile, cells: list[Cell], jobs: int, minutes: float | None) ->
 
 
 def _calibrate(wanted: Wanted, jobs: int) -> None:
-    """Print each case's capacity in its own unit."""
+    """Print what each fleet does at loads below and above its capacity."""
     cells = calibration_cells(wanted.cases)
     for number, row in _in_order(cells, jobs):
-        case = cells[number].case
-        rate = row["steady"]["service_per_s"] / row["service_per_request"]
-        trace = "{rate}" not in case.wanted
-        window = f"{row['steady']['from_s']:.0f} to {row['steady']['to_s']:.0f} s"
+        cell, window = cells[number], row["steady"]
+        rate = (window["service_per_s"] or 0.0) / row["service_per_request"]
+        name, times = cell.case.name, (row["ttft_s"]["mean"], row["e2e_s"]["mean"])
         print(
-            f"{case.name}: {rate:.1f} requests/s in the steady window ({window}), "
-            f"{row['steady']['service_per_s']:,.0f} service/s; "
-            + (f"a factor of {2.5 * case.unit * rate / row['sent_per_s']:.2f}, " if trace else "")
-            + f"unit now {case.unit:g}"
+            f"{name} (unit {cell.case.unit:g}) at {cell.load:.0%}: {row['sent_per_s']:.1f} requests/s sent, "
+            f"{rate:.1f} served, TTFT mean {times[0]:.3f} s, end to end {times[1]:.2f} s"
         )
 
 

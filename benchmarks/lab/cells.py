@@ -106,7 +106,7 @@ def measure(cell: Cell) -> Row:
         "service_per_s": report["service_per_s"],
         "service_per_request": (report["input_tokens"] + 2 * report["output_tokens"])
         / max(1, report["completed"]),
-        "sent_per_s": report["requests"] / max(1e-9, max(result.arrived for result in run.results)),
+        "sent_per_s": report["requests"] / (max(result.arrived for result in run.results) or 1.0),
         "jain": report["jain"],
         "slo": report["slo"]["attained"],
         "fault": run.fault,

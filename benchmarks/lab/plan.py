@@ -70,8 +70,8 @@ def ablation_cells(wanted: Wanted) -> Iterator[Cell]:
 
 
 def calibration_cells(cases: Mapping[str, Case]) -> list[Cell]:
-    """Every case at far more than its capacity, under the default."""
-    return [Cell(case, 2.5, 0, default()) for case in cases.values()]
+    """Every case below, above and far above its capacity, under the default."""
+    return [Cell(case, load, 0, default()) for case in cases.values() for load in (0.9, 1.2, 2.5)]
 
 
 def default() -> Combination:

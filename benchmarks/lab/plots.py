@@ -61,8 +61,7 @@ def placements(groups: Mapping[str, Mapping[Combination, Seeds]], load: float, q
             axes.set_xlabel(label, fontsize=8)
             if row == 0:
                 axes.set_title(case, fontsize=10)
-    panels[0][0].invert_yaxis()
-    panels[1][0].invert_yaxis()
+    panels[0][0].invert_yaxis()  # shared by all
     return figure
 
 
@@ -118,6 +117,5 @@ def misbehaving(groups: Mapping[str, Mapping[Combination, Seeds]]) -> Figure:
             axes.tick_params(axis="x", labelsize=7)
             if row == 0:
                 axes.set_title(case, fontsize=10)
-    panels[0][0].invert_yaxis()
-    panels[1][0].invert_yaxis()
+    panels[0][0].invert_yaxis()  # shared by all
     return figure
