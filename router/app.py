@@ -1,40 +1,48 @@
-"""The composition root: a gateway put together in the order in which a request meets its parts, served, and ended.
+"""The composition root: a router put together in the order in which a request meets its parts, served, and ended.
 
-listener (bounds)  ─►  door  ─►  life: clients, limits  ─►  pools: admission, scheduler  ─►  leg: upstream
-└─►  pages and admin (FastAPI)                    ▲
-fleet: probes, readings, health
+edge       connection (bounds)  ─►  routes  ─►  lifecycle  ─►  attempt: connections to workers
+                                      │            │ ▲
+port                                  │            ▼ │  admit, failed, settled ...
+control                               │     control plane  ─►  parties, quotas  ─►  pools: dispatcher, scheduler
+                                      └─►  pages and admin (FastAPI)                  ▲
+workers                                            fleet: probes, readings, health ───┘
 """
 
 import asyncio
-import contextlib
-import gc
 import logging
-import resource
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from typing import Any
 
-import uvicorn
+from starlette.types import ASGIApp
 
 from router.config.schema import Config
 from router.config.yaml_lines import ConfigError
 from router.control.cache_reports import CacheReports
+from router.control.control_plane import ControlPlane
 from router.control.pages.admin import admin_pages
 from router.control.pages.status import not_ready, pages
 from router.control.parties.identity import Clients
 from router.control.pools import Pools, facts
-from router.control.response_owners import ResponseOwners
 from router.control.scheduler_factory import make_scheduler, roles_shortfall
-from router.control.state import Gateway
-from router.control.token_ratio import TokenRatio
-from router.edge.connection import connection_class
-from router.edge.routes import Routes
-from router.observability import request_log as log
+from router.edge.errors import error_of, to_http
+from router.edge.execution.recorder import Recorder
+from router.edge.execution.worker_connections import WorkerConnections
+from router.edge.intake import Intake
+from router.edge.process_limits import raise_file_limit, spare_the_collector
+from router.edge.routes import DOCUMENTED, Routes
+from router.edge.server import Server, make_server, stop
+from router.observability import request_log
 from router.observability.cache_metrics import CacheMetrics
+from router.observability.gauges import Gauges
+from router.observability.loop_delay import watch
 from router.observability.metrics import Metrics
+from router.observability.request_log import RequestLog
 from router.tokenization.series import TokenizationSeries
 from router.tokenization.tokenization import Tokenization
 from workers.fleet.fleet import Fleet, FleetSettings
@@ -44,11 +52,29 @@ from workers.http.upstream import Timeouts, Upstream
 
 _log = logging.getLogger("fairlead")
 
-_FEW_FILES = 8192
-"""Open files: fewer than that are worth a warning."""
-_LAG_EVERY_S = 0.25
-_FORCED_WITHIN_S = 1
-"""Once streams are cut off, connections get this long to close."""
+_DECISIONS = 1000
+"""Log lines of the last requests that were placed, for the admin page."""
+
+
+@dataclass(slots=True)
+class Router:
+    """What `assemble` has made. No request sees it: each part has got what it needs."""
+
+    intake: Intake
+    recorder: Recorder
+    connections: WorkerConnections
+    control: ControlPlane
+    clients: Clients
+    pools: Pools
+    fleet: Fleet
+    tokenization: Tokenization
+    metrics: Metrics
+    request_log: RequestLog
+    decisions: deque[dict[str, Any]] = field(repr=False)
+
+    def not_ready(self) -> list[str]:
+        """Why it is not ready; empty if it is."""
+        return ["the gateway is shutting down"] if self.intake.draining else not_ready(self.pools)
 
 
 async def run(
@@ -62,27 +88,25 @@ async def run(
 
     `on_ready` is called once, when every known model has a routable worker. SIGHUP calls `reload`.
     """
-    log_lines = log.configure(config.log, sys.stderr)
-    _raise_file_limit()
-    async with _gateway(config, log_lines, on_ready) as gateway:
-        servers = _servers(config, gateway)
+    log_lines = request_log.configure(config.log, sys.stderr)
+    raise_file_limit()
+    async with assemble(config, log_lines, on_ready) as router:
+        listening = servers(config, router)
         stopping = asyncio.Event()
-        with _signals(stopping, lambda: _reload(gateway, config, reload)):
-            serving = [asyncio.create_task(server.serve()) for server in servers]
-            lag = asyncio.create_task(_watch_lag(gateway))
-            _spare_the_collector()
+        with _signals(stopping, lambda: _reload(router, config, reload)):
+            serving = [asyncio.create_task(server.serve()) for server in listening]
+            lag = asyncio.create_task(watch(router.metrics.loop_delay))
+            spare_the_collector()
             try:
                 await _until(stopping, serving)
-                await _drain(gateway, config.limits.drain_s if drain_s is None else drain_s, stopping, serving)
+                await _drain(router, config.limits.drain_s if drain_s is None else drain_s, stopping, serving)
             finally:
                 lag.cancel()
-                await _stop(servers, serving)
+                await stop(listening, serving)
 
 
 @asynccontextmanager
-async def _gateway(
-    config: Config, log_lines: log.RequestLog, on_ready: Callable[[], None]
-) -> AsyncIterator[Gateway]:
+async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[], None]) -> AsyncIterator[Router]:
     """Every part, from the outside in, and closed in the opposite order."""
     loop = asyncio.get_running_loop()
     metrics = Metrics(
@@ -91,6 +115,10 @@ async def _gateway(
         clients={client.name: client.weight for client in config.clients},
         service_weights=_service_weights(config),
     )
+    # How much is let in, and where a request's record goes at its end.
+    intake = Intake(config.limits)
+    decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS)
+    recorder = Recorder(metrics, log_lines, decisions)
     # Who is asking, and what they may ask for.
     clients = Clients(config.clients)
     # The fleet watches workers; what it sees becomes events of each pool's scheduler.
@@ -102,28 +130,23 @@ async def _gateway(
         lambda event: on_fleet(event),  # noqa: PLW0108 - defined below
         kv_listener=reports if config.health.kv_events == "auto" else None,
     )
-    pools = Pools(
-        make_scheduler=lambda: make_scheduler(config),
-        connect=lambda url: Upstream(url, timeouts=Timeouts(**config.timeouts.model_dump())),
-        rested=fleet.release,
-        aliases=dict(config.models),
-    )
+    pools = Pools(make_scheduler=lambda: make_scheduler(config), rested=fleet.release, aliases=config.models)
+    pools.configure(config.models, keys_needed=clients.keys_needed)
+    # The port: what requests share, on the other side of it.
+    control = ControlPlane(pools, clients, fleet, metrics.attempt_failed, loop.time)
+    # The edge's own way to workers.
+    timeouts = Timeouts(**config.timeouts.model_dump())
+    connections = WorkerConnections(lambda url: Upstream(url, timeouts=timeouts))
     # Prompts as token ids, where a model's tokenizer can be had.
-    tokenization = Tokenization(config.tokenization, pools, follows_events=config.health.kv_events == "auto")
-    gateway = Gateway(
-        pools=pools,
-        fleet=fleet,
-        clients=clients,
-        holders=ResponseOwners(),
-        scale=TokenRatio(),
-        tokenization=tokenization,
-        metrics=metrics,
-        request_log=log_lines,
-        limits=config.limits,
-        decision_headers=config.listen.decision_headers,
-        loop=loop,
+    follows_events = config.health.kv_events == "auto"
+    tokenization = Tokenization(
+        config.tokenization, lambda: pools.by_model, connections, follows_events=follows_events
     )
-    metrics.watch(pools, lambda: gateway.open)
+    router = Router(
+        intake, recorder, connections, control, clients, pools, fleet, tokenization, metrics, log_lines, decisions
+    )
+    metrics.open.set_function(lambda: intake.open)
+    metrics.registry.register(Gauges(pools, connections, metrics.observed))
     metrics.registry.register(CacheMetrics(pools, fleet))
     metrics.registry.register(TokenizationSeries(tokenization))
     announced = False
@@ -131,10 +154,11 @@ async def _gateway(
     def on_fleet(event: FleetEvent) -> None:
         nonlocal announced
         pools.on_fleet(event)
+        connections.follow(control.routes())
         reports.follow(event)
         metrics.follow(event)
         tokenization.follow()
-        if not announced and not not_ready(gateway):
+        if not announced and not router.not_ready():
             announced = True
             _warn_of_roles(pools, config)
             loop.call_later(0.05, on_ready)  # by then the listener, started beside us, has its socket
@@ -142,11 +166,12 @@ async def _gateway(
     fleet.apply(worker.spec() for worker in config.workers)
     await fleet.start()
     try:
-        yield gateway
+        yield router
     finally:
         await fleet.aclose()
         await tokenization.aclose()
-        await pools.aclose()
+        pools.close()
+        await connections.aclose()
         log_lines.lines.flush()
 
 
@@ -178,49 +203,52 @@ def _service_weights(config: Config) -> tuple[float, float]:
 # -- serving
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers: the gateway has its own."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _servers(config: Config, gateway: Gateway) -> list[uvicorn.Server]:
+def servers(config: Config, router: Router) -> list[Server]:
     """The listener for clients and, if it is to have one of its own, the one for the operator."""
-    listen, admin = config.listen, config.admin
-    inner = pages(gateway, installed("fairlead"))
-    servers = []
+    listen, limits, admin = config.listen, config.limits, config.admin
+    inner = pages(
+        router.pools,
+        version=installed("fairlead"),
+        metrics_page=router.metrics.page,
+        missing=router.not_ready,
+        documented=DOCUMENTED,
+        render=lambda reject: to_http(error_of(reject)),
+    )
+    made = [
+        make_server(
+            routes(router, inner, explains=listen.decision_headers),
+            listen,
+            limits,
+            host=listen.host,
+            port=listen.port,
+            tls=True,
+        )
+    ]
     if admin is not None:
-        operator = admin_pages(gateway, admin.digest)
+        operator = admin_pages(
+            router.pools,
+            router.fleet,
+            router.decisions,
+            admin.digest,
+            lambda reject: to_http(error_of(reject)),
+        )
         if admin.port is None:
             inner.mount("/admin", operator)
         else:
-            servers.append(_server(config, operator, admin.host, admin.port, tls=False))
-    servers.insert(0, _server(config, Routes(gateway, inner), listen.host, listen.port, tls=True))
-    return servers
+            made.append(make_server(operator, listen, limits, host=admin.host, port=admin.port, tls=False))
+    return made
 
 
-def _server(config: Config, app: Any, host: str, port: int, *, tls: bool) -> uvicorn.Server:
-    listen = config.listen
-    return _Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            http=connection_class(config.limits.header_bytes),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=listen.backlog,
-            timeout_keep_alive=round(listen.keep_alive_s),
-            timeout_graceful_shutdown=_FORCED_WITHIN_S,
-            ssl_certfile=listen.tls_certificate if tls else None,
-            ssl_keyfile=listen.tls_key if tls else None,
-        )
+def routes(router: Router, inner: ASGIApp, *, explains: bool = False) -> Routes:
+    """What sees each request of a client first; `inner` answers what is not inference."""
+    return Routes(
+        inner,
+        control=router.control,
+        intake=router.intake,
+        recorder=router.recorder,
+        connections=router.connections,
+        tokenizers=router.tokenization.desks,
+        explains=explains,
     )
 
 
@@ -234,27 +262,19 @@ async def _until(stopping: asyncio.Event, serving: list[asyncio.Task[None]]) -> 
 
 
 async def _drain(
-    gateway: Gateway, drain_s: float, stopping: asyncio.Event, serving: list[asyncio.Task[None]]
+    router: Router, drain_s: float, stopping: asyncio.Event, serving: list[asyncio.Task[None]]
 ) -> None:
     """Not ready any more; what is open may finish, until `drain_s` are over or a second signal comes."""
-    gateway.draining = True
-    if gateway.open:
-        _log.info("shutting down: %d open requests may finish for %g s", gateway.open, drain_s)
+    intake, clock = router.intake, asyncio.get_running_loop().time
+    intake.draining = True
+    if intake.open:
+        _log.info("shutting down: %d open requests may finish for %g s", intake.open, drain_s)
     stopping.clear()
-    deadline = gateway.loop.time() + drain_s
-    while gateway.open and gateway.loop.time() < deadline and not stopping.is_set():
+    deadline = clock() + drain_s
+    while intake.open and clock() < deadline and not stopping.is_set():
         if any(task.done() for task in serving):
             break
         await asyncio.sleep(0.05)
-
-
-async def _stop(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> None:
-    """Cut off what is still open, and close the listeners."""
-    for server in servers:
-        for task in list(server.server_state.tasks):
-            task.cancel()
-        server.should_exit = True
-    await asyncio.gather(*serving, return_exceptions=True)
 
 
 @contextmanager
@@ -271,7 +291,7 @@ def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[No
             loop.add_signal_handler(number, lambda: None)
 
 
-def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | None) -> None:
+def _reload(router: Router, running: Config, reload: Callable[[], Config] | None) -> None:
     """SIGHUP: workers, clients, limits and aliases as the file has them now. A bad file changes nothing."""
     if reload is None:
         _log.info("SIGHUP: there is no configuration to read again")
@@ -280,46 +300,15 @@ def _reload(gateway: Gateway, running: Config, reload: Callable[[], Config] | No
         config = reload()
     except ConfigError as error:
         _log.error("configuration refused, the old one stays: %s", error)
-        gateway.metrics.config_read(accepted=False)
+        router.metrics.config_read(accepted=False)
         return
-    gateway.metrics.config_read(accepted=True)
-    gateway.fleet.apply(worker.spec() for worker in config.workers)
-    gateway.clients.reload(config.clients)
-    gateway.limits = config.limits
-    gateway.pools.aliases = dict(config.models)
+    router.metrics.config_read(accepted=True)
+    router.fleet.apply(worker.spec() for worker in config.workers)
+    router.clients.reload(config.clients)
+    router.intake.limits = config.limits
+    router.pools.configure(config.models, keys_needed=router.clients.keys_needed)
     for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics", "tokenization"):
         if getattr(config, section) != getattr(running, section):
             _log.warning("configuration: a change of `%s` takes effect at the next start", section)
-    _warn_of_roles(gateway.pools, running)
+    _warn_of_roles(router.pools, running)
     _log.info("configuration read: %d workers, %d clients", len(config.workers), len(config.clients))
-
-
-# -- the process
-
-
-def _raise_file_limit() -> None:
-    """Every stream is two sockets: use all that the system allows, and say so if that is little."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if 0 <= hard < _FEW_FILES:  # -1: no limit
-        _log.warning(
-            "only %d files may be open, two for each stream: raise the hard limit "
-            "(`ulimit -Hn`, `LimitNOFILE=` of systemd, `ulimits` of compose)",
-            hard,
-        )
-
-
-def _spare_the_collector() -> None:
-    """What exists now lives as long as the process; a full collection that walks it would only stop the loop."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
-
-
-async def _watch_lag(gateway: Gateway) -> None:
-    """How late the loop wakes this task is how late it wakes everybody."""
-    while True:
-        due = gateway.loop.time() + _LAG_EVERY_S
-        await asyncio.sleep(_LAG_EVERY_S)
-        gateway.metrics.loop_delay.observe(max(0.0, gateway.loop.time() - due))

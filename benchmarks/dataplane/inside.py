@@ -28,7 +28,7 @@ from benchmarks.dataplane.routers import fairlead_config
 from router import app
 from router.config.schema import Config
 from router.edge.connection import connection_class
-from router.edge.routes import Routes
+from router.edge.process_limits import spare_the_collector
 from router.observability import request_log as log
 from workers.http.connection import Connection
 from workers.http.upstream import Upstream
@@ -143,15 +143,15 @@ async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> f
     async with backends(4) as workers:
         known = asyncio.Event()
         config = Config.model_validate(fairlead_config(workers))
-        async with app._gateway(config, lines, known.set) as gateway:  # noqa: SLF001
+        async with app.assemble(config, lines, known.set) as router:
             await known.wait()
-            settings = uvicorn.Config(Routes(gateway, _nothing), **_AS_SERVED)
+            settings = uvicorn.Config(app.routes(router, _nothing), **_AS_SERVED)
             settings.load()
             state = uvicorn.server.ServerState()
             protocol = connection_class(65536)(settings, state, {})  # type: ignore[call-arg]
             asker = Asker(protocol, Requests(QUESTIONS[mode], "http://inside:1", KEYS, 8, 0))
             await asker.ask(2 * _SLICE)
-            app._spare_the_collector()  # noqa: SLF001
+            spare_the_collector()
             least = float("inf")
             for _ in range(slices):
                 if profile is not None:

@@ -21,14 +21,13 @@ from typing import Any
 
 from router import app
 from router.config.schema import Config
-from router.control.state import Gateway
 
 PARTS = ("tree", "scheduler", "clients", "pools", "metrics", "log", "rest")
 _PROGRAM = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType)
 """What is there once, whatever was asked; and by way of it one would come to everything."""
 
 
-def parts(gateway: Gateway) -> dict[str, list[object]]:
+def parts(gateway: app.Router) -> dict[str, list[object]]:
     """Where each part begins."""
     schedulers = [pool.scheduler for pool in gateway.pools.by_model.values()]
     found: dict[str, list[object]] = {
@@ -66,7 +65,7 @@ def _size(stack: list[object], seen: set[int]) -> int:
 class Picture:
     """Takes them when asked."""
 
-    def __init__(self, gateway: Gateway, file: Path) -> None:
+    def __init__(self, gateway: app.Router, file: Path) -> None:
         self._gateway = gateway
         self._file = file
         self._child = 0
@@ -79,7 +78,7 @@ class Picture:
         self._child = os.fork()
         if self._child == 0:
             try:
-                line = json.dumps(sizes(parts(self._gateway), [self._gateway.loop]))
+                line = json.dumps(sizes(parts(self._gateway), [asyncio.get_running_loop()]))
                 with self._file.open("a") as lines:
                     lines.write(line + "\n")
             finally:
@@ -89,13 +88,13 @@ class Picture:
 def main() -> None:
     """Run the command that follows FILE."""
     file = Path(sys.argv.pop(1))
-    servers = app._servers  # noqa: SLF001 - the one place that has the gateway just before it serves
+    servers = app.servers  # the one place that has the gateway just before it serves
 
-    def watched(config: Config, gateway: Gateway) -> Any:
+    def watched(config: Config, gateway: app.Router) -> Any:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, Picture(gateway, file).take)
         return servers(config, gateway)
 
-    app._servers = watched  # noqa: SLF001
+    app.servers = watched
     from router.commands.cli import main as fairlead  # noqa: PLC0415 - after its composition has been changed
 
     fairlead()

@@ -25,6 +25,8 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 
+from router.port import Reject, RejectKind
+
 Source = Literal["client", "router", "worker"]
 
 
@@ -133,6 +135,25 @@ class WorkerTimeout(RequestError):
     status = 504
     type = "WorkerTimeoutError"
     source: ClassVar[Source] = "worker"
+
+
+_OF_KIND: dict[RejectKind, type[RequestError]] = {
+    RejectKind.BAD_REQUEST: BadRequest,
+    RejectKind.UNAUTHORIZED: Unauthorized,
+    RejectKind.NO_MODEL: NoSuchModel,
+    RejectKind.NOT_FOUND: NoSuchRoute,
+    RejectKind.WRONG_METHOD: WrongMethod,
+    RejectKind.OVER_QUOTA: OverQuota,
+    RejectKind.OVERLOADED: Overloaded,
+    RejectKind.UNAVAILABLE: Unavailable,
+    RejectKind.WORKER_FAILED: WorkerFailed,
+    RejectKind.WORKER_TIMEOUT: WorkerTimeout,
+}
+
+
+def error_of(reject: Reject) -> RequestError:
+    """What control's no means to a client."""
+    return _OF_KIND[reject.kind](reject.message, param=reject.param, retry_after_s=reject.retry_after_s)
 
 
 class Dialect(Enum):

@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from policies.model import Place
 from router.edge.errors import BodyTooLarge, Dialect, RequestError, UploadTimeout, to_event, to_http
 from router.edge.exchange import Wire
 from router.edge.headers import Header, to_client
+from router.port import Dispatch
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,15 +32,15 @@ class ResponseWriter:
         self.ended = False
         self.status = 0
 
-    def explain(self, place: Place) -> None:
+    def explain(self, dispatch: Dispatch) -> None:
         """Say in the answer's headers where it comes from, and why from there."""
         self._decision = [
-            (b"x-fairlead-worker", place.placement.decode.encode()),
-            (b"x-fairlead-reason", place.reason.value.encode()),
-            (b"x-fairlead-matched-tokens", str(place.matched_tokens).encode()),
+            (b"x-fairlead-worker", dispatch.worker.encode()),
+            (b"x-fairlead-reason", dispatch.reason.value.encode()),
+            (b"x-fairlead-matched-tokens", str(dispatch.matched_tokens).encode()),
         ]
-        if place.placement.prefill is not None:
-            self._decision.append((b"x-fairlead-prefill-worker", place.placement.prefill.encode()))
+        if dispatch.prefill is not None:
+            self._decision.append((b"x-fairlead-prefill-worker", dispatch.prefill.encode()))
 
     async def start(self, status: int, headers: list[Header], length: int | None = None) -> None:
         """Send status and a worker's headers."""

@@ -1,14 +1,15 @@
 """What is true now, read from its owner when Prometheus asks: it costs the hot path nothing and cannot drift."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.control.dispatcher import Pool
 from router.control.pools import Member, Pools
+from router.edge.execution.worker_connections import WorkerConnections
+from router.observability.transitions import Observed
 from workers.fleet.worker import State, Worker
 
 _HOTTEST = 5
@@ -42,48 +43,12 @@ def exclusion(worker: Worker) -> str | None:
     return "no_model" if worker.model is None else None
 
 
-class Transitions:
-    """How often the workers behind each URL came into each state: counted, as scrapes miss what is short."""
-
-    def __init__(self) -> None:
-        self._states: dict[str, State] = {}
-        self._counts: dict[str, Counter[State]] = {}
-
-    def saw(self, worker: Worker) -> None:
-        if self._states.get(worker.id) is not worker.state:
-            self._states[worker.id] = worker.state
-            self._counts.setdefault(worker.spec.url, Counter())[worker.state] += 1
-
-    def forget(self, worker: str) -> None:
-        self._states.pop(worker, None)
-
-    def of(self, url: str) -> Counter[State]:
-        return self._counts.get(url, Counter())
-
-    def keep(self, urls: Collection[str]) -> None:
-        """Forget the servers that are no longer there."""
-        for url in self._counts.keys() - urls:
-            del self._counts[url]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What the counters know that is shown as a state."""
-
-    label: Callable[[str], str]
-    """A client's name as a label."""
-    clients: Collection[str]
-    """Clients that have a label of their own."""
-    transitions: Transitions
-    heads: Collection[int]
-    """How the prompts of the last requests begin, hashed."""
-
-
 class Gauges(Collector):
     """Everything that the pools, their schedulers and the fleet can say of themselves."""
 
-    def __init__(self, pools: Pools, observed: Observed) -> None:
+    def __init__(self, pools: Pools, connections: WorkerConnections, observed: Observed) -> None:
         self._pools = pools
+        self._connections = connections
         self._observed = observed
 
     def describe(self) -> Iterable[Metric]:
@@ -100,6 +65,10 @@ class Gauges(Collector):
         members = list(self._pools.members.values())
         for member in members:
             _worker(member, gauges)
+        for connection in self._connections:
+            worker, upstream = connection.address.id, connection.upstream
+            gauges["worker_connections"].add_metric([worker, "idle"], upstream.idle)
+            gauges["worker_connections"].add_metric([worker, "busy"], upstream.open - upstream.idle)
         self._servers(members, gauges, totals)
         for rank, (_, count) in enumerate(Counter(self._observed.heads).most_common(_HOTTEST), 1):
             gauges["hot_prefix_share"].add_metric([str(rank)], count / len(self._observed.heads))
@@ -247,6 +216,3 @@ def _worker(member: Member, gauges: dict[str, GaugeMetricFamily]) -> None:
         if not worker.stale:
             gauges["worker_waiting"].add_metric([worker.id], scrape.waiting)
             gauges["worker_kv_usage_ratio"].add_metric([worker.id], scrape.kv_usage)
-    upstream = member.upstream
-    gauges["worker_connections"].add_metric([worker.id, "idle"], upstream.idle)
-    gauges["worker_connections"].add_metric([worker.id, "busy"], upstream.open - upstream.idle)

@@ -1,5 +1,6 @@
 """How late the event loop is: every stream waits at least as long as the longest stop of the loop."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _WINDOW_S = 30.0
+_EVERY_S = 0.25
 
 
 class LoopDelay:
@@ -46,3 +48,12 @@ class LoopDelay:
             self._last = self._this if passed < 2 * _WINDOW_S else 0.0
             self._this = 0.0
             self._since += passed - passed % _WINDOW_S
+
+
+async def watch(delay: LoopDelay) -> None:
+    """How late the loop runs this task is how late it runs all others. Ends by cancellation."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + _EVERY_S
+        await asyncio.sleep(_EVERY_S)
+        delay.observe(max(0.0, clock() - due))

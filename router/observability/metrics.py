@@ -9,19 +9,18 @@ and go with the fleet, clients beyond `max_clients` count as `other`.
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import xxhash
 from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from policies.model import AttemptFailure, Dispatch, Outcome, Reason, Usage
-from router.control.pools import Pools
+from policies.model import AttemptFailure, Outcome, Reason, Usage
 from router.observability.counters import Spreads, Total, Totals
-from router.observability.gauges import Gauges, Observed, Transitions
 from router.observability.loop_delay import LoopDelay
+from router.observability.transitions import Observed, Transitions
+from router.port import Dispatch
 from workers.fleet.worker import FleetEvent, WorkerLeft
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -31,7 +30,6 @@ _CLIENT_WAIT = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Coarser, as there are many clients."""
 _SHARE = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _OTHER = "other"
-_HEAD_BYTES = 1024
 _HEADS = 1000
 """Prefixes are compared by their first bytes, among so many requests."""
 _ACCEPTED, _REFUSED = "accepted", "refused"
@@ -98,12 +96,10 @@ class Metrics:
         self._gauge("build_info", "Always 1", "version").labels(version).set(1)
         self._start(clients or {})
 
-    def watch(self, pools: Pools, open_requests: Callable[[], int]) -> None:
-        """Show the state of these pools, and initialise the label sets of whatever joins them."""
-        self.open.set_function(open_requests)
-        self.registry.register(
-            Gauges(pools, Observed(self._client_label, self._clients, self._transitions, self._heads))
-        )
+    @property
+    def observed(self) -> Observed:
+        """What the counters know that is shown as a state."""
+        return Observed(self._client_label, self._clients, self._transitions, self._heads)
 
     def follow(self, event: FleetEvent) -> None:
         """A worker joined, changed or left: its series come and go with it."""
@@ -135,7 +131,7 @@ class Metrics:
             self._failures.remove(worker, reason.value)
         self._transitions.forget(worker)
 
-    def leg_failed(self, worker: str, reason: AttemptFailure) -> None:
+    def attempt_failed(self, worker: str, reason: AttemptFailure) -> None:
         self._failures.labels(worker, reason.value).inc()
 
     def config_read(self, *, accepted: bool) -> None:
@@ -148,7 +144,7 @@ class Metrics:
     def finished(
         self,
         *,
-        line: str,
+        served_name: str,
         client: str,
         weight: float,
         outcome: Outcome,
@@ -157,9 +153,10 @@ class Metrics:
         ttft_s: float | None,
         e2e_s: float,
         usage: Usage | None,
+        prompt_head: int | None = None,
     ) -> None:
         """One request has ended. None stands for what it never came to."""
-        cell = self._cell(line, client)
+        cell = self._cell(served_name, client)
         cell.outcomes[outcome].inc()
         cell.e2e.observe(e2e_s)
         if weight != self._weights.get(client) and cell.client != _OTHER:
@@ -168,8 +165,10 @@ class Metrics:
             cell.cancelled.inc()
         if dispatch is not None:
             self._was_placed(cell, dispatch)
+            if prompt_head is not None:
+                self._heads.append(prompt_head)
         if usage is not None:
-            self._used(cell, usage, None if dispatch is None else dispatch.place.matched_tokens)
+            self._used(cell, usage, None if dispatch is None else dispatch.matched_tokens)
         if streamed and ttft_s is not None:
             cell.ttft.observe(ttft_s)
             if usage is not None and usage.output_tokens > 1:
@@ -190,16 +189,14 @@ class Metrics:
             self._weigh(client, weight)
 
     def _was_placed(self, cell: "_Cells", dispatch: Dispatch) -> None:
-        request, place = dispatch.request, dispatch.place
         cell.wait.observe(dispatch.waited_s)
         cell.client_wait.observe(dispatch.waited_s)
-        cell.decisions[place.reason].inc()
-        placed = self._workers.get(place.placement.decode)
+        cell.decisions[dispatch.reason].inc()
+        placed = self._workers.get(dispatch.worker)
         if placed is not None:  # one that has left must not come back as a series
             placed.inc()
-        cell.predicted.inc(place.matched_tokens)
-        cell.share.observe(min(1.0, place.matched_tokens / max(1, request.input_tokens - 1)))
-        self._heads.append(xxhash.xxh3_64_intdigest(request.key.data[:_HEAD_BYTES]))
+        cell.predicted.inc(dispatch.matched_tokens)
+        cell.share.observe(min(1.0, dispatch.matched_tokens / max(1, dispatch.input_tokens - 1)))
 
     def _used(self, cell: "_Cells", usage: Usage, predicted: int | None) -> None:
         extend_weight, output_weight = self.service_weights

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import orjson
 
-from router.control.pools import Member
+from router.edge.execution.worker_connections import WorkerConnection
 from router.tokenization.local import LocalTokenizer, NotLoaded, installed
 from router.tokenization.prompt import Chat, Inexact, Texts
 from router.tokenization.remote import NoAnswer, RemoteTokenizer, ask, exchange, questions
@@ -47,7 +47,7 @@ class Chooser:
     remote: Callable[[str], RemoteTokenizer]
     follows_events: bool = True
 
-    async def choose(self, wish: str, model: str, member: Member) -> Choice:
+    async def choose(self, wish: str, model: str, member: WorkerConnection) -> Choice:
         """For the model that this worker serves."""
         if wish == "text":
             return Choice(None, "as configured")
@@ -64,7 +64,7 @@ class Chooser:
                 problem = str(error)
         return await self._worker(model, member, problem, wanted=wish != "auto", amiss=bool(source))
 
-    async def _source(self, model: str, member: Member) -> tuple[str, str]:
+    async def _source(self, model: str, member: WorkerConnection) -> tuple[str, str]:
         """Where the model's files are on this machine: the source, or "" and why there is none."""
         if not installed():
             return "", "the extra `tokens` is not installed"
@@ -77,7 +77,7 @@ class Chooser:
         return root, ""
 
     async def _worker(
-        self, model: str, member: Member, before: str, *, wanted: bool, amiss: bool = False
+        self, model: str, member: WorkerConnection, before: str, *, wanted: bool, amiss: bool = False
     ) -> Choice:
         if not wanted and not (self.follows_events and await _publishes_events(member)):
             return Choice(None, f"{before}; its workers report no KV events", amiss)
@@ -104,7 +104,7 @@ def _at_hand(source: str) -> bool:
         return False
 
 
-async def _root(model: str, member: Member) -> str:
+async def _root(model: str, member: WorkerConnection) -> str:
     answer = await _patiently(exchange(member, b"GET", b"/v1/models"))
     data = answer.get("data")
     for entry in data if isinstance(data, list) else []:
@@ -113,17 +113,16 @@ async def _root(model: str, member: Member) -> str:
     return ""
 
 
-async def _publishes_events(member: Member) -> bool:
-    given = getattr(member.worker.spec, "kv_events", None)
-    if given is not None:
-        return bool(given)
+async def _publishes_events(member: WorkerConnection) -> bool:
+    if member.address.kv_events is not None:
+        return member.address.kv_events
     try:
         return bool(await _patiently(exchange(member, b"GET", b"/kv_event_sources")))
     except NoAnswer:
         return False
 
 
-async def _disagreement(tokenizer: LocalTokenizer, model: str, member: Member) -> str:
+async def _disagreement(tokenizer: LocalTokenizer, model: str, member: WorkerConnection) -> str:
     """Where a tokenizer differs from its worker's; "" if nowhere, or if the worker has none to compare with."""
     for name, sample in _SAMPLES.items():
         try:
@@ -139,7 +138,7 @@ async def _disagreement(tokenizer: LocalTokenizer, model: str, member: Member) -
     return ""
 
 
-async def _answered(member: Member, model: str, sample: Texts | Chat) -> bytes:
+async def _answered(member: WorkerConnection, model: str, sample: Texts | Chat) -> bytes:
     (question,) = questions(sample)
     return await _patiently(ask(member, orjson.dumps({"model": model, **question})))
 

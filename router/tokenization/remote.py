@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from xxhash import xxh3_128_digest
 
-from router.control.pools import Member
+from router.edge.execution.worker_connections import WorkerConnection
 from router.tokenization.pieces import Pieces
 from router.tokenization.prompt import Chat, Ids, Inexact, Prompt, Texts, Why
 from workers.http.upstream import UpstreamError
@@ -27,7 +27,7 @@ class NoAnswer(Exception):
 class RemoteTokenizer:
     """`/tokenize` of whichever worker `choose` names; `model` is the name that they serve."""
 
-    def __init__(self, model: str, choose: Callable[[], Member | None], cache_bytes: int) -> None:
+    def __init__(self, model: str, choose: Callable[[], WorkerConnection | None], cache_bytes: int) -> None:
         self._model = model
         self._choose = choose
         self.pieces = Pieces(cache_bytes)
@@ -79,7 +79,7 @@ def questions(prompt: Texts | Chat) -> list[dict[str, Any]]:
     ]
 
 
-async def ask(member: Member, body: bytes) -> bytes:
+async def ask(member: WorkerConnection, body: bytes) -> bytes:
     """One question to one worker: the ids, 4 bytes each. Raises NoAnswer."""
     answer = await exchange(member, b"POST", _PATH, body)
     tokens = answer.get("tokens")
@@ -93,7 +93,7 @@ def _nonsense() -> bytes:
     raise NoAnswer("its answer holds no token ids")
 
 
-async def exchange(member: Member, method: bytes, path: bytes, body: bytes = b"") -> dict[str, Any]:
+async def exchange(member: WorkerConnection, method: bytes, path: bytes, body: bytes = b"") -> dict[str, Any]:
     """A small request to a worker, and its answer as an object. Raises NoAnswer."""
     try:
         sent = await member.upstream.send(method, path, [*_HEADERS, *member.headers], body)

@@ -6,9 +6,9 @@ Loading takes seconds and happens beside the traffic, which is routed as text un
 import asyncio
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from router.control.pools import Member, Pools
+from router.edge.execution.worker_connections import WorkerConnection, WorkerConnections
 from router.tokenization.choice import Choice, Chooser
 from router.tokenization.desk import Desk
 from router.tokenization.lanes import Lanes
@@ -20,12 +20,23 @@ _log = logging.getLogger("fairlead.tokenization")
 
 
 class Tokenization:
-    """The tokenizers of a gateway. `desks` is what a request looks into: absent means text."""
+    """The tokenizers of a gateway. `desks` is what a request looks into: absent means text.
 
-    def __init__(self, settings: TokenizationSettings, pools: Pools, *, follows_events: bool = True) -> None:
+    `models` are the base models that have a pool.
+    """
+
+    def __init__(
+        self,
+        settings: TokenizationSettings,
+        models: Callable[[], Collection[str]],
+        connections: WorkerConnections,
+        *,
+        follows_events: bool = True,
+    ) -> None:
         self.desks: dict[str, Desk] = {}
         self._settings = settings
-        self._pools = pools
+        self._models = models
+        self._connections = connections
         self._lanes = Lanes()
         self._chooser = Chooser(self._load, self._remote, follows_events)
         self._loaded: dict[str, LocalTokenizer] = {}
@@ -36,7 +47,7 @@ class Tokenization:
 
     def follow(self) -> None:
         """The fleet has changed: choose for models that are new, forget those that are gone."""
-        models = self._pools.by_model
+        models = self._models()
         for model in [*self._said]:
             if model not in models and model not in self._choosing:
                 self.desks.pop(model, None)
@@ -64,7 +75,7 @@ class Tokenization:
 
     def _ended(self, model: str) -> None:
         del self._choosing[model]
-        if model not in self._pools.by_model:
+        if model not in self._models():
             self.follow()
 
     async def _chosen(self, model: str) -> None:
@@ -107,9 +118,9 @@ class Tokenization:
     def _remote(self, model: str) -> RemoteTokenizer:
         return RemoteTokenizer(model, lambda: self._member(model), self._settings.cache_bytes)
 
-    def _member(self, model: str) -> Member | None:
-        """The worker of a model with the fewest open requests."""
-        return min(self._pools.usable(model), key=lambda member: member.open, default=None)
+    def _member(self, model: str) -> WorkerConnection | None:
+        """The worker of a model with the fewest requests under way."""
+        return min(self._connections.usable(model), key=lambda worker: worker.busy, default=None)
 
     @property
     def kinds(self) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ import httpx
 
 from router import app
 from router.config.schema import Config
-from router.control.state import Gateway
+from router.edge.server import stop
 from router.observability.log_writer import Lines
 from router.observability.request_log import RequestLog
 from workers.simulator.server import SimulatedWorker, SimulatorConfig, simulated_worker
@@ -35,7 +35,7 @@ class Running:
 
     url: str
     admin_url: str | None
-    gateway: Gateway
+    gateway: app.Router
     config: Config
     http: httpx.AsyncClient
     _log: io.BytesIO = field(repr=False)
@@ -67,7 +67,7 @@ class Running:
     def held(self) -> dict[str, object]:
         """Everything that a request takes and has to give back; all false when nothing runs."""
         gateway = self.gateway
-        held: dict[str, object] = {"open": gateway.open}
+        held: dict[str, object] = {"open": gateway.intake.open, "at control": len(gateway.control)}
         for model, pool in gateway.pools.by_model.items():
             snapshot = pool.scheduler.snapshot()
             held[f"{model} queued"] = snapshot.queued
@@ -78,7 +78,8 @@ class Running:
                 held[f"{row.id} kv"] = row.kv_reserved
         for member in gateway.pools.members.values():
             held[f"{member.worker.id} open"] = member.open
-            held[f"{member.worker.id} busy"] = member.upstream.open - member.upstream.idle
+        for connection in gateway.connections:
+            held[f"{connection.address.id} busy"] = connection.busy
         for name, account in gateway.clients.quota._accounts.items():
             held[f"{name} leases"] = account.open
         return held
@@ -127,8 +128,8 @@ async def running_gateway(
     is_ready = asyncio.Event()
     async with AsyncExitStack() as stack:
         lines = RequestLog(Lines(log), text=False, prompts=config.log.prompts)
-        gateway = await stack.enter_async_context(app._gateway(config, lines, is_ready.set))
-        servers = app._servers(config, gateway)
+        gateway = await stack.enter_async_context(app.assemble(config, lines, is_ready.set))
+        servers = app.servers(config, gateway)
         serving = [asyncio.create_task(server.serve()) for server in servers]
         stack.push_async_callback(_stop, gateway, servers, serving)
         await until(lambda: all(server.started for server in servers) or any(task.done() for task in serving))
@@ -142,9 +143,9 @@ async def running_gateway(
         yield Running(url, admin, gateway, config, http, log)
 
 
-async def _stop(gateway: Gateway, servers: list[Any], serving: list[asyncio.Task[None]]) -> None:
-    gateway.draining = True
-    await app._stop(servers, serving)
+async def _stop(gateway: app.Router, servers: list[Any], serving: list[asyncio.Task[None]]) -> None:
+    gateway.intake.draining = True
+    await stop(servers, serving)
 
 
 @dataclass(slots=True)

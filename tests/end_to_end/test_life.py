@@ -78,7 +78,7 @@ async def test_a_client_that_leaves_the_queue_is_never_sent_to_a_worker():
             await until(lambda: depth.snapshot().queued == 1)
             second.vanish()
             await until(lambda: depth.snapshot().queued == 0)
-            assert fleet.gateway.gateway.open == 1
+            assert fleet.gateway.gateway.intake.open == 1
         await fleet.at_rest()
         assert worker.state()["started"] == 1
         assert fleet.gateway.outcomes() == {"cancelled": 2}
@@ -90,7 +90,7 @@ async def test_the_place_of_a_client_that_leaves_goes_to_the_next_in_the_queue()
             await first.send(post(TEXT, LONG))
             await until(lambda: fleet.running == 1)
             waiting = asyncio.create_task(fleet.http.post(TEXT, json=SHORT))
-            await until(lambda: fleet.gateway.gateway.open == 2)
+            await until(lambda: fleet.gateway.gateway.intake.open == 2)
             first.vanish()
             assert (await waiting).status_code == 200
         await fleet.at_rest()
@@ -103,7 +103,7 @@ async def test_a_client_that_leaves_while_the_worker_says_nothing_ends_the_reque
         fleet.workers[0].set_fault(Fault("hang"))
         async with raw_client(fleet.gateway.port) as client:
             await client.send(post(path, SHORT))
-            await until(lambda: len(fleet.workers[0].app.received) and fleet.gateway.gateway.open == 1)
+            await until(lambda: len(fleet.workers[0].app.received) and fleet.gateway.gateway.intake.open == 1)
             await asyncio.sleep(0.05)
             client.vanish()
             await fleet.at_rest()
@@ -115,23 +115,23 @@ async def test_a_client_that_leaves_while_the_connection_is_being_made_ends_the_
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
         async with scripted_worker(unreached) as worker, running_gateway([worker.url]) as gateway:
-            member = next(iter(gateway.gateway.pools.members.values()))
+            upstream = next(iter(gateway.gateway.connections)).upstream
             fillers = [socket.socket() for _ in range(4)]
             for filler in fillers:
                 filler.setblocking(False)
                 filler.connect_ex(deaf.getsockname())
-            for kept in list(member.upstream._idle):
+            for kept in list(upstream._idle):
                 kept.close()
-            member.upstream._port = deaf.getsockname()[1]
+            upstream._port = deaf.getsockname()[1]
             async with raw_client(gateway.port) as client:
                 await client.send(post(TEXT, SHORT))
-                await until(lambda: gateway.gateway.open == 1)
+                await until(lambda: gateway.gateway.intake.open == 1)
                 await asyncio.sleep(0.05)
                 client.vanish()
                 await gateway.at_rest()
             for filler in fillers:
                 filler.close()
-        assert member.upstream._dialing == 0
+        assert upstream._dialing == 0
 
 
 async def unreached(_body, _writer):
@@ -335,7 +335,7 @@ async def test_who_waits_when_the_last_worker_goes_is_told():
             await first.send(post(TEXT, {**LONG, "stream": True}))
             await until(lambda: fleet.running == 1)
             waiting = asyncio.create_task(fleet.http.post(TEXT, json=SHORT))
-            await until(lambda: fleet.gateway.gateway.open == 2)
+            await until(lambda: fleet.gateway.gateway.intake.open == 2)
             fleet.workers[0].set_fault(Fault("crash"))
             assert (await waiting).status_code == 503
         fleet.workers[0].clear_fault()
@@ -349,10 +349,13 @@ async def test_a_full_queue_and_a_long_wait_are_429s_that_say_when_to_come_back(
             await first.send(post(TEXT, LONG))
             await until(lambda: fleet.running == 1)
             patient = asyncio.create_task(fleet.http.post(TEXT, json=SHORT))
-            await until(lambda: fleet.gateway.gateway.open == 2)
+            await until(lambda: fleet.gateway.gateway.intake.open == 2)
             turned_away = await fleet.http.post(TEXT, json={**SHORT, "stream": True})
             waited = await patient
-        for answer, words in ((turned_away, "Too many requests are waiting"), (waited, "had room")):
+        for answer, words in (
+            (turned_away, "Too many requests are waiting"),
+            (waited, "waiting for a free worker"),
+        ):
             assert answer.status_code == 429
             assert int(answer.headers["retry-after"]) >= 1
             assert words in answer.json()["error"]["message"]
@@ -366,7 +369,7 @@ async def test_more_open_requests_than_allowed_are_429():
         async with raw_client(fleet.gateway.port) as one, raw_client(fleet.gateway.port) as other:
             for client in (one, other):
                 await client.send(post(TEXT, LONG))
-            await until(lambda: fleet.gateway.gateway.open == 2)
+            await until(lambda: fleet.gateway.gateway.intake.open == 2)
             for path in (TEXT, "/tokenize"):
                 answer = await fleet.http.post(path, json=SHORT)
                 assert answer.status_code == 429
@@ -466,8 +469,8 @@ async def test_a_client_that_does_not_read_makes_the_worker_pause_and_nobody_hoa
                 before = written
                 await asyncio.sleep(0.2)
             assert 0 < written < 24_000_000  # kernel buffers of two sockets on each side, and little of ours
-            member = next(iter(gateway.gateway.pools.members.values()))
-            held = sum(c.response.buffered for c in member.upstream._connections if c.response is not None)
+            upstream = next(iter(gateway.gateway.connections)).upstream
+            held = sum(c.response.buffered for c in upstream._connections if c.response is not None)
             assert held <= 512 * 1024
             client.vanish()
             await until(lambda: worker.left >= 1)
@@ -532,13 +535,13 @@ async def test_what_passes_through_goes_round_a_worker_that_is_not_there():
 
 
 async def test_a_storm_leaves_every_counter_at_zero_and_counts_each_request_once(monkeypatch):
-    begun, live = [], Lifecycle.live
+    begun, run = [], Lifecycle.run
 
     async def counted(self):
         begun.append(self)
-        await live(self)
+        await run(self)
 
-    monkeypatch.setattr(Lifecycle, "live", counted)
+    monkeypatch.setattr(Lifecycle, "run", counted)
     chance = random.Random(20)
     limits = {"queue_requests": 40, "queue_wait_s": 2}
     timeouts = {"first_byte_s": 0.5, "idle_s": 0.5}

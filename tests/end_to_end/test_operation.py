@@ -23,7 +23,7 @@ from gateway_under_test import (
 
 from policies.fleet import fleet as roster
 from policies.fleet import worker as load
-from router import app
+from router.edge import process_limits
 from workers.simulator.faults import Fault
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
@@ -249,7 +249,7 @@ def test_it_says_so_when_only_few_files_may_be_open(hard, warned, monkeypatch, c
     taken = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: taken.append(limits))
-    app._raise_file_limit()
+    process_limits.raise_file_limit()
     assert taken == [(hard, hard)]
     assert ("only 1024 files may be open" in caplog.text) is warned
 

@@ -513,7 +513,7 @@ async def test_a_client_that_leaves_during_the_decode_frees_both_sides(stream):
 
 async def test_a_client_that_leaves_between_the_two_leaves_no_prefill_held(monkeypatch):
     async with running_pairs() as pairs, raw_client(pairs.gateway.port) as client:
-        upstream = pairs.gateway.gateway.pools.members[pairs.decode[0].url].upstream
+        upstream = pairs.gateway.gateway.connections.get(pairs.decode[0].url).upstream
         dialled = asyncio.Event()
 
         async def slow_to_connect(*_):

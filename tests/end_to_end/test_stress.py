@@ -58,7 +58,7 @@ async def test_hundreds_of_streams_at_once_each_get_all_of_their_own_and_leave_n
     ):
         clients = [await stream_of(stack, gateway, {"prompt": str(number)}) for number in range(count)]
         assert gateway.series("fairlead_open_streams") == [({}, count)]
-        assert gateway.gateway.open == count
+        assert gateway.gateway.intake.open == count
         all_open.set()
         for number, client in enumerate(clients):
             body = b"".join([piece async for piece in client.chunks()])
@@ -168,12 +168,12 @@ async def test_many_slow_readers_hold_a_bounded_amount_each_and_the_others_get_t
             client = raw_client(0, sock=small)
             slow.append(client)
             await (await client.__aenter__()).send(post(TEXT, {**STREAM, "prompt": "long"}))
-        [member] = gateway.gateway.pools.members.values()
-        connections = member.upstream._connections
+        [connection] = gateway.gateway.connections
+        connections = connection.upstream._connections
         await until(lambda: sum(c.paused for c in connections) == readers, within_s=20)
         for connection in connections:
             # The bound, and one read of the socket on top.
-            assert connection.exchange.buffered <= 512 * 1024
+            assert connection.response.buffered <= 512 * 1024
         answer = await gateway.http.post(TEXT, json=STREAM)
         assert answer.content == 3 * event + DONE
         for client in slow:

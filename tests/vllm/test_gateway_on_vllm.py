@@ -103,7 +103,7 @@ async def test_what_the_gateway_expects_in_a_cache_is_about_what_vllm_finds_ther
 
 async def test_adapters_are_listed_beside_their_base_and_only_their_workers_are_asked(limited, pair):
     async with running_gateway([pair[0].url, limited.url], health=PATIENT) as gateway:
-        await until(lambda: "sql" in gateway.gateway.pools.names(), within_s=20)
+        await until(lambda: "sql" in gateway.gateway.control.routes().names, within_s=20)
         cards = (await gateway.http.get("/v1/models")).json()["data"]
         assert [(card["id"], card["parent"], card["max_model_len"]) for card in cards] == [
             ("tiny", None, 65536),

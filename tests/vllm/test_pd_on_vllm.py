@@ -249,13 +249,13 @@ def idle(server):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_during_the_prefill_frees_it_and_nobody_decodes(sides, gateway, stream):
     prefill, decode = sides
-    [first] = [one for one in gateway.gateway.pools.members.values() if one.worker.id == prefill.url]
+    first = gateway.gateway.connections.get(prefill.url)
     before = prompts(decode)
     await control(prefill, "pause?mode=abort")
     try:
         async with raw_client(gateway.port) as client:
             await client.send(post(TEXT, body(TEXT, f"left early, {stream}: {WORDS}", stream=stream)))
-            await until(lambda: first.upstream.open > first.upstream.idle, within_s=60)
+            await until(lambda: first.busy, within_s=60)
             client.vanish()
             await gateway.at_rest()
     finally:

@@ -1,30 +1,33 @@
 """The operator's side: see the fleet, add, drain and remove workers while traffic runs."""
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 
 from policies.prefixes.trust import Trust
 from router.config.worker import WorkerConfig
-from router.control.pools import Member
-from router.control.state import Gateway
-from router.edge.errors import BadRequest, NoSuchRoute, RequestError, Unauthorized, to_http
-from workers.fleet.fleet import DuplicateServerError, UnknownServerError
+from router.control.pages.status import Render, response
+from router.control.pools import Member, Pools
+from router.control.refused import Refused
+from router.port import Reject, RejectKind
+from workers.fleet.fleet import DuplicateServerError, Fleet, UnknownServerError
 
 
-def admin_pages(gateway: Gateway, key_digest: str) -> FastAPI:  # noqa: C901 - a list of small pages
+def admin_pages(  # noqa: C901 - a list of small pages
+    pools: Pools, fleet: Fleet, decisions: Collection[dict[str, Any]], key_digest: str, render: Render
+) -> FastAPI:
     """A FastAPI application of its own, mounted at /admin or served on the operator's own port."""
 
     async def authorised(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         digest = "sha256:" + sha256(given.encode()).hexdigest()
         if not hmac.compare_digest(digest, key_digest):
-            raise Unauthorized("The admin API needs its key: `Authorization: Bearer KEY`.")
+            message = "The admin API needs its key: `Authorization: Bearer KEY`."
+            raise Refused(Reject(RejectKind.UNAUTHORIZED, message))
 
     app = FastAPI(
         title="fairlead admin",
@@ -34,44 +37,43 @@ def admin_pages(gateway: Gateway, key_digest: str) -> FastAPI:  # noqa: C901 - a
 
     @app.get("/workers", summary="Every worker with its state and load")
     async def workers() -> dict[str, Any]:
-        return {"workers": [_row(member) for member in gateway.pools.members.values()]}
+        return {"workers": [_row(member) for member in pools.members.values()]}
 
     @app.get("/decisions", summary="The last requests that were placed: where, why, and what became of them")
-    async def decisions() -> dict[str, Any]:
-        return {"decisions": list(gateway.decisions)}
+    async def last_decisions() -> dict[str, Any]:
+        return {"decisions": list(decisions)}
 
     @app.post("/workers", status_code=201, summary="Add a worker")
     async def add(worker: WorkerConfig) -> dict[str, Any]:
         try:
-            gateway.fleet.add(worker.spec())
+            fleet.add(worker.spec())
         except DuplicateServerError as error:
-            raise BadRequest(str(error), param="url") from None
+            raise Refused(Reject(RejectKind.BAD_REQUEST, str(error), param="url")) from None
         return {"added": worker.url}
 
     @app.post("/workers/drain", summary="Let a worker finish what it has; nothing new goes there")
     async def drain(url: str) -> dict[str, Any]:
-        _known(gateway.fleet.drain, url)
+        _known(fleet.drain, url)
         return {"draining": url}
 
     @app.post("/workers/undrain", summary="Use a drained worker again")
     async def undrain(url: str) -> dict[str, Any]:
-        _known(gateway.fleet.undrain, url)
+        _known(fleet.undrain, url)
         return {"undrained": url}
 
     @app.delete("/workers", summary="Drain a worker, then forget it")
     async def remove(url: str) -> dict[str, Any]:
-        _known(gateway.fleet.remove, url)
+        _known(fleet.remove, url)
         return {"removing": url}
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:  # noqa: ARG001 - Starlette's signature
-        status, headers, body = to_http(error)
-        return Response(body, status, {k.decode(): v.decode() for k, v in headers})
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:  # noqa: ARG001 - Starlette's signature
+        return response(render(error.reject))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:  # noqa: ARG001
         problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-        return JSONResponse(BadRequest(problems).body(), 400)
+        return response(render(Reject(RejectKind.BAD_REQUEST, problems)))
 
     return app
 
@@ -80,7 +82,7 @@ def _known(act: Callable[[str], None], url: str) -> None:
     try:
         act(url.rstrip("/"))
     except UnknownServerError as error:
-        raise NoSuchRoute(str(error), param="url") from None
+        raise Refused(Reject(RejectKind.NOT_FOUND, str(error), param="url")) from None
 
 
 def _row(member: Member) -> dict[str, Any]:

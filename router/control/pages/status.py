@@ -1,6 +1,7 @@
 """What is not inference: liveness, readiness, metrics, the list of models, and the documentation of all of it."""
 
 import time
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -9,26 +10,29 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from router.control.state import Gateway
-from router.edge.api.parsed_request import Surface
-from router.edge.errors import NoSuchRoute, RequestError, WrongMethod, to_http
+from router.control.pools import Pools
+from router.control.refused import Refused
+from router.port import Reject, RejectKind
 
-_SUMMARIES = {
-    Surface.CHAT: "Chat completion",
-    Surface.COMPLETIONS: "Text completion",
-    Surface.RESPONSES: "Response (OpenAI's Responses API)",
-    Surface.MESSAGES: "Message (Anthropic's Messages API)",
-    Surface.EMBEDDINGS: "Embeddings",
-}
-_PASSED = (
-    ("/tokenize", "Tokens of a text or chat, from a worker"),
-    ("/detokenize", "Text of tokens, from a worker"),
-    ("/rerank", "Passed through to a worker, as are /score, /pooling, /classify and every other POST below /v1/"),
-)
+Rendered = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body."""
+Render = Callable[[Reject], Rendered]
 
 
-def pages(gateway: Gateway, version: str) -> FastAPI:  # noqa: C901 - a list of small pages
-    """The FastAPI application behind the door."""
+def pages(  # noqa: C901 - a list of small pages
+    pools: Pools,
+    *,
+    version: str,
+    metrics_page: Callable[[], bytes],
+    missing: Callable[[], list[str]],
+    documented: Sequence[tuple[str, str, str]],
+    render: Render,
+) -> FastAPI:
+    """The FastAPI application behind the edge's routes.
+
+    `missing`: why the gateway is not ready. `documented`: path, tag and summary of what the edge serves itself.
+    `render`: a rejection in the API's own shape.
+    """
     app = FastAPI(title="fairlead", version=version, summary="A serving router in front of vLLM workers.")
     started = int(time.time())
 
@@ -38,53 +42,58 @@ def pages(gateway: Gateway, version: str) -> FastAPI:  # noqa: C901 - a list of 
 
     @app.get("/ready", tags=["gateway"], summary="Every known model has a routable worker")
     async def ready() -> JSONResponse:
-        missing = not_ready(gateway)
-        content = {"ready": not missing, "missing": missing}
-        return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE if missing else HTTPStatus.OK)
+        lacking = missing()
+        content = {"ready": not lacking, "missing": lacking}
+        return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE if lacking else HTTPStatus.OK)
 
     @app.get("/version", tags=["gateway"], summary="Versions of the gateway and its workers")
     async def versions() -> dict[str, Any]:
-        workers = {member.worker.id: member.worker.version for member in gateway.pools.members.values()}
+        workers = {member.worker.id: member.worker.version for member in pools.members.values()}
         return {"version": version, "workers": workers}
 
     @app.get("/metrics", tags=["gateway"], summary="Prometheus metrics")
     async def metrics() -> Response:
-        return Response(gateway.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics_page(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models", tags=["models"], summary="Models of the whole fleet")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": model_cards(gateway, started)}
+        return {"object": "list", "data": model_cards(pools, started)}
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
     async def model(model: str) -> dict[str, Any]:
-        for card in model_cards(gateway, started):
+        for card in model_cards(pools, started):
             if card["id"] == model:
                 return card
-        gateway.pools.route(model)  # raises, in vLLM's words
-        raise NoSuchRoute(f"The model `{model}` is not listed.")
+        found = pools.routes().find(model)
+        unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{model}` is not listed.")
+        raise Refused(found if isinstance(found, Reject) else unlisted)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
         what = f"{request.method} {request.url.path}: {error.detail}. See /docs for what there is."
         wrong_method = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
-        refused = (WrongMethod if wrong_method else NoSuchRoute)(what)
-        content = {"error": {**refused.body()["error"], "code": error.status_code}}
-        return JSONResponse(content, error.status_code, headers=dict(error.headers or {}))
+        kind = RejectKind.WRONG_METHOD if wrong_method else RejectKind.NOT_FOUND
+        answer = response(render(Reject(kind, what)))
+        answer.headers.update(error.headers or {})
+        return answer
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:  # noqa: ARG001 - Starlette's signature
-        status, headers, body = to_http(error)
-        return Response(body, status, {k.decode(): v.decode() for k, v in headers})
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:  # noqa: ARG001 - Starlette's signature
+        return response(render(error.reject))
 
-    _document(app)
+    _document(app, documented)
     return app
 
 
-def not_ready(gateway: Gateway) -> list[str]:
-    """Why the gateway is not ready; empty if it is."""
-    if gateway.draining:
-        return ["the gateway is shutting down"]
-    members = list(gateway.pools.members.values())
+def response(rendered: Rendered) -> Response:
+    """A rendered rejection as Starlette's response."""
+    status, headers, body = rendered
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+def not_ready(pools: Pools) -> list[str]:
+    """Which models lack a worker; empty if none does."""
+    members = list(pools.members.values())
     if not members:
         return ["there are no workers"]
     routable = {member.worker.model for member in members if member.worker.routable}
@@ -99,10 +108,10 @@ def not_ready(gateway: Gateway) -> list[str]:
     return missing
 
 
-def model_cards(gateway: Gateway, created: int) -> list[dict[str, Any]]:
+def model_cards(pools: Pools, created: int) -> list[dict[str, Any]]:
     """Every name that a client may use, in the shape of OpenAI's list with vLLM's additions."""
     cards: dict[str, dict[str, Any]] = {}
-    for member in gateway.pools.members.values():
+    for member in pools.members.values():
         worker = member.worker
         if worker.model is None:
             continue
@@ -111,7 +120,7 @@ def model_cards(gateway: Gateway, created: int) -> list[dict[str, Any]]:
             cards.setdefault(line, _card(line, worker.model, created, None if adapter else worker.max_model_len))
             if adapter:
                 cards[line]["parent"] = worker.model
-    for alias, target in gateway.pools.aliases.items():
+    for alias, target in pools.aliases.items():
         if target in cards:
             cards.setdefault(alias, {**cards[target], "id": alias})
     return sorted(cards.values(), key=lambda card: (card["parent"] or card["id"], card["parent"] is not None))
@@ -129,16 +138,14 @@ def _card(line: str, root: str, created: int, max_model_len: int | None) -> dict
     }
 
 
-def _document(app: FastAPI) -> None:
-    """Add what the door serves itself to the documentation."""
+def _document(app: FastAPI, documented: Sequence[tuple[str, str, str]]) -> None:
+    """Add what the edge serves itself to the documentation."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        for surface, summary in _SUMMARIES.items():
-            schema["paths"][surface.value] = {"post": _operation("inference", summary)}
-        for path, summary in _PASSED:
-            schema["paths"][path] = {"post": _operation("passed through", summary)}
+        for path, tag, summary in documented:
+            schema["paths"][path] = {"post": _operation(tag, summary)}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

@@ -5,17 +5,17 @@ as a path below it (`team/user`): a label and a party to fairness, never a way o
 client with `trust_user` is a front end for many: there `user` itself is the client. Without any key the gateway
 is open: `user`, if given, else `anonymous`.
 
-What is remembered of clients is their quota, see `quota`.
+What is remembered of clients is their quota, see `quotas`.
 """
 
 import hashlib
 import hmac
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 from router.config.sections import ClientConfig
 from router.control.parties.quotas import NO_LIMITS, Limits, Quotas
-from router.edge.errors import Unauthorized
+from router.control.refused import Refused
+from router.port import Identity, Reject, RejectKind
 
 ANONYMOUS = "anonymous"
 USER_LENGTH = 64
@@ -23,19 +23,7 @@ USER_LENGTH = 64
 _UNSAFE = {ord(character): "_" for character in "/\\\"'`<>{}"}
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The sender of one request."""
-
-    path: str
-    """Name for labels and fairness: `team`, `team/user`."""
-    account: str
-    """Whom the limits count for: `team`, for all its users together."""
-    weight: float = 1.0
-    limits: Limits = NO_LIMITS
-
-
-_STRANGER = Client(ANONYMOUS, ANONYMOUS)
+_STRANGER = Identity(ANONYMOUS, ANONYMOUS)
 
 
 class Clients:
@@ -49,73 +37,62 @@ class Clients:
         self.reload(configs)
 
     def reload(self, configs: Sequence[ClientConfig]) -> None:
-        """Take over a new list. Whoever stays keeps what was counted for them; new limits apply at once."""
-        self._by_name: dict[str, Client] = {}
+        """Take over a new list. Those that stay keep what was counted for them; new limits apply at once."""
+        self._by_name: dict[str, Identity] = {}
+        self._limits: dict[str, Limits] = {}
         self._by_digest: dict[bytes, tuple[bytes, str]] = {}
         self._trusting: set[str] = set()
         for config in configs:
             limits = Limits(config.requests_per_minute, config.tokens_per_minute, config.max_concurrent)
-            limits = NO_LIMITS if limits == NO_LIMITS else limits
-            self._by_name[config.name] = Client(config.name, config.name, config.weight, limits)
+            self._limits[config.name] = NO_LIMITS if limits == NO_LIMITS else limits
+            self._by_name[config.name] = Identity(config.name, config.name, config.weight, config.name)
             for digest in config.digests:
                 raw = bytes.fromhex(digest.removeprefix("sha256:"))
                 self._by_digest[raw] = (raw, config.name)
             if config.trust_user:
                 self._trusting.add(config.name)
 
-    def identify(
-        self, authorization: bytes | None = None, x_api_key: bytes | None = None, user: str | None = None
-    ) -> Client:
-        """Find the client of a request. Raises Unauthorized; no message repeats what was sent."""
-        return self.part(self.owner(authorization, x_api_key), user)
+    @property
+    def keys_needed(self) -> bool:
+        """Whether requests without a key are turned away."""
+        return bool(self._by_digest)
 
-    def owner(self, authorization: bytes | None, x_api_key: bytes | None) -> Client | None:
-        """Whose key this is; None where none are needed. Raises Unauthorized."""
-        return self._by_name[self._key_owner(authorization, x_api_key)] if self._by_digest else None
+    def limits(self, name: str) -> Limits:
+        """The limits of a configured client; none for any other."""
+        return self._limits.get(name, NO_LIMITS)
 
-    def part(self, owner: Client | None, user: str | None) -> Client:
-        """Who `user` is to the owner of the key."""
-        if owner is None:
+    def identify(self, keys: Sequence[bytes] = (), user: str | None = None) -> Identity:
+        """Find the client of a request: `keys` are SHA-256 digests of what was sent as keys. Raises Refused."""
+        if not self._by_digest:
             return self._named(user or ANONYMOUS, _STRANGER)
+        owner = self._by_name[self._key_owner(keys)]
         if not user:
             return owner
-        if owner.path in self._trusting:
+        if owner.client in self._trusting:
             return self._named(user, owner)
-        return Client(f"{owner.path}/{_safe(user)}", owner.account, owner.weight, owner.limits)
+        return Identity(f"{owner.client}/{_safe(user)}", owner.account, owner.weight, owner.limits_of)
 
-    def _named(self, user: str, like: Client) -> Client:
+    def _named(self, user: str, like: Identity) -> Identity:
         """Find the configured client of that name, else make one with the weight and limits of `like`."""
         known = self._by_name.get(user)
         if known is None:
             name = _safe(user)
-            known = self._by_name.get(name) or replace(like, path=name, account=name)
+            known = self._by_name.get(name) or Identity(name, name, like.weight, like.limits_of)
         return known
 
-    def _key_owner(self, authorization: bytes | None, x_api_key: bytes | None) -> str:
-        given = False
-        for key in _keys(authorization, x_api_key):
-            given = True
-            digest = hashlib.sha256(key).digest()
+    def _key_owner(self, keys: Sequence[bytes]) -> str:
+        for digest in keys:
             # The dictionary finds by hash, so its timing tells nothing about the key; the comparison that
             # decides takes constant time all the same.
             found, owner = self._by_digest.get(digest, (b"", ""))
             if hmac.compare_digest(found, digest):
                 return owner
-        if given:
-            raise Unauthorized("The API key is not known here.")
-        if authorization:
-            raise Unauthorized("The Authorization header should read `Bearer` and an API key.")
-        raise Unauthorized("An API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`.")
-
-
-def _keys(authorization: bytes | None, x_api_key: bytes | None) -> Iterator[bytes]:
-    """What might be a key, OpenAI's place for it first, then Anthropic's."""
-    if authorization:
-        scheme, _, key = authorization.strip().partition(b" ")
-        if scheme.lower() == b"bearer" and key.strip():
-            yield key.strip()
-    if x_api_key and x_api_key.strip():
-        yield x_api_key.strip()
+        message = (
+            "The API key is not known here."
+            if keys
+            else "An API key is needed: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`."
+        )
+        raise Refused(Reject(RejectKind.UNAUTHORIZED, message))
 
 
 def _safe(user: str) -> str:

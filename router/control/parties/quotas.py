@@ -13,7 +13,8 @@ Time is an argument, in seconds on any clock that does not go back.
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from router.edge.errors import Overloaded, OverQuota
+from router.control.refused import Refused
+from router.port import Reject, RejectKind
 
 MINUTE_S = 60.0
 CONCURRENT_RETRY_S = 1.0
@@ -135,16 +136,15 @@ class Quotas:
         return len(self._accounts)
 
     def admit(self, account: str, limits: Limits, tokens: int, now: float) -> Lease:
-        """Let a request of about `tokens` tokens in, or raise OverQuota with the time to wait."""
+        """Let a request of about `tokens` tokens in, or raise Refused with the time to wait."""
         if limits is NO_LIMITS or limits == NO_LIMITS:
             return _UNLIMITED
         found = self._account(account, now)
         found.adopt(limits, now)
         over, wait_s = _excess(found, tokens)
         if over:
-            raise OverQuota(
-                f"Over the limit of {' and '.join(over)}; try again in {wait_s:.1f} s.", retry_after_s=wait_s
-            )
+            message = f"Over the limit of {' and '.join(over)}; try again in {wait_s:.1f} s."
+            raise Refused(Reject(RejectKind.OVER_QUOTA, message, retry_after_s=wait_s))
         if found.requests is not None:
             found.requests.level -= 1
         if found.tokens is not None:
@@ -169,7 +169,8 @@ class Quotas:
                 del self._accounts[name]
                 return
             self._accounts.move_to_end(name)
-        raise Overloaded("Too many clients with limits are active at once; try again later.", retry_after_s=5.0)
+        message = "Too many clients with limits are active at once; try again later."
+        raise Refused(Reject(RejectKind.OVERLOADED, message, retry_after_s=5.0))
 
 
 def _excess(account: _Account, tokens: int) -> tuple[list[str], float]:

@@ -19,11 +19,8 @@ from typing import Any
 import orjson
 import xxhash
 
-from policies.model import PrefixKey
 from router.edge.errors import BadRequest
 
-_MEDIA_TOKENS = 576
-"""Tokens assumed for an image, sound or file: one 336-pixel tile of a vision encoder with 14-pixel patches."""
 _ID_BYTES = 4
 _SMALL = 512
 """Strings in a media part up to this size stand in the key as they are."""
@@ -69,17 +66,10 @@ class ParsedRequest:
         """The request will not be sent again: let go of all but what is known of it."""
         self.body, self.fields = b"", {}
 
-    def key(self, tokens_per_byte: float) -> PrefixKey:
-        if self.ids is not None and self.prompts == 1:
-            salt = _text(self.fields.get("cache_salt"))
-            return PrefixKey(self.ids, _ID_BYTES, 1.0, b"" if salt is None else salt.encode())
-        return PrefixKey(self.prompt, 1, tokens_per_byte)
-
-    def input_tokens(self, tokens_per_byte: float) -> int:
-        """Prompt tokens: exact where the ids are known, else estimated."""
-        if self.ids is not None:
-            return max(1, len(self.ids) // _ID_BYTES)
-        return max(1, int(len(self.prompt) * tokens_per_byte)) + _MEDIA_TOKENS * len(self.media)
+    @property
+    def salt(self) -> str | None:
+        """What separates caches of equal prompts, as the client names it."""
+        return _text(self.fields.get("cache_salt"))
 
 
 def parse(surface: Surface, body: bytes) -> ParsedRequest:

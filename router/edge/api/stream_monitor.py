@@ -219,6 +219,16 @@ def find_id(data: bytes) -> str | None:
     return data[at + 6 : end].decode("ascii", "replace") if end > 0 else None
 
 
+def error_code(events: bytes) -> int | None:
+    """The HTTP status in the error among these events, as vLLM puts it there; None if it has none."""
+    for event in events.split(b"\n\n"):
+        error = _parsed(event).get("error")
+        if isinstance(error, dict):
+            code = error.get("code")
+            return code if type(code) is int else None
+    return None
+
+
 def read_usage(usage: dict[str, Any]) -> Usage:
     """Usage in any of the API's dialects."""
     if "prompt_tokens" in usage:

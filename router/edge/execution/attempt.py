@@ -5,20 +5,19 @@ client has seen nothing of it, a failed attempt can be replaced by another; so n
 first event has shown that the stream is none of the errors that vLLM hides inside a 200.
 """
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from policies.model import AttemptFailure, Outcome, Usage, WorkerId
-from router.control.dispatcher import Admitted
-from router.control.pools import Member
-from router.control.response_owners import ResponseOwners
 from router.edge.api.parsed_request import ParsedRequest, Surface
-from router.edge.api.stream_monitor import StreamMonitor, find_id, whole_aborted, whole_usage
+from router.edge.api.stream_monitor import StreamMonitor, error_code, find_id, whole_aborted, whole_usage
 from router.edge.headers import content_type
 from router.edge.response import ResponseWriter
-from workers.http.upstream import NotConnected, Response, TimedOut, UpstreamError
+from router.port import Control, Dispatch, Settled
+from workers.http.errors import Frozen, NotConnected, TimedOut, UpstreamError
+from workers.http.response import Response
+from workers.http.upstream import Upstream
 
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.25
@@ -34,21 +33,24 @@ _DISTRUST = (401, 403)
 
 
 class AttemptFailed(Exception):
-    """The attempt came to nothing. `busy`: the worker is well, but has no room; that is not held against it."""
+    """The attempt came to nothing. `why` is for people; only `reason` is ever acted on."""
 
-    def __init__(self, reason: AttemptFailure, why: str, *, busy: bool = False) -> None:
+    def __init__(self, reason: AttemptFailure, why: str, worker: WorkerId = "") -> None:
         super().__init__(why)
         self.reason = reason
         self.why = why
-        self.busy = busy
-        self.worker = ""
+        self.worker = worker
         """Where it was."""
+        self.fetching = False
+        """It was to fetch KV from another worker."""
 
     @classmethod
     def of(cls, error: UpstreamError) -> "AttemptFailed":
         """What an error of the connection means for the attempt."""
         if isinstance(error, NotConnected):
             return cls(AttemptFailure.CONNECT, str(error))
+        if isinstance(error, Frozen):
+            return cls(AttemptFailure.FROZEN, str(error))
         return cls(AttemptFailure.TIMEOUT if isinstance(error, TimedOut) else AttemptFailure.LOST, str(error))
 
 
@@ -56,11 +58,13 @@ class AttemptFailed(Exception):
 class Attempt:
     """An attempt under way. `usage` and `outcome` are set when the answer is all there."""
 
-    admitted: Admitted
+    request: str
+    """The request's id to control."""
+    dispatch: Dispatch
     ask: ParsedRequest
     answer: ResponseWriter
-    holders: ResponseOwners
-    loop: asyncio.AbstractEventLoop
+    control: Control
+    clock: Callable[[], float]
     body: bytes = b""
     """What to send, until it is sent."""
     exchange: Response | None = None
@@ -71,19 +75,18 @@ class Attempt:
     """The usage is what the worker reported, not an estimate."""
     prompt_cached: int | None = None
     """Prompt tokens that were cached where another worker computed the prompt; this one only knows its own."""
-    worker: WorkerId = ""
-    """Where it runs."""
+    fetching: bool = False
+    """It brings parameters by which the worker fetches KV that another one has computed."""
     told: int = 0
-    """Events of the stream that the scheduler has heard of."""
+    """Events of the stream that control has heard of."""
     tell_after: float = math.inf
-    """It hears again once there are so many, or at this time of the loop; not before the stream has begun."""
+    """It hears again once there are so many, or at this time of the clock; not before the stream has begun."""
     tell_at: float = math.inf
 
-    async def run(self, member: Member, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    async def run(self, upstream: Upstream, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Perform it on this worker. Raises AttemptFailed; the worker is left alone afterwards in any case."""
-        self.worker = member.worker.id
         try:
-            exchange = self.exchange = await member.upstream.send(b"POST", target, headers, self.body)
+            exchange = self.exchange = await upstream.send(b"POST", target, headers, self.body)
             self.body = b""
             await exchange.head()
             if exchange.status >= 400:
@@ -106,7 +109,7 @@ class Attempt:
         body = await exchange.read_all(WHOLE_BYTES)
         status = exchange.status
         if status in _BUSY:
-            raise AttemptFailed(AttemptFailure.ERROR, f"the worker is busy: {_excerpt(body)}", busy=True)
+            raise AttemptFailed(AttemptFailure.BUSY, f"the worker is busy: {_excerpt(body)}")
         if status in _DISTRUST:
             raise AttemptFailed(AttemptFailure.ERROR, f"the worker refuses the gateway's key with status {status}")
         if status >= 500 and status != 501:
@@ -120,11 +123,11 @@ class Attempt:
         body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
             raise AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
-        self.first_byte_at = self.loop.time()
+        self.first_byte_at = self.clock()
         if self.ask.surface is Surface.RESPONSES:
             self._hold(find_id(body))
-        usage, view = whole_usage(body), self.admitted.view
-        guess = Usage(view.input_tokens, view.expected_output_tokens * view.sequences)
+        usage, dispatch = whole_usage(body), self.dispatch
+        guess = Usage(dispatch.input_tokens, dispatch.output_tokens)
         self._settle(Outcome.COMPLETED, usage or guess, exact=usage is not None)
         await self.answer.whole(exchange.status, exchange.headers, body)
 
@@ -151,7 +154,7 @@ class Attempt:
 
     def _into(self, write: Callable[[bytes], bool], tail: StreamMonitor) -> Callable[[bytes], bool]:
         """What becomes of each further piece: every token passes here, so it asks `_heed` only if it must."""
-        feed, now = tail.feed, self.loop.time
+        feed, now = tail.feed, self.clock
 
         def pass_on(piece: bytes) -> bool:
             data = feed(piece)
@@ -163,9 +166,9 @@ class Attempt:
 
     async def _begin(self, exchange: Response, tail: StreamMonitor) -> None:
         """The first event is there, and none of the errors that vLLM hides inside a 200."""
-        self.first_byte_at = now = self.loop.time()
+        self.first_byte_at = now = self.clock()
         self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
-        self.admitted.first_token()
+        self.control.first_token(self.request)
         self._hold(tail.response_id)
         self.ask.forget()  # nobody starts anew once the client has seen a part of the answer
         await self.answer.start(exchange.status, exchange.headers)
@@ -178,33 +181,39 @@ class Attempt:
             if self.outcome is None:
                 # Settled before its last bytes leave: the client's next request meets true accounts.
                 self._streamed(tail)
-        elif tail.events >= self.tell_after or self.loop.time() >= self.tell_at:
-            self.admitted.output(tail.events - self.told)
+        elif tail.events >= self.tell_after or self.clock() >= self.tell_at:
+            self.control.output(self.request, tail.events - self.told)
             self.told = tail.events
-            self.tell_after, self.tell_at = self.told + _OUTPUT_EVERY, self.loop.time() + _OUTPUT_EVERY_S
+            self.tell_after, self.tell_at = self.told + _OUTPUT_EVERY, self.clock() + _OUTPUT_EVERY_S
 
     def _streamed(self, tail: StreamMonitor) -> None:
         """The stream has said its last word; without reported usage its events are the estimate."""
-        seen = Usage(self.admitted.view.input_tokens, max(0, tail.events - 2))
+        seen = Usage(self.dispatch.input_tokens, max(0, tail.events - 2))
         self._settle(Outcome.COMPLETED, tail.usage or seen, exact=tail.usage is not None)
 
     def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool) -> None:
         if self.prompt_cached is not None and outcome is Outcome.COMPLETED:
             usage = replace(usage, cached_tokens=self.prompt_cached)
         self.outcome, self.usage, self.exact = outcome, usage, exact
-        self.admitted.settle(usage, outcome)
+        fetched = self.fetching and outcome is Outcome.COMPLETED
+        self.control.settled(Settled(self.request, outcome, usage, exact, fetched))
 
     def _hold(self, response: str | None) -> None:
         if response is not None:
-            self.holders.keep(response, self.worker)
+            self.control.stored(self.request, response)
 
 
 def _broken(tail: StreamMonitor) -> AttemptFailed:
     """The worker says inside the stream that there will be no answer."""
     if tail.error is None:
         return AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
-    busy = b'"code":503' in tail.error.replace(b" ", b"")
-    return AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {_excerpt(tail.error)}", busy=busy)
+    code = error_code(tail.error)
+    reason = AttemptFailure.ERROR
+    if code in _BUSY:
+        reason = AttemptFailure.BUSY
+    elif code is not None and 400 <= code < 500 and code not in _DISTRUST:
+        reason = AttemptFailure.CLIENTS_FAULT
+    return AttemptFailed(reason, f"an error inside the stream: {_excerpt(tail.error)}")
 
 
 def _excerpt(body: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Prompts whose KV nobody is going to fetch: the worker that keeps them is told, so that it need not wait.
+"""Prompts whose KV will not be fetched: the worker that keeps them is told, so that it need not wait.
 
 A vLLM that turns a decode request down tells the worker that holds its KV. So the way to release is to send a
 decode worker a request that it has to refuse; the word goes out with the next step of its engine, and arrives with
@@ -18,8 +18,8 @@ from random import getrandbits
 from typing import Any
 
 from policies.model import WorkerId
-from router.control.pools import Member, Pools
 from router.edge.api.rewrite import for_release
+from router.edge.execution.worker_connections import WorkerConnection, WorkerConnections
 from router.edge.headers import Header
 from workers.http.upstream import UpstreamError
 
@@ -45,43 +45,43 @@ def is_pushed(kv: dict[str, Any]) -> bool:
     return kv.get("transfer_mode") == "push"
 
 
-def _word(line: str, kv: dict[str, Any]) -> _Word:
+def _word(served_name: str, kv: dict[str, Any]) -> _Word:
     found = _PUSHED.fullmatch(str(kv.get("remote_request_id"))) if is_pushed(kv) else None
     if found is None:
-        return _Word(b"/v1/completions", [], for_release(line, kv))
+        return _Word(b"/v1/completions", [], for_release(served_name, kv))
     completion, text_id, chat_id = found.groups()
     target = b"/v1/completions" if completion else b"/v1/chat/completions"
     request_id = (text_id or chat_id).encode()
-    body = for_release(line, kv, chat=not completion, salt=f"{getrandbits(64):016x}")
+    body = for_release(served_name, kv, chat=not completion, salt=f"{getrandbits(64):016x}")
     return _Word(target, [(b"x-request-id", request_id)], body)
 
 
 class KvReleases:
-    """Releases under way. Nobody waits for them."""
+    """Releases under way. Nothing waits for them."""
 
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
+    def __init__(self, connections: WorkerConnections) -> None:
+        self._connections = connections
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def release(self, line: str, kv: dict[str, Any], *, prefill: WorkerId, decode: WorkerId) -> None:
-        """Let `prefill` know by way of `decode`, or of another worker of the line if that cannot be reached."""
-        members = [member for member in self._pools.usable(line) if member.worker.id != prefill]
-        members.sort(key=lambda member: member.worker.id != decode)
-        task = asyncio.get_running_loop().create_task(self._tell(members[:_TRIED], _word(line, kv)))
+    def release(self, served_name: str, kv: dict[str, Any], *, prefill: WorkerId, decode: WorkerId) -> None:
+        """Let `prefill` know by way of `decode`, or of another worker of the model if that cannot be reached."""
+        workers = [each for each in self._connections.usable(served_name) if each.address.id != prefill]
+        workers.sort(key=lambda each: each.address.id != decode)
+        task = asyncio.get_running_loop().create_task(_tell(workers[:_TRIED], _word(served_name, kv)))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    async def _tell(self, members: list[Member], word: _Word) -> None:
-        for member in members:
-            headers = [(b"content-type", b"application/json"), *word.headers, *member.headers]
-            try:
-                async with asyncio.timeout(_WITHIN_S):
-                    with self._pools.busy(member):
-                        exchange = await member.upstream.send(b"POST", word.target, headers, word.body)
-                        try:
-                            await exchange.read_all(_ANSWER_BYTES)
-                        finally:
-                            exchange.abort()
-            except (UpstreamError, TimeoutError):
-                continue
-            return
+
+async def _tell(workers: list[WorkerConnection], word: _Word) -> None:
+    for worker in workers:
+        headers = [(b"content-type", b"application/json"), *word.headers, *worker.headers]
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                exchange = await worker.upstream.send(b"POST", word.target, headers, word.body)
+                try:
+                    await exchange.read_all(_ANSWER_BYTES)
+                finally:
+                    exchange.abort()
+        except (UpstreamError, TimeoutError):
+            continue
+        return

@@ -1,11 +1,11 @@
 """The life of a request, from its first byte to its one end.
 
-    accept ─► read ─► identify ─► serve ─► end
+    accept ─► identify ─► read ─► serve ─► end
 
-`serve` is what differs: `inference` asks the scheduler for a worker, `passage` takes one directly. Each step may
-raise a `RequestError`, which becomes the answer. A client that leaves cancels the task that lives this life,
-wherever it stands. `_end` runs on every path and gives back what was taken: the place in the queue or on a worker,
-the client's lease, the count of open requests.
+`serve` is what differs: `scheduled` asks control for a place in a worker's batch, `passthrough` for any worker.
+Each step may raise a `RequestError`, which becomes the answer. If the client disconnects, the request's task is
+cancelled at whatever point it has reached. `_end` runs on every path and gives back what was taken: what control
+holds of the request, and the count of open requests.
 """
 
 import asyncio
@@ -13,16 +13,17 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from random import getrandbits
-from typing import Any
+from typing import Any, TypeVar
 
 from policies.model import Outcome
-from router.control.parties.identity import Client
-from router.control.parties.quotas import Lease
-from router.control.state import Gateway
-from router.edge.errors import BodyTooLarge, Dialect, RequestError, Unavailable, UploadTimeout
+from router.edge.credentials import digests
+from router.edge.errors import BodyTooLarge, Dialect, RequestError, Unavailable, UploadTimeout, error_of
 from router.edge.exchange import wire_of
 from router.edge.execution.record import Record
+from router.edge.execution.recorder import Recorder
+from router.edge.intake import Intake
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
+from router.port import Control, Dispatch, Facts, Identity, Reject, Unscheduled
 
 _log = logging.getLogger("fairlead.gateway")
 
@@ -41,52 +42,68 @@ class Lifecycle(ABC):
     """One request. Its attributes fill up as it goes along; `_end` gives back what they hold."""
 
     __slots__ = (
+        "_admitted",
         "_answer",
-        "_gateway",
+        "_control",
         "_gone",
         "_id",
-        "_lease",
-        "_owner",
+        "_intake",
+        "_key",
+        "_keys",
+        "_loop",
         "_receive",
         "_record",
+        "_recorder",
         "_scope",
         "_task",
         "_wire",
     )
 
     def __init__(
-        self, gateway: Gateway, scope: Scope, receive: Receive, send: Send, dialect: Dialect = Dialect.OPENAI
+        self,
+        *,
+        control: Control,
+        intake: Intake,
+        recorder: Recorder,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        dialect: Dialect = Dialect.OPENAI,
     ) -> None:
-        self._gateway = gateway
+        self._control = control
+        self._intake = intake
+        self._recorder = recorder
         self._scope = scope
         self._receive = receive
+        self._loop = asyncio.get_running_loop()
         self._id = request_id(scope)
+        self._key = f"{self._id}/{id(self):x}"
         self._wire = wire_of(scope)
         self._answer = ResponseWriter(send, self._id.encode(), dialect, self._wire)
-        self._record = Record(self._id, scope["path"], gateway.loop.time())
-        self._lease: Lease | None = None
+        self._record = Record(self._id, scope["path"], self._loop.time())
+        self._admitted = False
         self._gone = False
-        self._owner: Client | None = None
+        self._keys: tuple[bytes, ...] = ()
         self._task: asyncio.Task[Any] | None = None
 
-    async def live(self) -> None:
+    async def run(self) -> None:
         """Answer the request, or end it in the way that went wrong."""
-        self._gateway.open += 1
+        self._intake.open += 1
         try:
             await self._attempt()
         except ClientGone:
             self._record.outcome = Outcome.CANCELLED
         except asyncio.CancelledError:
-            # Ours in both cases: nobody above needs to hear of it.
+            # Ours in both cases: nothing above needs to hear of it.
             if self._gone:
                 self._record.outcome = Outcome.CANCELLED
-            elif self._gateway.draining:
+            elif self._intake.draining:
                 await self._cut_off()
             else:
                 raise
         finally:
-            self._gateway.open -= 1
-            self._end(self._gateway.loop.time())
+            self._intake.open -= 1
+            self._end(self._loop.time())
 
     async def _cut_off(self) -> None:
         """The gateway ends before the request does."""
@@ -100,19 +117,15 @@ class Lifecycle(ABC):
 
     def _end(self, now: float) -> None:
         """Every path leads here, once: nothing of the request stays behind."""
-        if self._lease is not None:
-            usage = self._record.usage
-            if usage is not None:
-                self._lease.settle(usage.input_tokens + usage.output_tokens, now)
-            self._lease.release()
+        if self._admitted:
+            self._control.cancelled(self._key)
         self._record.status = self._answer.status
-        gateway = self._gateway
-        self._record.write(now, gateway.metrics, gateway.request_log, gateway.decisions)
+        self._recorder.write(self._record, now)
 
     async def _attempt(self) -> None:
         watch: asyncio.Task[None] | None = None
         try:
-            self._gateway.check_room()
+            self._intake.check_room()
             body = await self._received()
             watch = self._watch()
             served = self._serve(body)
@@ -135,7 +148,7 @@ class Lifecycle(ABC):
         """The body of the request. A stranger is turned away before the upload is taken in."""
         headers = dict(self._scope["headers"])
         self._authenticate(headers)
-        return await read_body(headers, self._receive, self._gateway.limits.body_bytes)
+        return await read_body(headers, self._receive, self._intake.limits.body_bytes)
 
     def _watch(self) -> "asyncio.Task[None] | None":
         """Notice that the client leaves; with a server that does not tell, in a task."""
@@ -143,7 +156,7 @@ class Lifecycle(ABC):
         if self._wire is not None:
             self._wire.watch(self._left)
             return None
-        return self._gateway.loop.create_task(self._listen())
+        return self._loop.create_task(self._listen())
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -158,21 +171,36 @@ class Lifecycle(ABC):
 
     def _authenticate(self, headers: Mapping[bytes, bytes]) -> None:
         """Whose key it is. Raises Unauthorized."""
-        owner = self._owner = self._gateway.clients.owner(headers.get(b"authorization"), headers.get(b"x-api-key"))
-        if owner is not None:
-            self._record.client, self._record.weight = owner.path, owner.weight
+        if self._control.routes().keys_needed:
+            self._keys = digests(headers)
+        self._identify(None)
 
-    def _client(self, user: str | None) -> Client:
+    def _identify(self, user: str | None) -> Identity:
         """Who is asking."""
-        client = self._gateway.clients.part(self._owner, user)
-        self._record.client, self._record.weight = client.path, client.weight
-        return client
+        identity = taken(self._control.identify(self._keys, user))
+        self._record.identity = identity
+        return identity
+
+    async def _admit(self, facts: Facts | Unscheduled) -> Dispatch:
+        """Where the request may run; waits until it may. Raises what control turns it away with."""
+        self._admitted = True
+        return taken(await self._control.admit(facts))
 
     def _target(self) -> bytes:
         """Path and query as the client sent them."""
         path: bytes = self._scope.get("raw_path") or self._scope["path"].encode()
         query: bytes = self._scope["query_string"]
         return path.partition(b"?")[0] + b"?" + query if query else path
+
+
+T = TypeVar("T")
+
+
+def taken(answer: T | Reject) -> T:
+    """Control's answer. Raises the error that a rejection means."""
+    if isinstance(answer, Reject):
+        raise error_of(answer)
+    return answer
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:

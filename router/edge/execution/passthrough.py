@@ -1,8 +1,7 @@
-"""A request that is not scheduled: passed through to a worker of its model, or to the one that holds a response.
+"""A request that is not scheduled: passed through to the worker that control names.
 
-Tokenizing and the like cost a worker little, so they do not wait in the queue; the worker with the fewest open
-requests takes them. Bytes pass as they come, both ways. If a worker cannot be reached another one is tried; once
-it has the request, its answer is the answer.
+Tokenizing and the like cost a worker little, so they do not wait in the queue. Bytes pass as they come, both ways.
+If a worker cannot be reached another one is tried; once it has the request, its answer is the answer.
 """
 
 import re
@@ -10,14 +9,17 @@ from typing import Any
 
 import orjson
 
-from policies.model import Outcome
-from router.control.pools import Member, Route
-from router.control.state import Gateway
-from router.edge.errors import BadRequest, Unavailable, WorkerFailed, WorkerTimeout
-from router.edge.execution.lifecycle import Lifecycle
+from policies.model import Outcome, Usage, WorkerId
+from router.edge.errors import BadRequest, WorkerFailed
+from router.edge.execution.attempt import AttemptFailed
+from router.edge.execution.lifecycle import Lifecycle, taken
+from router.edge.execution.recorder import Recorder
+from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import content_type, to_worker
+from router.edge.intake import Intake
 from router.edge.response import Receive, Scope, Send
-from workers.http.upstream import NotConnected, TimedOut, UpstreamError
+from router.port import Control, Dispatch, Failed, Settled, Unscheduled
+from workers.http.upstream import ConnectFailed, UpstreamError
 
 _FORM_MODEL = re.compile(rb'\bname="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
 """The `model` part of a multipart form (audio)."""
@@ -26,75 +28,76 @@ _FORM_MODEL = re.compile(rb'\bname="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r
 class PassthroughRequest(Lifecycle):
     """One request that passes through. `response`: the stored response that it is about."""
 
-    __slots__ = ("_response",)
+    __slots__ = ("_connections", "_response")
 
     def __init__(
-        self, gateway: Gateway, scope: Scope, receive: Receive, send: Send, *, response: str | None = None
+        self,
+        *,
+        control: Control,
+        intake: Intake,
+        recorder: Recorder,
+        connections: WorkerConnections,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        response: str | None = None,
     ) -> None:
-        super().__init__(gateway, scope, receive, send)
+        super().__init__(
+            control=control, intake=intake, recorder=recorder, scope=scope, receive=receive, send=send
+        )
+        self._connections = connections
         self._response = response
 
     async def _serve(self, body: bytes) -> None:
-        gateway = self._gateway
         form_type = content_type(self._scope["headers"])
         fields = _fields(body, form_type)
         user = fields.get("user")
-        client = self._client(user if isinstance(user, str) else None)
-        self._lease = gateway.clients.quota.admit(client.account, client.limits, 0, gateway.loop.time())
-        route = self._route(_model(fields, body, form_type))
-        self._record.line = route.line
-        if route.rewrite is not None and "model" in fields:
-            body = orjson.dumps({**fields, "model": route.rewrite})
-        tried: list[Member] = []
-        while True:
-            member = self._choose(route.line, tried)
-            tried.append(member)
-            try:
-                await self._pass(member, body)
-            except NotConnected as error:
-                gateway.fleet.request_failed(member.worker.id, str(error), connect=True)
-            except UpstreamError as error:
-                gateway.fleet.request_failed(member.worker.id, str(error))
-                failed = WorkerTimeout if isinstance(error, TimedOut) else WorkerFailed
-                raise failed(f"The worker failed: {error}") from error
-            else:
+        identity = self._identify(user if isinstance(user, str) else None)
+        model: str | None = None
+        if self._response is None:
+            route = taken(self._control.routes().find(_model(fields, body, form_type)))
+            model = self._record.served_name = route.served_name
+            if route.rewrite is not None and "model" in fields:
+                body = orjson.dumps({**fields, "model": route.rewrite})
+        dispatch: Dispatch | None = await self._admit(Unscheduled(self._key, identity, model, self._response))
+        while dispatch is not None:
+            self._record.served_name = dispatch.model
+            failure = await self._perform(dispatch.worker, body)
+            if failure is None:
                 return
+            answer = await self._control.failed(failure)
+            if failure.answering:
+                raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}")
+            dispatch = None if answer is None else taken(answer)
 
-    def _route(self, model: str | None) -> Route:
-        """Where it goes by its model; a stored response names none, so its holder decides, or anybody's 404."""
-        pools = self._gateway.pools
-        if self._response is None or not pools.by_model:
-            return pools.route(model)
-        member = pools.members.get(self._gateway.holders.find(self._response) or "")
-        pool = member.pool if member is not None else None
-        return pools.route((pool or next(iter(pools.by_model.values()))).model)
+    async def _perform(self, worker: WorkerId, body: bytes) -> Failed | None:
+        """One attempt; how it failed, or None."""
+        try:
+            await self._pass(worker, body)
+        except UpstreamError as error:
+            failure = AttemptFailed.of(error)
+            return Failed(self._key, worker, failure.reason, failure.why, answering=self._answer.started)
+        return None
 
-    def _choose(self, line: str, tried: list[Member]) -> Member:
-        """The worker that holds the response, else the one with the fewest open requests."""
-        members = [m for m in self._gateway.pools.usable(line) if m not in tried]
-        if not members:
-            raise Unavailable(f"No worker can serve the model `{line}` now.", retry_after_s=2)
-        holder = self._gateway.holders.find(self._response)
-        held = [member for member in members if member.worker.id == holder]
-        return min(held or members, key=lambda member: member.open)
-
-    async def _pass(self, member: Member, body: bytes) -> None:
-        headers = to_worker(self._scope, self._id.encode(), member.headers)
-        method = self._scope["method"].encode()
-        with self._gateway.pools.busy(member):
-            exchange = await member.upstream.send(method, self._target(), headers, body)
-            try:
-                await exchange.head()
+    async def _pass(self, worker: WorkerId, body: bytes) -> None:
+        connection = self._connections.get(worker)
+        if connection is None:
+            raise ConnectFailed(worker, "it has left the fleet")
+        headers = to_worker(self._scope, self._id.encode(), connection.headers)
+        exchange = await connection.upstream.send(self._scope["method"].encode(), self._target(), headers, body)
+        try:
+            await exchange.head()
+            piece = await exchange.read()
+            self._record.outcome = _outcome(exchange.status)
+            whole = len(piece) if exchange.at_end else None
+            await self._answer.start(exchange.status, exchange.headers, whole)
+            while piece and not exchange.at_end:
+                await self._answer.body(piece, more=True)
                 piece = await exchange.read()
-                self._record.outcome = _outcome(exchange.status)
-                whole = len(piece) if exchange.at_end else None
-                await self._answer.start(exchange.status, exchange.headers, whole)
-                while piece and not exchange.at_end:
-                    await self._answer.body(piece, more=True)
-                    piece = await exchange.read()
-                await self._answer.body(piece, more=False)
-            finally:
-                exchange.abort()
+            self._control.settled(Settled(self._key, self._record.outcome, Usage(0, 0)))
+            await self._answer.body(piece, more=False)
+        finally:
+            exchange.abort()
 
 
 def _outcome(status: int) -> Outcome:

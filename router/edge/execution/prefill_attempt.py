@@ -86,9 +86,8 @@ class PrefillAttempt(Attempt):
 
     async def _answer(self, exchange: Response, answer: dict[str, Any], spent: Usage | None) -> None:
         """Hand the one token on, in the form that the client wants."""
-        self.first_byte_at = self.loop.time()
-        view = self.admitted.view
-        self._settle(Outcome.COMPLETED, spent or Usage(view.input_tokens, 1), exact=spent is not None)
+        self.first_byte_at = self.clock()
+        self._settle(Outcome.COMPLETED, spent or Usage(self.dispatch.input_tokens, 1), exact=spent is not None)
         answer = {**answer, "kv_transfer_params": None}
         if self.ask.stream:
             events = as_events(answer, self.ask.fields.get("stream_options"))

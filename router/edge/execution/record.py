@@ -3,13 +3,20 @@
 from collections.abc import MutableSequence
 from typing import Any
 
-from policies.model import Dispatch, Outcome, Usage
+import xxhash
+
+from policies.model import Outcome, Usage
 from router.edge.api.fingerprint import fingerprint
 from router.edge.api.parsed_request import ParsedRequest
 from router.edge.errors import RequestError
 from router.edge.execution.attempt import Attempt
 from router.observability.metrics import Metrics
 from router.observability.request_log import RequestLog
+from router.port import Dispatch, Identity
+
+_UNKNOWN = Identity("", "")
+_HEAD_BYTES = 1024
+"""Prompts are compared by their first bytes."""
 
 
 class Record:
@@ -18,6 +25,7 @@ class Record:
     __slots__ = (
         "_dispatch",
         "_first_byte_at",
+        "_head",
         "_path",
         "_prefix",
         "_prompt",
@@ -25,20 +33,18 @@ class Record:
         "_request",
         "_stream",
         "arrived",
-        "client",
         "error",
-        "line",
+        "identity",
         "outcome",
+        "served_name",
         "status",
         "usage",
-        "weight",
     )
 
     def __init__(self, request: str, path: str, now: float) -> None:
         self.arrived = now
-        self.client = ""
-        self.weight = 1.0
-        self.line = ""
+        self.identity = _UNKNOWN
+        self.served_name = ""
         self.outcome = Outcome.REJECTED
         self.status = 0
         self.error: str | None = None
@@ -46,18 +52,21 @@ class Record:
         self._request = request
         self._path = path
         self._stream = False
+        self._head: int | None = None
+        """How the prompt begins, hashed."""
         self._prefix = ""
         self._prompt_bytes = 0
         self._prompt: str | None = None
         self._dispatch: Dispatch | None = None
         self._first_byte_at: float | None = None
 
-    def asked(self, ask: ParsedRequest, line: str, log: RequestLog) -> None:
-        """The request is understood: it goes to this line."""
+    def asked(self, ask: ParsedRequest, served_name: str, log: RequestLog) -> None:
+        """The request is understood: it goes to this model."""
         self._stream = ask.stream
-        self.line = line
+        self.served_name = served_name
+        self._head = xxhash.xxh3_64_intdigest(ask.prompt[:_HEAD_BYTES])
         if log.prefixes:
-            self._prefix, self._prompt_bytes = fingerprint(ask, line), len(ask.prompt)
+            self._prefix, self._prompt_bytes = fingerprint(ask, served_name), len(ask.prompt)
         if log.prompts:
             self._prompt = ask.prompt.decode("utf-8", "replace")
 
@@ -71,15 +80,15 @@ class Record:
         elif error.source == "worker":
             self.outcome = Outcome.FAILED
 
-    def answered(self, leg: Attempt) -> None:
-        """The last leg has ended, with an answer or without.
+    def answered(self, attempt: Attempt) -> None:
+        """The last attempt has ended, with an answer or without.
 
         An answer that was all there stays one, although the client may have hung up on its closing bytes.
         """
-        self._first_byte_at = leg.first_byte_at
-        self.usage = leg.usage
-        if leg.outcome is not None:
-            self.outcome = leg.outcome
+        self._first_byte_at = attempt.first_byte_at
+        self.usage = attempt.usage
+        if attempt.outcome is not None:
+            self.outcome = attempt.outcome
 
     def write(
         self, now: float, metrics: Metrics, log: RequestLog, decisions: MutableSequence[dict[str, Any]]
@@ -89,36 +98,36 @@ class Record:
         ttft = None if self._first_byte_at is None else self._first_byte_at - self.arrived
         took = now - self.arrived
         metrics.finished(
-            line=self.line,
-            client=self.client,
-            weight=self.weight,
+            served_name=self.served_name,
+            client=self.identity.client,
+            weight=self.identity.weight,
             outcome=self.outcome,
             streamed=self._stream,
             ttft_s=ttft,
             e2e_s=took,
             usage=usage,
             dispatch=dispatch,
+            prompt_head=self._head,
         )
         line: dict[str, Any] = {
             "request_id": self._request,
             "outcome": self.outcome._value_,  # `value` runs Python code
             "status": self.status,
-            "client": self.client,
-            "model": self.line,
+            "client": self.identity.client,
+            "model": self.served_name,
             "path": self._path,
             "stream": self._stream,
             "e2e_s": round(took, 6),
         }
         if dispatch is not None:
-            place = dispatch.place
-            line["worker"] = place.placement.decode
-            if place.placement.prefill is not None:
-                line["prefill_worker"] = place.placement.prefill
-            line["reason"] = place.reason._value_
-            line["matched_tokens"] = place.matched_tokens
-            line["attempt"] = dispatch.ticket.attempt
+            line["worker"] = dispatch.worker
+            if dispatch.prefill is not None:
+                line["prefill_worker"] = dispatch.prefill
+            line["reason"] = dispatch.reason._value_
+            line["matched_tokens"] = dispatch.matched_tokens
+            line["attempt"] = dispatch.attempt
             line["wait_s"] = round(dispatch.waited_s, 6)
-            line["input_tokens"] = dispatch.request.input_tokens
+            line["input_tokens"] = dispatch.input_tokens
         if ttft is not None:
             line["ttft_s"] = round(ttft, 6)
         if usage is not None:

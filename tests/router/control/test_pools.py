@@ -1,4 +1,4 @@
-import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -6,9 +6,8 @@ from policies.model import Reading, Stage
 from router.config.schema import Config
 from router.control.pools import Pools, facts
 from router.control.scheduler_factory import make_scheduler
-from router.edge.errors import BadRequest, NoSuchModel, Unavailable
+from router.port import Reject, RejectKind, Route, RouteTable
 from workers.fleet.worker import Scrape, State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
-from workers.http.upstream import Upstream
 
 
 def worker(url="http://a:1", model="tiny", *, lines=(), rank=0, state=State.UP, **spec):
@@ -21,13 +20,12 @@ async def pools():
     rested = []
     made = Pools(
         make_scheduler=lambda: make_scheduler(Config.load(env={})),
-        connect=Upstream,
         rested=rested.append,
         aliases={"gpt": "tiny", "lost": "nowhere"},
     )
     made.rested = rested
     yield made
-    await made.aclose()
+    made.close()
 
 
 def join(pools, *workers):
@@ -35,41 +33,62 @@ def join(pools, *workers):
         pools.on_fleet(WorkerJoined(one))
 
 
+def refused(pools, model):
+    found = pools.routes().find(model)
+    assert isinstance(found, Reject)
+    return found
+
+
 async def test_before_any_worker_was_reached_nothing_is_known(pools):
     for model in (None, "tiny"):
-        with pytest.raises(Unavailable):
-            pools.route(model)
+        assert refused(pools, model).kind is RejectKind.UNAVAILABLE
     join(pools, worker(model=None, state=State.STARTING))
-    with pytest.raises(Unavailable):
-        pools.route("tiny")
+    assert refused(pools, "tiny").kind is RejectKind.UNAVAILABLE
 
 
 @pytest.mark.parametrize("model", [None, ""])
 async def test_no_model_means_the_only_one(pools, model):
     join(pools, worker(lines=["sql"]))
-    assert (pools.route(model).line, pools.route(model).rewrite) == ("tiny", None)
+    assert pools.routes().find(model) == Route("tiny", "tiny")
     join(pools, worker("http://b:1", "other"))
-    with pytest.raises(BadRequest, match="other, tiny"):
-        pools.route(model)
+    missing = refused(pools, model)
+    assert (missing.kind, missing.param) == (RejectKind.BAD_REQUEST, "model")
+    assert "other, tiny" in missing.message
 
 
 async def test_names_lead_to_their_pool_and_only_our_own_alias_is_rewritten(pools):
     join(pools, worker(lines=["sql", "tiny-alias"]))
-    pool = pools.by_model["tiny"]
-    for name, line, rewrite in (
+    table = pools.routes()
+    for name, served_name, rewrite in (
         ("tiny", "tiny", None),
         ("sql", "sql", None),
         ("tiny-alias", "tiny-alias", None),
         ("gpt", "tiny", "tiny"),
     ):
-        route = pools.route(name)
-        assert (route.pool, route.line, route.rewrite) == (pool, line, rewrite)
-    assert pools.names() == ["gpt", "sql", "tiny", "tiny-alias"]
+        assert table.find(name) == Route("tiny", served_name, rewrite)
+        assert pools.find(served_name) is pools.by_model["tiny"]
+    assert sorted(table.names) == ["gpt", "sql", "tiny", "tiny-alias"]
     for unknown in ("nope", "lost"):
-        with pytest.raises(
-            NoSuchModel, match=f"The model `{unknown}` does not exist. Valid aliases: gpt, sql, tiny"
-        ):
-            pools.route(unknown)
+        message = f"The model `{unknown}` does not exist. Valid aliases: gpt, sql, tiny, tiny-alias."
+        assert refused(pools, unknown) == Reject(RejectKind.NO_MODEL, message, param="model")
+
+
+async def test_the_route_table_is_made_anew_only_when_something_in_it_has_changed(pools):
+    join(pools, worker())
+    table = pools.routes()
+    scrape = Scrape(at=5.0, running=3, waiting=2, kv_usage=0.1)
+    pools.on_fleet(WorkerChanged(replace(worker(), scrape=scrape)))
+    assert pools.routes() is table
+    pools.on_fleet(WorkerChanged(worker(state=State.DOWN)))
+    assert not pools.routes().workers["http://a:1"].routable
+    assert table.workers["http://a:1"].routable
+    pools.on_fleet(WorkerChanged(worker(lines=["sql"])))
+    assert "sql" in pools.routes().names
+    pools.configure({"new": "sql"}, keys_needed=True)
+    assert pools.routes().keys_needed
+    assert pools.routes().find("new") == Route("tiny", "sql", "sql")
+    pools.on_fleet(WorkerLeft("http://a:1", "removed"))
+    assert pools.routes() == RouteTable(keys_needed=True)
 
 
 async def test_a_worker_is_in_the_pool_of_its_model_as_soon_as_that_is_known(pools):
@@ -92,33 +111,26 @@ async def test_a_pool_is_forgotten_with_its_last_worker(pools):
     pools.on_fleet(WorkerLeft("http://a:1", "removed"))
     assert list(pools.by_model) == ["tiny"]
     pools.on_fleet(WorkerLeft("http://b:1", "removed"))
-    assert (pools.by_model, pools.members, pools._upstreams) == ({}, {}, {})
+    assert (pools.by_model, pools.members) == ({}, {})
     pools.on_fleet(WorkerLeft("http://b:1", "again"))
 
 
-async def test_ranks_share_the_connections_to_their_server(pools):
-    join(pools, *(worker(rank=rank, data_parallel=2, api_key="k") for rank in (0, 1)))
-    first, second = pools.members.values()
-    assert first.upstream is second.upstream
-    assert dict(second.headers) == {b"authorization": b"Bearer k", b"x-data-parallel-rank": b"1"}
-    pools.on_fleet(WorkerLeft(first.worker.id, "restarted"))
-    assert list(pools._upstreams) == ["http://a:1"]
-    pools.on_fleet(WorkerLeft(second.worker.id, "restarted"))
-    await asyncio.sleep(0)
-    assert pools._upstreams == {}
+async def test_a_workers_key_and_rank_stand_in_the_headers_of_all_that_is_sent_to_it(pools):
+    join(pools, worker(rank=1, data_parallel=2, api_key="k"))
+    [address] = pools.routes().workers.values()
+    assert (address.id, address.url) == ("http://a:1#1", "http://a:1")
+    assert dict(address.headers) == {b"authorization": b"Bearer k", b"x-data-parallel-rank": b"1"}
 
 
 async def test_a_worker_that_drains_is_let_go_when_its_last_request_has_ended(pools):
     join(pools, worker())
     [member] = pools.members.values()
-    with pools.busy(member):
-        pools.on_fleet(WorkerChanged(worker(state=State.DRAINING)))
-        assert pools.rested == []
-        with pytest.raises(RuntimeError), pools.busy(member):
-            raise RuntimeError
-        assert pools.rested == []
+    member.open = 2
+    pools.on_fleet(WorkerChanged(worker(state=State.DRAINING)))
+    pools.vacate(member)
+    assert pools.rested == []
+    pools.vacate(member)
     assert pools.rested == ["http://a:1"]
-    assert member.open == 0
 
 
 async def test_a_stale_reading_is_no_reading():

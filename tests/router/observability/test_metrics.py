@@ -5,14 +5,10 @@ import pytest
 
 from policies.model import (
     AttemptFailure,
-    Dispatch,
     Outcome,
-    Place,
-    Placement,
     PrefixKey,
     Reason,
     RequestView,
-    Ticket,
     Usage,
     WorkerFacts,
 )
@@ -21,9 +17,10 @@ from policies.orders.fcfs import Settings as FcfsSettings
 from router.config.schema import Config
 from router.control.dispatcher import Pool
 from router.control.scheduler_factory import make_scheduler
-from router.observability.gauges import EXCLUSIONS, exclusion
+from router.observability.gauges import EXCLUSIONS, Gauges, exclusion
 from router.observability.loop_delay import LoopDelay
 from router.observability.metrics import Metrics
+from router.port import Dispatch
 from workers.fleet.health import Health, HealthSettings
 from workers.fleet.worker import State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
 
@@ -41,13 +38,13 @@ def view(name="r", client="team", **more):
     return RequestView(name, client, **{**fields, "arrived": 0.0, **more})
 
 
-def dispatched(worker="http://a:1", reason=Reason.HIT, matched=3, waited_s=0.0, **more):
-    return Dispatch(Ticket("r", 1), view(**more), Place(Placement(worker), reason, matched), waited_s)
+def dispatched(worker="http://a:1", reason=Reason.HIT, matched=3, waited_s=0.0):
+    return Dispatch("tiny", worker, reason=reason, matched_tokens=matched, input_tokens=11, waited_s=waited_s)
 
 
 def finish(metrics, **more):
     fields = {
-        "line": "tiny",
+        "served_name": "tiny",
         "client": "team",
         "weight": 2.0,
         "outcome": Outcome.COMPLETED,
@@ -151,7 +148,7 @@ def test_a_new_weight_shows_with_the_next_request(metrics):
 
 
 def test_a_worker_that_has_left_leaves_no_series(metrics):
-    metrics.leg_failed("http://a:1", AttemptFailure.LOST)
+    metrics.attempt_failed("http://a:1", AttemptFailure.LOST)
     metrics.forget_worker("http://a:1")
     finish(metrics, dispatch=dispatched("http://a:1"))
     assert "http://a:1" not in metrics.page().decode()
@@ -219,7 +216,7 @@ class Clock:
 @pytest.fixture
 def pool(metrics):
     made = Pool("tiny", make_scheduler(Config.load(env={})), Clock(10.0))
-    metrics.watch(OnePool(made), lambda: 0)
+    metrics.registry.register(Gauges(OnePool(made), (), metrics.observed))
     return made
 
 
@@ -270,8 +267,7 @@ def test_deficits_of_lines_add_up_under_early_binding():
 
 def test_the_hottest_beginnings_are_shares_of_recent_requests(metrics, pool):
     for number in range(10):
-        key = PrefixKey(b"system prompt" * 100 + b"%d" % number) if number < 6 else PrefixKey(b"%d" % number)
-        finish(metrics, dispatch=dispatched(key=key))
+        finish(metrics, prompt_head=0 if number < 6 else number)
     assert value(metrics, "hot_prefix_share", rank="1") == 0.6
     assert value(metrics, "hot_prefix_share", rank="2") == 0.1
 
@@ -285,7 +281,7 @@ def test_every_change_of_state_counts_also_when_no_scrape_sees_it():
     members = {}
     pools = OnePool(None)
     pools.by_model, pools.members = {}, members
-    metrics.watch(pools, lambda: 0)
+    metrics.registry.register(Gauges(pools, (), metrics.observed))
     metrics.follow(WorkerJoined(worker(State.STARTING)))
     for state in (State.UP, State.SUSPECT, State.UP, State.UP, State.DOWN):
         metrics.follow(WorkerChanged(worker(state)))
@@ -310,8 +306,6 @@ class Member:
     def __init__(self, known):
         self.worker = known
         self.pool = None
-        self.upstream = self
-        self.idle, self.open = 1, 3
 
 
 def test_each_reason_why_a_worker_is_excluded_has_its_label():

@@ -5,8 +5,8 @@ import json
 import time
 from contextlib import asynccontextmanager, closing, suppress
 
-from router.control.pools import Member
-from workers.fleet.worker import State, Worker, WorkerSpec
+from router.edge.execution.worker_connections import WorkerConnection
+from router.port import WorkerAddress
 from workers.http.upstream import Upstream
 
 
@@ -48,13 +48,12 @@ async def until(fact):
 
 @asynccontextmanager
 async def member_of(worker):
-    """A fleet's member whose server is this fake."""
+    """The way to this fake."""
     server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     upstream = Upstream(url)
-    known = Worker(WorkerSpec(url), state=State.UP, model="m", lines=frozenset({"m"}))
     try:
-        yield Member(known, upstream)
+        yield WorkerConnection(WorkerAddress(url, url, served_names=frozenset({"m"})), upstream)
     finally:
         await upstream.aclose()
         server.close()

@@ -12,16 +12,22 @@ from router.tokenization.settings import TokenizationSettings
 from router.tokenization.tokenization import Tokenization
 
 
-class FakePools:
+class FakeConnections:
+    """As much of the edge's `WorkerConnections` as tokenizers ask."""
+
     def __init__(self, *members):
         self.members = list(members)
 
-    @property
-    def by_model(self):
-        return {"m": object()} if self.members else {}
+    def models(self):
+        return ["m"] if self.members else []
 
     def usable(self, model):
         return list(self.members)
+
+
+def tokenization_of(*members, settings=None):
+    connections = FakeConnections(*members)
+    return Tokenization(settings or TokenizationSettings(), connections.models, connections)
 
 
 def asks(folder):
@@ -43,11 +49,11 @@ async def test_a_model_has_a_desk_from_its_first_worker_to_its_last(folder, capl
     caplog.set_level(logging.INFO)
     worker = asks(folder)
     async with member_of(worker) as member:
-        pools = FakePools()
-        tokenization = Tokenization(TokenizationSettings(), pools)
+        connections = FakeConnections()
+        tokenization = Tokenization(TokenizationSettings(), connections.models, connections)
         await chosen(tokenization)
         assert tokenization.desks == {}
-        pools.members.append(member)
+        connections.members.append(member)
         await chosen(tokenization)
         desk = tokenization.desks["m"]
         before = len(worker.asked)
@@ -57,7 +63,7 @@ async def test_a_model_has_a_desk_from_its_first_worker_to_its_last(folder, capl
         assert len(worker.asked) == before
         said = [record.getMessage() for record in caplog.records if record.name == "fairlead.tokenization"]
         assert said == [f"m: tokenizer: local ({folder} is here)"]
-        pools.members.clear()
+        connections.members.clear()
         await chosen(tokenization)
         assert tokenization.desks == {}
         await tokenization.aclose()
@@ -66,7 +72,7 @@ async def test_a_model_has_a_desk_from_its_first_worker_to_its_last(folder, capl
 async def test_settings_are_per_model(folder):
     settings = TokenizationSettings(tokenizer="text", models={"m": folder})
     async with member_of(asks(folder)) as member:
-        tokenization = Tokenization(settings, FakePools(member))
+        tokenization = tokenization_of(member, settings=settings)
         await chosen(tokenization)
         assert tokenization.desks["m"].kind == "local"
         assert tokenization.wish("other") == "text"
@@ -85,7 +91,7 @@ async def test_tokenizers_are_loaded_one_after_the_other_and_once(folder, monkey
         return source
 
     monkeypatch.setattr(tokenization_room, "load", load)
-    tokenization = Tokenization(TokenizationSettings(), FakePools())
+    tokenization = tokenization_of()
     await asyncio.gather(*(tokenization._load(source) for source in ("a", "b", "a")))
     assert loaded == ["a", "b"]
 
@@ -93,7 +99,7 @@ async def test_tokenizers_are_loaded_one_after_the_other_and_once(folder, monkey
 async def test_distrust_has_the_choice_made_again_and_is_kept_if_nothing_changes(folder):
     worker = asks(folder)
     async with member_of(worker) as member:
-        tokenization = Tokenization(TokenizationSettings(), FakePools(member))
+        tokenization = tokenization_of(member)
         await chosen(tokenization)
         desk = tokenization.desks["m"]
         for _ in range(3):
@@ -112,7 +118,7 @@ async def test_distrust_has_the_choice_made_again_and_is_kept_if_nothing_changes
 
 async def test_what_prometheus_sees(folder):
     async with member_of(asks(folder)) as member:
-        tokenization = Tokenization(TokenizationSettings(), FakePools(member))
+        tokenization = tokenization_of(member)
         assert "model=" not in page(tokenization)
         await chosen(tokenization)
         desk = tokenization.desks["m"]
@@ -137,7 +143,7 @@ async def test_it_can_be_closed_while_it_chooses():
         await asyncio.sleep(30)
 
     async with member_of(FakeWorker(v1__models=lambda _: (200, never()))) as member:
-        tokenization = Tokenization(TokenizationSettings(), FakePools(member))
+        tokenization = tokenization_of(member)
         tokenization.follow()
         await asyncio.sleep(0.02)
         await tokenization.aclose()

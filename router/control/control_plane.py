@@ -1,0 +1,354 @@
+"""The port's answering half, in the same process: each message goes to those whom it concerns.
+
+    admit ──► quota ──► scheduler of the model's pool ──► Dispatch, once there is room
+    failed ─► worker health, metrics, log (`attempt_outcomes`) ──► scheduler ──► the next Dispatch
+
+Invariants: `_requests` holds exactly the requests that have been admitted and have not ended; each of them counts
+as open on at most one worker, and once in its account. Every one leaves by `_end`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from policies import model as policies
+from policies.model import AttemptFailure, Outcome, Usage, WorkerId
+from router.control.attempt_outcomes import OUTCOMES, Effect
+from router.control.dispatcher import Admitted, Pool
+from router.control.pair_compatibility import PairCompatibility
+from router.control.parties.identity import Clients
+from router.control.parties.quotas import Lease
+from router.control.pools import Member, Pools
+from router.control.refused import Refused
+from router.control.response_owners import ResponseOwners
+from router.control.token_ratio import TokenRatio
+from router.control.view import request_view
+from router.port import (
+    Dispatch,
+    Facts,
+    Failed,
+    Identity,
+    Reject,
+    RejectKind,
+    RouteTable,
+    Settled,
+    Unscheduled,
+)
+
+_log = logging.getLogger("fairlead.gateway")
+
+
+class WorkerHealth(Protocol):
+    """Hears how requests fare on a worker: the fleet."""
+
+    def request_ok(self, worker_id: str) -> None: ...
+
+    def request_failed(
+        self, worker_id: str, why: str, *, refused: bool = False, connect: bool = False
+    ) -> None: ...
+
+
+class _Request:
+    """One request between `admit` and its end."""
+
+    __slots__ = ("admitted", "attempt", "decode", "facts", "lease", "member", "pool", "prefill", "tried", "why")
+
+    def __init__(self, facts: Facts | Unscheduled, pool: Pool, lease: Lease) -> None:
+        self.facts = facts
+        self.pool = pool
+        self.lease = lease
+        self.admitted: Admitted | None = None
+        """Its place in the scheduler; None: it passes without."""
+        self.attempt = 0
+        self.decode: WorkerId = ""
+        self.prefill: WorkerId | None = None
+        """Of the present attempt, until the prompt is computed."""
+        self.member: Member | None = None
+        """The worker on which it counts as open."""
+        self.tried: set[WorkerId] = set()
+        """Workers that an unscheduled request has failed on."""
+        self.why = ""
+        """What the last failure said."""
+
+
+class ControlPlane:
+    """Implements `port.Control`. `count_failure` is told of each failed attempt."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        clients: Clients,
+        health: WorkerHealth,
+        count_failure: Callable[[WorkerId, AttemptFailure], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.owners = ResponseOwners()
+        self.pairs = PairCompatibility()
+        self.ratio = TokenRatio()
+        self._pools = pools
+        self._clients = clients
+        self._health = health
+        self._count_failure = count_failure
+        self._clock = clock
+        self._requests: dict[str, _Request] = {}
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    # -- messages
+
+    def identify(self, keys: tuple[bytes, ...], user: str | None) -> Identity | Reject:
+        try:
+            return self._clients.identify(keys, user)
+        except Refused as refused:
+            return refused.reject
+
+    def routes(self) -> RouteTable:
+        return self._pools.routes()
+
+    async def admit(self, facts: Facts | Unscheduled) -> Dispatch | Reject:
+        try:
+            request = self._schedule(facts) if isinstance(facts, Facts) else self._pass(facts)
+        except Refused as refused:
+            return refused.reject
+        return await self._next(request)
+
+    def first_token(self, request: str) -> None:
+        found = self._requests.get(request)
+        if found is not None and found.admitted is not None:
+            found.admitted.first_token()
+
+    def prefill_done(self, request: str) -> None:
+        found = self._requests.get(request)
+        if found is not None and found.admitted is not None and found.prefill is not None:
+            self._health.request_ok(found.prefill)
+            found.prefill = None
+            self._occupy(found, found.decode)
+            found.admitted.prefill_done()
+
+    def output(self, request: str, tokens: int) -> None:
+        found = self._requests.get(request)
+        if found is not None and found.admitted is not None:
+            found.admitted.output(tokens)
+
+    def stored(self, request: str, response: str) -> None:
+        found = self._requests.get(request)
+        if found is not None:
+            self.owners.keep(response, found.decode)
+
+    async def failed(self, failure: Failed) -> Dispatch | Reject | None:
+        request = self._requests.get(failure.id)
+        if request is None:
+            return None
+        worker, reason = self._judge(request, failure)
+        row = OUTCOMES[reason]
+        _log.log(row.level, "request %s: attempt %d: %s", failure.id, request.attempt, failure.why)
+        if row.effect is not Effect.NONE:
+            self._health.request_failed(
+                worker, failure.why, refused=row.effect is Effect.LEAVING, connect=row.effect is Effect.UNREACHABLE
+            )
+        self._count_failure(worker, reason)
+        self._vacate(request)
+        request.why = failure.why
+        admitted = request.admitted
+        if reason is AttemptFailure.CLIENTS_FAULT:
+            if admitted is not None:
+                admitted.settle(Usage(0, 0), Outcome.REFUSED)
+            self._end(request)
+            return _last_words(reason, failure.why)
+        if admitted is not None:
+            # More than zero says that the client has seen a part of the answer, so that nothing may start anew.
+            admitted.failed(reason, 1 if failure.answering else 0, worker)
+        if failure.answering:
+            self._end(request)
+            return None
+        request.tried.add(worker)
+        if admitted is None and reason is not AttemptFailure.CONNECT:
+            self._end(request)
+            return _last_words(reason, failure.why)
+        return await self._next(request)
+
+    def settled(self, end: Settled) -> None:
+        request = self._requests.get(end.id)
+        if request is None:
+            return
+        usage = end.usage
+        if request.admitted is not None:
+            request.admitted.settle(usage, end.outcome)
+            if end.exact:
+                view = request.admitted.view
+                self.ratio.saw(view.served_name, view.key, usage.input_tokens)
+            if end.fetched and (dispatch := request.admitted.dispatch) is not None:
+                placement = dispatch.place.placement
+                if placement.prefill is not None:
+                    self.pairs.worked(placement.prefill, placement.decode)
+            request.lease.settle(usage.input_tokens + usage.output_tokens, self._clock())
+            self._health.request_ok(request.prefill or request.decode)
+        self._end(request)
+
+    def cancelled(self, request: str) -> None:
+        found = self._requests.get(request)
+        if found is not None:
+            self._end(found)
+
+    # -- taking in
+
+    def _schedule(self, facts: Facts) -> _Request:
+        """Into the scheduler, past the client's own limits."""
+        pool = self._pool(facts.model)
+        now = self._clock()
+        holder = self.owners.find(facts.previous_response)
+        view = request_view(
+            facts,
+            pool.scheduler.lengths,
+            tokens_per_byte=self.ratio.tokens_per_byte(facts.model),
+            pinned=holder if holder in self._pools.members else None,
+            now=now,
+        )
+        each = view.max_output_tokens if view.max_output_tokens is not None else view.expected_output_tokens
+        request = self._admit(facts, pool, view.input_tokens + each * view.sequences, now)
+        request.admitted = pool.submit(view)
+        return request
+
+    def _pass(self, facts: Unscheduled) -> _Request:
+        if facts.model is not None:
+            pool = self._pool(facts.model)
+        else:  # its holder decides, or the 404 of any worker
+            member = self._pools.members.get(self.owners.find(facts.response) or "")
+            found = member.pool if member is not None else None
+            first = next(iter(self._pools.by_model.values()), None)
+            pool = found or first or self._pool("")
+        return self._admit(facts, pool, 0, self._clock())
+
+    def _admit(self, facts: Facts | Unscheduled, pool: Pool, tokens: int, now: float) -> _Request:
+        identity = facts.identity
+        lease = self._clients.quota.admit(identity.account, self._clients.limits(identity.limits_of), tokens, now)
+        request = self._requests[facts.id] = _Request(facts, pool, lease)
+        return request
+
+    def _pool(self, served_name: str) -> Pool:
+        pool = self._pools.find(served_name)
+        if pool is None:
+            raise Refused(_nobody(served_name))
+        return pool
+
+    # -- deciding
+
+    async def _next(self, request: _Request) -> Dispatch | Reject:
+        if request.admitted is None:
+            return self._pick(request)
+        while True:
+            decision = await request.admitted.place()
+            if isinstance(decision, policies.Reject):
+                self._end(request)
+                return _rejection(decision, request.why)
+            placement, ticket = decision.place.placement, decision.ticket
+            if placement.prefill is not None and self._misfit(
+                request.admitted, placement.prefill, placement.decode
+            ):
+                continue
+            request.attempt, request.decode, request.prefill = ticket.attempt, placement.decode, placement.prefill
+            self._occupy(request, placement.prefill or placement.decode)
+            view = decision.request
+            return Dispatch(
+                model=view.served_name,
+                worker=placement.decode,
+                prefill=placement.prefill,
+                attempt=ticket.attempt,
+                reason=decision.place.reason,
+                matched_tokens=decision.place.matched_tokens,
+                input_tokens=view.input_tokens,
+                output_tokens=view.expected_output_tokens * view.sequences,
+                waited_s=decision.waited_s,
+            )
+
+    def _pick(self, request: _Request) -> Dispatch | Reject:
+        """For a request that is not scheduled: the holder of its response, else the least busy worker."""
+        facts = request.facts
+        name = facts.model or request.pool.model
+        members = [m for m in self._pools.usable(name) if m.worker.id not in request.tried]
+        if not members:
+            self._end(request)
+            return _nobody(name)
+        holder = self.owners.find(facts.response) if isinstance(facts, Unscheduled) else None
+        held = [member for member in members if member.worker.id == holder]
+        member = min(held or members, key=lambda member: member.open)
+        request.attempt += 1
+        request.decode = member.worker.id
+        self._occupy(request, member.worker.id)
+        return Dispatch(model=name, worker=member.worker.id, attempt=request.attempt)
+
+    def _misfit(self, admitted: Admitted, prefill: WorkerId, decode: WorkerId) -> bool:
+        """Whether the two are known not to understand each other; then the request has been placed anew."""
+        first, second = self._pools.members.get(prefill), self._pools.members.get(decode)
+        if first is None or second is None:
+            return False
+        why = self.pairs.misfit(first.worker, second.worker, self._clock())
+        if why is None:
+            return False
+        _log.debug("%s cannot hand KV over to %s: %s", prefill, decode, why)
+        self._count_failure(decode, AttemptFailure.HANDOVER)
+        admitted.failed(AttemptFailure.HANDOVER, 0, decode)
+        return True
+
+    def _judge(self, request: _Request, failure: Failed) -> tuple[WorkerId, AttemptFailure]:
+        """Whose failure it is: a decode worker's error may be about KV that it could not fetch."""
+        worker, reason = failure.worker, failure.reason
+        dispatch = request.admitted.dispatch if request.admitted is not None else None
+        prefill = None if dispatch is None else dispatch.place.placement.prefill
+        if prefill is None or worker == prefill or reason is not AttemptFailure.ERROR:
+            return worker, reason
+        member = self._pools.members.get(prefill)
+        if member is None or not member.worker.routable:
+            return prefill, reason
+        if failure.fetching and not failure.answering:
+            self.pairs.failed(prefill, worker, failure.why, self._clock())
+            return worker, AttemptFailure.HANDOVER
+        return worker, reason
+
+    # -- what a request holds
+
+    def _occupy(self, request: _Request, worker: WorkerId) -> None:
+        self._vacate(request)
+        member = request.member = self._pools.members.get(worker)
+        if member is not None:
+            member.open += 1
+
+    def _vacate(self, request: _Request) -> None:
+        member, request.member = request.member, None
+        if member is not None:
+            self._pools.vacate(member)
+
+    def _end(self, request: _Request) -> None:
+        """Every path leads here, once: nothing of the request stays behind."""
+        if self._requests.pop(request.facts.id, None) is None:
+            return
+        if request.admitted is not None:
+            request.pool.forget(request.admitted)
+        request.lease.release()
+        self._vacate(request)
+
+
+def _nobody(served_name: str) -> Reject:
+    message = f"No worker can serve the model `{served_name}` now."
+    return Reject(RejectKind.UNAVAILABLE, message, retry_after_s=2)
+
+
+def _last_words(reason: AttemptFailure, why: str) -> Reject:
+    row = OUTCOMES[reason]
+    return Reject(row.answer, f"{row.last_words}: {why}", retry_after_s=row.retry_after_s)
+
+
+def _rejection(reject: policies.Reject, why: str) -> Reject:
+    """What a client is told of the scheduler's reasons; `why` is what the last failed attempt said."""
+    match reject.reason:
+        case policies.RejectReason.QUEUE_FULL:
+            return Reject(
+                RejectKind.OVERLOADED, "Too many requests are waiting; come back later.", retry_after_s=5
+            )
+        case policies.RejectReason.WAITED_TOO_LONG:
+            message = f"Timed out after {reject.waited_s:.3g} s waiting for a free worker."
+            return Reject(RejectKind.OVERLOADED, message, retry_after_s=10)
+        case policies.RejectReason.NO_WORKER:
+            return _nobody(reject.request.served_name)
+    return _last_words(reject.last_failure or AttemptFailure.LOST, why)

@@ -1,0 +1,52 @@
+"""From the edge's facts to the request as the scheduler sees it."""
+
+from policies.estimates.answer_length import AnswerLengths
+from policies.model import PrefixKey, RequestView, WorkerId
+from router.port import Facts
+
+_ID_BYTES = 4
+_MEDIA_TOKENS = 576
+"""Tokens assumed for an image, sound or file: one 336-pixel tile of a vision encoder with 14-pixel patches."""
+
+
+def request_view(
+    facts: Facts, lengths: AnswerLengths, *, tokens_per_byte: float, pinned: WorkerId | None, now: float
+) -> RequestView:
+    """The scheduler's view. `tokens_per_byte` counts prompts whose ids are not known; times are the loop's."""
+    identity = facts.identity
+    input_tokens = count_input(facts, tokens_per_byte)
+    length = lengths.estimate(identity.client, facts.model, input_tokens, facts.max_output_tokens)
+    return RequestView(
+        id=facts.id,
+        client=identity.client,
+        served_name=facts.model,
+        key=prefix_key(facts, tokens_per_byte),
+        input_tokens=input_tokens,
+        expected_output_tokens=length.expected,
+        length=length,
+        arrived=now - facts.age_s,
+        max_output_tokens=facts.max_output_tokens,
+        sequences=facts.sequences,
+        streams=facts.streams,
+        weight=identity.weight,
+        priority=facts.priority,
+        session=facts.session,
+        media=facts.media,
+        whole=facts.whole,
+        pinned=pinned,
+    )
+
+
+def prefix_key(facts: Facts, tokens_per_byte: float) -> PrefixKey:
+    """What decides which caches hold a part of the prompt."""
+    if facts.unit_bytes == _ID_BYTES:
+        salt = b"" if facts.salt is None else facts.salt.encode()
+        return PrefixKey(facts.prompt, _ID_BYTES, 1.0, salt)
+    return PrefixKey(facts.prompt, 1, tokens_per_byte)
+
+
+def count_input(facts: Facts, tokens_per_byte: float) -> int:
+    """Prompt tokens: as counted by the edge, else estimated."""
+    if facts.input_tokens is not None:
+        return max(1, facts.input_tokens)
+    return max(1, int(len(facts.prompt) * tokens_per_byte)) + _MEDIA_TOKENS * len(facts.media)

@@ -1,0 +1,31 @@
+"""What the operating system and the interpreter have to be told before many streams are served."""
+
+import contextlib
+import gc
+import logging
+import resource
+
+_log = logging.getLogger("fairlead")
+
+_FEW_FILES = 8192
+"""Open files: fewer than that are worth a warning."""
+
+
+def raise_file_limit() -> None:
+    """Every stream is two sockets: use all that the system allows, and say so if that is little."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if 0 <= hard < _FEW_FILES:  # -1: no limit
+        _log.warning(
+            "only %d files may be open, two for each stream: raise the hard limit "
+            "(`ulimit -Hn`, `LimitNOFILE=` of systemd, `ulimits` of compose)",
+            hard,
+        )
+
+
+def spare_the_collector() -> None:
+    """What exists now lives as long as the process; a full collection that walks it would only stop the loop."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)

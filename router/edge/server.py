@@ -1,0 +1,54 @@
+"""uvicorn as what runs our connections: sockets, TLS and accept loops are its part."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from router.config.sections import Limits, Listen
+from router.edge.connection import connection_class
+
+_FORCED_WITHIN_S = 1
+"""Once streams are cut off, connections get this long to close."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn without signal handlers: the router has its own."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_server(app: Any, listen: Listen, limits: Limits, *, host: str, port: int, tls: bool) -> Server:
+    """A server for this ASGI application."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http=connection_class(limits.header_bytes),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=listen.backlog,
+            timeout_keep_alive=round(listen.keep_alive_s),
+            timeout_graceful_shutdown=_FORCED_WITHIN_S,
+            ssl_certfile=listen.tls_certificate if tls else None,
+            ssl_keyfile=listen.tls_key if tls else None,
+        )
+    )
+
+
+async def stop(servers: list[Server], serving: list[asyncio.Task[None]]) -> None:
+    """Cut off what is still open, and close the listeners."""
+    for server in servers:
+        for task in list(server.server_state.tasks):
+            task.cancel()
+        server.should_exit = True
+    await asyncio.gather(*serving, return_exceptions=True)
