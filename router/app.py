@@ -146,7 +146,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         intake, recorder, connections, control, clients, pools, fleet, tokenization, metrics, log_lines, decisions
     )
     metrics.open.set_function(lambda: intake.open)
-    metrics.registry.register(Gauges(pools, connections, metrics.observed))
+    metrics.registry.register(Gauges(pools, connections.counts, metrics.observed))
     metrics.registry.register(CacheMetrics(pools, fleet))
     metrics.registry.register(TokenizationSeries(tokenization))
     announced = False

@@ -4,6 +4,8 @@ policies  may import values of the standard library, numpy, xxhash;
           never workers, router, clocks, sockets, threads, global chance, a web library
 workers   the standard library and HTTP libraries; never policies, router
 router    policies, workers, web and metrics libraries; never benchmarks, tests
+edge      of the router: never control, by no way; what is shared is behind `router/port.py`
+control   of the router: never the edge; nor does the port import either
 
 A web framework is imported below workers only by the simulator's HTTP surface, and the simulator's own prefix
 cache never by way of the router's tree.
@@ -14,6 +16,7 @@ import itertools
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -166,6 +169,63 @@ def test_imports_go_in_the_allowed_directions(package):
     assert files
     broken = [found for path in files for found in violations(path, (ROOT / path).read_text())]
     assert broken == []
+
+
+def module_of(path):
+    parts = list(Path(path).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def reached(start, graph):
+    """Modules that are loaded with those of a room, each with the one that imports it."""
+    found = {module: None for module in graph if module == start or module.startswith(start + ".")}
+    queue = list(found)
+    while queue:
+        module = queue.pop()
+        for other in graph[module]:
+            if other not in found:
+                found[other] = module
+                queue.append(other)
+    return found
+
+
+@cache
+def import_graph(*rooms):
+    """Every module of these rooms with those among them that it imports."""
+    modules = {module_of(path): path for path in sources(*rooms)}
+    graph = {}
+    for module, path in modules.items():
+        named = set()
+        for imported, name in imports(ast.parse((ROOT / path).read_text())):
+            named |= {imported, f"{imported}.{name}"}
+        graph[module] = sorted(named & modules.keys() - {module})
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [("router.edge", "router.control"), ("router.control", "router.edge"), ("router.port", "router.edge")],
+)
+def test_edge_and_control_meet_only_in_the_composition_root(room, never):
+    found = reached(room, import_graph("router"))
+    assert {module: by for module, by in found.items() if module == never or module.startswith(never + ".")} == {}
+    assert len(found) > 0
+
+
+def test_the_composition_root_is_the_only_one_that_knows_both_halves():
+    graph = import_graph("router")
+    both = [
+        module
+        for module, others in graph.items()
+        if any(other.startswith("router.edge") for other in others)
+        and any(other.startswith("router.control") for other in others)
+    ]
+    assert both == ["router.app"]
+
+
+def test_every_file_of_the_router_stands_in_a_room():
+    outside = {path.name for path in (ROOT / "router").glob("*.py")}
+    assert outside == {"__init__.py", "app.py", "port.py"}
 
 
 def test_the_top_level_holds_only_its_rooms():

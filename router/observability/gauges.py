@@ -1,14 +1,14 @@
 """What is true now, read from its owner when Prometheus asks: it costs the hot path nothing and cannot drift."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from policies.model import WorkerId
 from router.control.dispatcher import Pool
 from router.control.pools import Member, Pools
-from router.edge.execution.worker_connections import WorkerConnections
 from router.observability.transitions import Observed
 from workers.fleet.worker import State, Worker
 
@@ -43,10 +43,14 @@ def exclusion(worker: Worker) -> str | None:
     return "no_model" if worker.model is None else None
 
 
+Connections = tuple[WorkerId, int, int]
+"""A worker, and how many connections to it are idle and busy."""
+
+
 class Gauges(Collector):
     """Everything that the pools, their schedulers and the fleet can say of themselves."""
 
-    def __init__(self, pools: Pools, connections: WorkerConnections, observed: Observed) -> None:
+    def __init__(self, pools: Pools, connections: Callable[[], Iterable[Connections]], observed: Observed) -> None:
         self._pools = pools
         self._connections = connections
         self._observed = observed
@@ -65,10 +69,9 @@ class Gauges(Collector):
         members = list(self._pools.members.values())
         for member in members:
             _worker(member, gauges)
-        for connection in self._connections:
-            worker, upstream = connection.address.id, connection.upstream
-            gauges["worker_connections"].add_metric([worker, "idle"], upstream.idle)
-            gauges["worker_connections"].add_metric([worker, "busy"], upstream.open - upstream.idle)
+        for worker, idle, busy in self._connections():
+            gauges["worker_connections"].add_metric([worker, "idle"], idle)
+            gauges["worker_connections"].add_metric([worker, "busy"], busy)
         self._servers(members, gauges, totals)
         for rank, (_, count) in enumerate(Counter(self._observed.heads).most_common(_HOTTEST), 1):
             gauges["hot_prefix_share"].add_metric([str(rank)], count / len(self._observed.heads))

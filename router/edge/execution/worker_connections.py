@@ -44,6 +44,10 @@ class WorkerConnections:
     def __iter__(self) -> Iterator[WorkerConnection]:
         return iter(self._by_worker.values())
 
+    def counts(self) -> list[tuple[WorkerId, int, int]]:
+        """Each worker with its idle and busy connections."""
+        return [(worker, each.upstream.idle, each.busy) for worker, each in self._by_worker.items()]
+
     def get(self, worker: WorkerId) -> WorkerConnection | None:
         """The way to a worker; None if it has left."""
         return self._by_worker.get(worker)

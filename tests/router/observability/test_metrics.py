@@ -216,7 +216,7 @@ class Clock:
 @pytest.fixture
 def pool(metrics):
     made = Pool("tiny", make_scheduler(Config.load(env={})), Clock(10.0))
-    metrics.registry.register(Gauges(OnePool(made), (), metrics.observed))
+    metrics.registry.register(Gauges(OnePool(made), list, metrics.observed))
     return made
 
 
@@ -281,7 +281,7 @@ def test_every_change_of_state_counts_also_when_no_scrape_sees_it():
     members = {}
     pools = OnePool(None)
     pools.by_model, pools.members = {}, members
-    metrics.registry.register(Gauges(pools, (), metrics.observed))
+    metrics.registry.register(Gauges(pools, list, metrics.observed))
     metrics.follow(WorkerJoined(worker(State.STARTING)))
     for state in (State.UP, State.SUSPECT, State.UP, State.UP, State.DOWN):
         metrics.follow(WorkerChanged(worker(state)))

@@ -1,0 +1,278 @@
+"""The control plane without an edge: its messages are sent by the test."""
+
+import asyncio
+import logging
+
+import pytest
+
+from policies.model import AttemptFailure, Outcome, Usage
+from router.config.schema import Config
+from router.config.sections import ClientConfig
+from router.control.attempt_outcomes import OUTCOMES, Effect
+from router.control.control_plane import ControlPlane
+from router.control.parties.identity import Clients
+from router.control.pools import Pools
+from router.control.scheduler_factory import make_scheduler
+from router.port import Dispatch, Facts, Failed, Identity, Reject, RejectKind, Settled, Unscheduled
+from workers.fleet.worker import State, Worker, WorkerJoined, WorkerLeft, WorkerSpec
+
+A, B, C = "http://a:1", "http://b:1", "http://c:1"
+ANN = Identity("ann", "ann", 1.0, "ann")
+
+
+class Health:
+    """Remembers what it heard of workers."""
+
+    def __init__(self):
+        self.heard = []
+
+    def request_ok(self, worker_id):
+        self.heard.append((worker_id, "ok"))
+
+    def request_failed(self, worker_id, why, *, refused=False, connect=False):
+        self.heard.append((worker_id, "leaving" if refused else "unreachable" if connect else "failed"))
+
+
+class Plane:
+    """A control plane with what a test sees of it."""
+
+    def __init__(self, *clients, **config):
+        self.health, self.counted, self.now = Health(), [], 100.0
+        made = Config.load(env={}, overrides=config)
+        self.clients = Clients(clients)
+        self.pools = Pools(make_scheduler=lambda: make_scheduler(made), rested=lambda _: None, aliases={})
+        self.control = ControlPlane(
+            self.pools,
+            self.clients,
+            self.health,
+            lambda worker, reason: self.counted.append((worker, reason)),
+            asyncio.get_running_loop().time,
+        )
+
+    def join(self, *urls, **spec):
+        for url in urls:
+            served = frozenset({"tiny"})
+            known = Worker(WorkerSpec(url, **spec), state=State.UP, model="tiny", lines=served)
+            self.pools.on_fleet(WorkerJoined(known))
+
+    def held(self):
+        """Everything that a request takes and gives back."""
+        pools = self.pools.by_model.values()
+        loads = [row for pool in pools for row in pool.scheduler.snapshot().workers]
+        return (
+            len(self.control),
+            sum(member.open for member in self.pools.members.values()),
+            sum(pool.scheduler.snapshot().queued + pool.scheduler.snapshot().in_flight for pool in pools),
+            sum(row.requests + row.sequences + row.prefill_owed + row.kv_reserved for row in loads),
+            sum(account.open for account in self.clients.quota._accounts.values()),
+        )
+
+
+@pytest.fixture
+async def plane():
+    made = Plane(ClientConfig(name="ann", tokens_per_minute=1000, max_concurrent=2))
+    yield made
+    made.pools.close()
+
+
+def facts(request="r", **more):
+    return Facts(**{"id": request, "identity": ANN, "model": "tiny", "prompt": b"x" * 40, **more})
+
+
+def failed(worker, reason, request="r", **more):
+    return Failed(request, worker, reason, "as a test says", **more)
+
+
+async def test_a_request_holds_a_place_until_it_is_settled(plane):
+    plane.join(A)
+    dispatch = await plane.control.admit(facts(max_output_tokens=5))
+    assert (dispatch.worker, dispatch.model, dispatch.attempt, dispatch.input_tokens) == (A, "tiny", 1, 10)
+    assert plane.held()[:2] == (1, 1)
+    plane.control.first_token("r")
+    plane.control.output("r", 3)
+    plane.control.settled(Settled("r", Outcome.COMPLETED, Usage(12, 5), exact=True))
+    assert plane.held() == (0, 0, 0, 0, 0)
+    assert plane.health.heard == [(A, "ok")]
+
+
+async def test_usage_teaches_how_many_tokens_a_byte_has(plane):
+    plane.join(A)
+    long = b"x" * 400
+    await plane.control.admit(facts(prompt=long))
+    plane.control.settled(Settled("r", Outcome.COMPLETED, Usage(200, 5), exact=True))
+    assert (await plane.control.admit(facts(prompt=long))).input_tokens == 200
+
+
+async def test_events_after_the_end_change_nothing(plane):
+    plane.join(A)
+    await plane.control.admit(facts())
+    for _ in range(2):
+        plane.control.cancelled("r")
+    plane.control.first_token("r")
+    plane.control.prefill_done("r")
+    plane.control.output("r", 1)
+    plane.control.stored("r", "resp_1")
+    plane.control.settled(Settled("r", Outcome.COMPLETED, Usage(1, 1)))
+    assert await plane.control.failed(failed(A, AttemptFailure.LOST)) is None
+    assert plane.held() == (0, 0, 0, 0, 0)
+    assert (plane.health.heard, plane.counted, len(plane.control.owners)) == ([], [], 0)
+
+
+async def test_a_request_that_waits_is_given_back_when_it_is_cancelled(plane):
+    plane.join(A, max_num_seqs=1)
+    await plane.control.admit(facts("first"))
+    waiting = asyncio.create_task(plane.control.admit(facts("second")))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    plane.control.cancelled("second")
+    plane.control.cancelled("first")
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_a_failed_attempt_is_followed_by_one_elsewhere(plane, caplog):
+    plane.join(A, B)
+    first = await plane.control.admit(facts())
+    second = await plane.control.failed(failed(first.worker, AttemptFailure.LOST))
+    assert isinstance(second, Dispatch)
+    assert (second.worker != first.worker, second.attempt) == (True, 2)
+    assert plane.held()[:2] == (1, 1)
+    assert plane.counted == [(first.worker, AttemptFailure.LOST)]
+    assert plane.health.heard == [(first.worker, "failed")]
+    assert "attempt 1: as a test says" in caplog.text
+
+
+async def test_a_failure_in_mid_answer_ends_the_request(plane):
+    plane.join(A, B)
+    first = await plane.control.admit(facts())
+    assert await plane.control.failed(failed(first.worker, AttemptFailure.LOST, answering=True)) is None
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("reason", AttemptFailure)
+async def test_the_table_says_what_follows_from_each_kind_of_failure(plane, reason, caplog):
+    caplog.set_level(logging.DEBUG)
+    plane.join(A)
+    await plane.control.admit(facts())
+    row = OUTCOMES[reason]
+    answer = await plane.control.failed(failed(A, reason))
+    if reason is AttemptFailure.HANDOVER:  # nothing is wrong with the worker: the request may run there whole
+        assert isinstance(answer, Dispatch)
+        plane.control.cancelled("r")
+    else:
+        assert (answer.kind, answer.retry_after_s) == (row.answer, row.retry_after_s)
+        assert answer.message.startswith(row.last_words)
+    assert plane.health.heard == ([] if row.effect is Effect.NONE else [(A, row.effect.value)])
+    [record] = [record for record in caplog.records if record.name == "fairlead.gateway"]
+    assert record.levelno == row.level
+    assert plane.counted == [(A, reason)]
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_a_request_that_is_wrong_itself_is_not_tried_elsewhere(plane):
+    plane.join(A, B)
+    first = await plane.control.admit(facts())
+    answer = await plane.control.failed(failed(first.worker, AttemptFailure.CLIENTS_FAULT))
+    assert (type(answer), answer.kind) == (Reject, RejectKind.BAD_REQUEST)
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_what_no_worker_serves_is_rejected(plane):
+    assert (await plane.control.admit(facts())).kind is RejectKind.UNAVAILABLE
+    assert (await plane.control.admit(Unscheduled("r", ANN, None, "resp_1"))).kind is RejectKind.UNAVAILABLE
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_limits_count_for_the_account_and_end_with_the_request(plane):
+    plane.join(A)
+    for name in ("1", "2"):
+        await plane.control.admit(facts(name, max_output_tokens=1))
+    third = await plane.control.admit(facts("3"))
+    assert (third.kind, "2 open requests" in third.message) == (RejectKind.OVER_QUOTA, True)
+    plane.control.settled(Settled("1", Outcome.COMPLETED, Usage(10, 1)))
+    assert isinstance(await plane.control.admit(facts("4", max_output_tokens=1)), Dispatch)
+    for name in ("2", "4"):
+        plane.control.cancelled(name)
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_a_stored_response_leads_back_to_its_worker(plane):
+    plane.join(A, B)
+    first = await plane.control.admit(facts())
+    plane.control.stored("r", "resp_1")
+    plane.control.settled(Settled("r", Outcome.COMPLETED, Usage(1, 1)))
+    other = next(iter({A, B} - {first.worker}))
+    for name in ("1", "2"):
+        again = await plane.control.admit(facts(name, previous_response="resp_1", identity=Identity("b", "b")))
+        assert again.worker == first.worker
+        plane.control.cancelled(name)
+    asked = await plane.control.admit(Unscheduled("3", ANN, None, "resp_1"))
+    assert (asked.worker, asked.model) == (first.worker, "tiny")
+    elsewhere = await plane.control.failed(failed(first.worker, AttemptFailure.CONNECT, "3"))
+    assert elsewhere.worker == other
+    plane.control.cancelled("3")
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_what_passes_through_goes_to_the_least_busy_worker_and_on_only_if_that_was_never_reached(plane):
+    plane.join(A, B)
+    busy = await plane.control.admit(facts())
+    asked = await plane.control.admit(Unscheduled("p", ANN, "tiny"))
+    assert asked.worker != busy.worker
+    on = await plane.control.failed(failed(asked.worker, AttemptFailure.CONNECT, "p"))
+    assert on.worker == busy.worker
+    end = await plane.control.failed(failed(on.worker, AttemptFailure.TIMEOUT, "p"))
+    assert end.kind is RejectKind.WORKER_TIMEOUT
+    plane.control.cancelled("r")
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_a_worker_that_leaves_takes_no_request_with_it(plane):
+    plane.join(A, B)
+    first = await plane.control.admit(facts())
+    plane.pools.on_fleet(WorkerLeft(first.worker, "removed"))
+    second = await plane.control.failed(failed(first.worker, AttemptFailure.CONNECT))
+    assert second.worker != first.worker
+    plane.control.cancelled("r")
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+@pytest.fixture
+async def pair():
+    made = Plane(policies={"disaggregate": "always"})
+    made.join(A, roles=frozenset({"prefill"}))
+    made.join(B, roles=frozenset({"decode"}))
+    yield made
+    made.pools.close()
+
+
+async def test_a_pair_counts_as_open_on_the_worker_that_is_at_it(pair):
+    dispatch = await pair.control.admit(facts())
+    assert (dispatch.prefill, dispatch.worker) == (A, B)
+    members = pair.pools.members
+    assert (members[A].open, members[B].open) == (1, 0)
+    pair.control.prefill_done("r")
+    assert (members[A].open, members[B].open) == (0, 1)
+    pair.control.settled(Settled("r", Outcome.COMPLETED, Usage(10, 5), fetched=True))
+    assert pair.health.heard == [(A, "ok"), (B, "ok")]
+    assert pair.held() == (0, 0, 0, 0, 0)
+
+
+async def test_an_error_over_fetched_kv_is_the_pairs_and_the_next_attempt_runs_whole(pair):
+    pair.join(C)
+    dispatch = await pair.control.admit(facts())
+    assert dispatch.prefill == A
+    pair.control.prefill_done("r")
+    again = await pair.control.failed(failed(dispatch.worker, AttemptFailure.ERROR, fetching=True))
+    assert again.prefill is None
+    assert pair.counted == [(dispatch.worker, AttemptFailure.HANDOVER)]
+    assert pair.health.heard == [(A, "ok")]
+    pair.control.cancelled("r")
+    assert pair.held() == (0, 0, 0, 0, 0)
+
+
+async def test_keys_are_known_by_their_digests():
+    plane = Plane(ClientConfig(name="a", keys=("ka",)))
+    reject = plane.control.identify((), None)
+    assert reject.kind is RejectKind.UNAUTHORIZED
