@@ -1,9 +1,13 @@
-"""What a whole run tells: a table for people, JSON for everything else."""
+"""What a whole run tells: a table for people, JSON for everything else.
+
+python -m benchmarks.fleet.report FILE...     one table of several runs' JSON, as if they were repeats of one
+"""
 
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -79,6 +84,19 @@ def as_json(setting: dict[str, Any], runs: Sequence[RouterRun], left_out: dict[s
     return json.dumps(document, indent=1)
 
 
+def read(files: Sequence[Path]) -> tuple[dict[str, Any], list[RouterRun], dict[str, str]]:
+    """The first file's setting, the runs of all, and what any left out. Raises ValueError for another load."""
+    documents = [json.loads(file.read_text()) for file in files]
+    setting, left_out = documents[0]["setting"], {}
+    for file, document in zip(files, documents, strict=True):
+        for name in ("load", "servers", "model", "seconds", "commit"):
+            if document["setting"][name] != setting[name]:
+                raise ValueError(f"{file} has another {name} than {files[0]}: {document['setting'][name]}")
+        left_out |= document["left_out"]
+    runs = TypeAdapter(list[RouterRun]).validate_python([run for each in documents for run in each["runs"]])
+    return setting, runs, left_out
+
+
 def show(console: Console, setting: dict[str, Any], runs: Sequence[RouterRun], left_out: dict[str, str]) -> None:
     """Print the table and what it was taken on."""
     table = Table(title=f"{setting['model']} on {setting['servers']} servers, {setting['seconds']:g} s each")
@@ -134,29 +152,44 @@ def _cells(repeats: Sequence[Figures]) -> list[str]:
     floods = [run.flood_ttft_s for run in repeats]
     engines = [engine for run in repeats for engine in run.engines]
     return [
-        _number([chat.p50 for chat in chats]),
-        _number([chat.p99 for chat in chats]),
-        _number([chat.mean for chat in chats]),
-        _number([run.e2e_mean_s for run in repeats]),
-        _number([flood.p50 for flood in floods]),
-        _number([flood.p99 for flood in floods]),
-        _number([run.service_per_s for run in repeats], ".0f"),
-        _number([run.requests for run in repeats], ".0f", spread=False),
-        _number([run.prefix_hit_ratio for run in repeats], ".1%", spread=False),
-        _number([run.chat_hit_ratio for run in repeats], ".1%", spread=False),
-        _number([engine.running for engine in engines], ".1f"),
-        _number([engine.tokens_per_step for engine in engines if engine.steps_per_s], ".1f", spread=False),
-        _number([run.waiting_mean for run in repeats], spread=False),
-        _number([run.waiting_max for run in repeats], ".0f", spread=False),
-        _number([run.idle_while_queued for run in repeats], ".1%", spread=False),
+        number([chat.p50 for chat in chats]),
+        number([chat.p99 for chat in chats]),
+        number([chat.mean for chat in chats]),
+        number([run.e2e_mean_s for run in repeats]),
+        number([flood.p50 for flood in floods]),
+        number([flood.p99 for flood in floods]),
+        number([run.service_per_s for run in repeats], ".0f"),
+        number([run.requests for run in repeats], ".0f", spread=False),
+        number([run.prefix_hit_ratio for run in repeats], ".1%", spread=False),
+        number([run.chat_hit_ratio for run in repeats], ".1%", spread=False),
+        number([engine.running for engine in engines], ".1f"),
+        number([engine.tokens_per_step for engine in engines if engine.steps_per_s], ".1f", spread=False),
+        number([run.waiting_mean for run in repeats], spread=False),
+        number([run.waiting_max for run in repeats], ".0f", spread=False),
+        number([run.idle_while_queued for run in repeats], ".1%", spread=False),
         str(sum(run.errors + run.unanswered for run in repeats)),
     ]
 
 
-def _number(values: Sequence[float | None], form: str = ".2f", *, spread: bool = True) -> str:
+def number(values: Sequence[float | None], form: str = ".2f", *, spread: bool = True) -> str:
     """The median of those that are there; with the smallest and the largest where there are several."""
     known = sorted(value for value in values if value is not None)
     if not known:
         return "-"
     middle = f"{median(known):{form}}"
     return f"{middle} ({known[0]:{form}}-{known[-1]:{form}})" if spread and len(known) > 1 else middle
+
+
+def main() -> None:
+    """Print the table of the files on the command line."""
+    if not (files := [Path(name) for name in sys.argv[1:]]):
+        sys.exit("usage: python -m benchmarks.fleet.report FILE...")
+    try:
+        setting, runs, left_out = read(files)
+    except (OSError, ValueError) as error:
+        sys.exit(f"benchmarks.fleet.report: {error}")
+    show(Console(width=200), setting, runs, left_out)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,11 +14,13 @@ The scheduler is told what the gateway would know: the estimate of an answer's l
 the engine gets; with text keys an estimate of the prompt's length, too; of an answer that is not streamed only its
 end. Equal workloads and setups give equal runs.
 
-What the lab leaves out: the network, the gateway's own cost, clients that leave early, and what adapters cost an
-engine (their loading, and the larger step of a batch with several).
+Requests and replies take the time on their way that the setup's machine says, none by default, and engines that
+share its cores slow one another. What the lab leaves out: the gateway's own cost, clients that leave early, and
+what adapters cost an engine (their loading, and the larger step of a batch with several).
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from heapq import heappop, heappush
@@ -33,6 +35,7 @@ from router.lab.text_keys import prompt_text
 from router.lab.workload import BASE_NAME, UNIT_BYTES, Request, Workload
 from workers.simulator.engine import Engine
 from workers.simulator.sequences import EngineConfig, EngineSequence
+from workers.simulator.steps import StepResult
 
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.25
@@ -43,10 +46,11 @@ _SUSPECT_AFTER = 3
 """Failed attempts in a row after which the gateway prefers other workers."""
 _PROGRESS_EVERY = 100
 
-_STEP, _REPORT, _READ, _REACH, _ARRIVE, _ASK, _CHANGE, _FOUND_LOST = range(8)
-"""Kinds of moment, in this order where several fall together: a step of an engine ends, the output of its answers
-is reported, its metrics are read, the workload comes to its next request, a request that had to wait for another
-one arrives, the scheduler wants to be asked, a worker comes or goes, a health check finds a worker dead."""
+_STEP, _REPLY, _REPORT, _READ, _REACH, _ARRIVE, _ASK, _CHANGE, _FOUND_LOST, _ENTER = range(10)
+"""Kinds of moment, in this order where several fall together: a step of an engine ends, what a step brought comes
+back, the output of its answers is reported, its metrics are read, the workload comes to its next request, a
+request that had to wait for another one arrives, the scheduler wants to be asked, a worker comes or goes, a health
+check finds a worker dead, a dispatched request reaches its engine."""
 
 
 class NeverEndsError(RuntimeError):
@@ -87,6 +91,11 @@ class _Driver:
         """Moments: time, kind, and the number of the worker, request or change."""
         self._touched: set[int] = set()
         """Workers whose next step has to be planned before time goes on."""
+        self._machine = setup.machine
+        self._sent: dict[int, tuple[int, Attempt]] = {}
+        """Attempts on their way to an engine, by request: the worker's number, and the attempt."""
+        self._brought: dict[int, deque[list[StepResult]]] = {}
+        """What the steps of a worker have brought and the scheduler has not been told, the oldest first."""
         self._deadline: float | None = None
         self._held: dict[int, Request] = {}
         """Requests that have not arrived yet."""
@@ -99,14 +108,16 @@ class _Driver:
         self._keys: dict[int, PrefixKey] = {}
         """Text keys of the requests that are not ended, to learn from their usage."""
         self._changes_left = len(setup.changes)
+        self._pace = 1.0
+        """What the engines' sharing of cores does to their steps."""
         self._ended = 0
 
     def run(self) -> None:
         """Let time pass until every request has ended."""
         heap = self._heap
         happen = (
-            *(self._step, self._report, self._read, self._reach, self._arrive, self._ask),
-            *(self._change, self._found_lost),
+            *(self._step, self._reply, self._report, self._read, self._reach, self._arrive, self._ask),
+            *(self._change, self._found_lost, self._enter),
         )
         for number, stages in enumerate(self._setup.stages):
             self._join(stages, 0.0, self._setup.read_every_s * (number + 1) / self._setup.workers)
@@ -116,7 +127,7 @@ class _Driver:
         total, now = len(self._workload.requests), 0.0
         while self._ended < total:
             if self._touched and (not heap or heap[0][0] > now):
-                self._plan_steps()
+                self._plan_steps(now)
                 continue
             if not heap:
                 raise NeverEndsError(f"{len(self._open)} requests wait, and there is no worker any more")
@@ -133,10 +144,23 @@ class _Driver:
 
     def _step(self, number: int, now: float) -> None:
         """An engine has something to show."""
-        if self.workers[number].due == now:
-            self._advance(number, now)
-            self._leave_if_drained(number, now)
-            self._decide(now)
+        worker = self.workers[number]
+        if worker.due != now:
+            return
+        worker.due = None
+        self._touched.add(number)
+        results = worker.advance(now)
+        if self._machine.reply_s:
+            self._brought.setdefault(number, deque()).append(results)
+            heappush(self._heap, (now + self._machine.reply_s, _REPLY, number))
+        else:
+            self._tell(number, results, now)
+
+    def _reply(self, number: int, now: float) -> None:
+        """What a step brought is with the router."""
+        results = self._brought[number].popleft()
+        if not self.workers[number].lost:  # what was on its way is lost with it
+            self._tell(number, results, now)
 
     def _report(self, number: int, now: float) -> None:
         """The scheduler is told how far the streamed answers of a worker are."""
@@ -163,7 +187,7 @@ class _Driver:
             return
         self._scheduler.worker_changed(worker.read(now), now)
         self._decide(now)
-        coming = self._deadline is not None or self._held or self._changes_left
+        coming = self._deadline is not None or self._held or self._changes_left or self._sent
         if not coming and not any(each.attempts for each in self.workers):
             raise NeverEndsError(
                 f"{len(self._open)} requests wait, no worker is busy, and the scheduler starts none of them"
@@ -271,9 +295,24 @@ class _Driver:
         attempt = Attempt(number, self._open.pop(number), result, decision.ticket)
         if result.pair:
             attempt.decoder, attempt.part = decoder, "prefill"
+        if self._machine.request_s:
+            self._sent[number] = first, attempt
+            heappush(self._heap, (now + self._machine.request_s, _ENTER, number))
+        else:
+            self.workers[first].take(attempt, now)
+            self._touched.add(first)
+        return True
+
+    def _enter(self, number: int, now: float) -> None:
+        """A request that was sent has reached its engine, or finds it dead."""
+        first, attempt = self._sent.pop(number)
+        if self.workers[first].lost:
+            self._open[number] = attempt.request
+            self._scheduler.leg_failed(attempt.ticket, self._failed_on(first, now), AttemptFailure.CONNECT, 0, now)
+            self._decide(now)
+            return
         self.workers[first].take(attempt, now)
         self._touched.add(first)
-        return True
 
     def _rejected(self, number: int, why: str, now: float) -> None:
         result = self.results[number]
@@ -282,16 +321,15 @@ class _Driver:
 
     # -- the engines
 
-    def _advance(self, number: int, now: float) -> None:
-        """Carry out an engine's work up to now, and tell the scheduler of the beginnings and ends in it."""
+    def _tell(self, number: int, results: list[StepResult], now: float) -> None:
+        """Tell the scheduler of the beginnings and ends in an engine's work, and carry out what it decides."""
         worker, scheduler = self.workers[number], self._scheduler
-        worker.due = None
-        self._touched.add(number)
-        for result in worker.advance(now):
+        reply_s = self._machine.reply_s
+        for result in results:
             for sequence in result.first:
                 if sequence.request.part == "prefill":
                     continue
-                begun = worker.started(sequence, result.at)
+                begun = worker.started(sequence, result.at + reply_s)
                 if begun is None:
                     continue
                 if begun.prefiller is not None:
@@ -303,7 +341,7 @@ class _Driver:
                 if sequence.request.part == "prefill":
                     self._hand_over(number, sequence, now)
                     continue
-                ended = worker.finished(sequence, result.at)
+                ended = worker.finished(sequence, result.at + reply_s)
                 if ended is not None:
                     outcome = ended.result
                     usage = Usage(outcome.input_tokens, outcome.output_tokens, outcome.cached_tokens)
@@ -311,6 +349,8 @@ class _Driver:
                     self._learn_from(ended.number, ended.request)
                     scheduler.settled(ended.ticket, usage, now)
                     self._end(ended.number, now)
+        self._leave_if_drained(number, now)
+        self._decide(now)
 
     def _hand_over(self, prefiller: int, sequence: EngineSequence, now: float) -> None:
         """The prompt of a pair is computed: its answer begins with fetching the KV."""
@@ -338,8 +378,16 @@ class _Driver:
             worker.reporting = True
             heappush(self._heap, (now + min(_OUTPUT_EVERY_S, _OUTPUT_EVERY * worker.step_s), _REPORT, number))
 
-    def _plan_steps(self) -> None:
+    def _plan_steps(self, now: float) -> None:
         """Everything of this moment has happened: engines that were touched begin their next step."""
+        if self._machine.cores is not None:
+            alive = [number for number, worker in enumerate(self.workers) if not worker.lost]
+            pace = self._machine.pace(sum(self.workers[number].engine.busy for number in alive))
+            if pace != self._pace:
+                self._pace = pace
+                for number in alive:
+                    self.workers[number].engine.set_pace(pace, now)
+                self._touched.update(alive)
         for number in sorted(self._touched):
             worker = self.workers[number]
             due = None if worker.lost else worker.engine.next_event()

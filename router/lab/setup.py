@@ -3,6 +3,7 @@
 Settings are given by name, in the words of the configuration:
 
     queue.quantum=2048  placement.match_ratio=0.5  prefill_window_s=0.1  queue_wait_s=60  engine.max_num_seqs=64
+    machine.cores=2
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from policies.model import Stage
 from router.config.schema import Config
 from router.config.sections import Policies
 from router.lab.fleet_changes import FleetChange, Role, parse_changes
+from router.lab.machine import Machine
 from router.lab.profiling.profile_file import ProfileFileError, read_profile
 from workers.simulator.profiles import PROFILES, Profile
 from workers.simulator.sequences import EngineConfig
@@ -65,6 +67,8 @@ class Setup:
     it."""
     changes: tuple[FleetChange, ...] = ()
     """Workers that come and go, in the order of their times."""
+    machine: Machine = Machine()  # noqa: RUF009  # frozen
+    """What lies around the engines."""
 
     @property
     def workers(self) -> int:
@@ -139,6 +143,7 @@ def make_setup(
     policies: dict[str, Any] = {"binding": binding} if binding else {}
     limits: dict[str, Any] = {}
     engine: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
     known = known_settings([placement], [queue])
     given = settings or {}
     if lenient:
@@ -150,6 +155,8 @@ def make_setup(
             parts[part][key] = value
         elif part == "engine":
             engine[key] = value
+        elif part == "machine":
+            machine[key] = value
         elif name in _LIMITS:
             limits[name] = value
         else:
@@ -168,6 +175,7 @@ def make_setup(
         health.probe_every_s,
         cast("Keys", keys),
         coming_and_going,
+        _machine(machine),
     )
 
 
@@ -181,7 +189,8 @@ def known_settings(placements: Iterable[str], queues: Iterable[str]) -> list[str
         for choice in chosen:
             entry = known[_named(part, choice)["name"]]
             names += [f"{part}.{each.name}" for each in dataclasses.fields(entry.settings)]
-    return list(dict.fromkeys(names + [f"engine.{name}" for name in _ENGINE]))
+    around = [f"machine.{each.name}" for each in dataclasses.fields(Machine)]
+    return list(dict.fromkeys(names + [f"engine.{name}" for name in _ENGINE] + around))
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
@@ -217,6 +226,15 @@ def parse_roles(roles: str) -> tuple[Role, ...]:
             )
         fleet += [cast(Role, found[2])] * int(found[1] or 1)
     return tuple(fleet)
+
+
+def _machine(given: Mapping[str, Any]) -> Machine:
+    """Raises SetupError."""
+    try:
+        return TypeAdapter(Machine).validate_python(given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        raise SetupError(f"machine: {problems}") from None
 
 
 def _profile(name: str) -> Profile:

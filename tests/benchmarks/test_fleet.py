@@ -5,16 +5,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.fleet.comparison import Comparison
 from benchmarks.fleet.figures import figures, idle_while_queued, percentile
 from benchmarks.fleet.load import LoadSettings, Record, conversations
+from benchmarks.fleet.report import as_json, read
 from benchmarks.fleet.routers import NotInstalledError, fairlead_config, parse, peer_command
 from benchmarks.fleet.servers import ServerSettings, specs_of
+from benchmarks.fleet.virtual import OPENING_TOKENS, PROFILE, TURN_TOKENS, simulated, workload
 from benchmarks.fleet.watch import Sample
 from router.config.schema import Config
+from router.lab.profiling.profile_file import read_profile
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +183,34 @@ async def test_a_run_in_front_of_simulated_servers_reports_what_the_servers_have
         assert max(sum(sample["running"]) for sample in run["samples"]) > 0
 
 
+def test_the_load_in_virtual_time_is_that_of_the_servers_as_far_as_a_lab_can_tell():
+    settings = LoadSettings(sessions=2, turns=3, flood_open=1)
+    profile = read_profile(PROFILE)
+    made = workload(settings, 20.0, profile)
+    requests = list(made.requests)
+    first = {each.client: each for each in requests if each.after is None}
+    assert set(first) == {"chat-a", "chat-b", "flood"}
+    assert first["chat-a"].key[:64] != first["chat-b"].key[:64]
+    chats = [each for each in requests if each.client == "chat-a"]
+    assert len({each.key[: 8 * 8] for each in chats}) == 1, "all begin with the client's system prompt"
+    assert {each.output_tokens for each in chats} == {40}
+    longest = OPENING_TOKENS + 250 + 3 * (TURN_TOKENS + 20) + 2 * 40
+    assert max(each.input_tokens for each in chats) <= longest
+    # No engine answers one chat faster than this many times in 20 s.
+    assert len(chats) / 2 >= 20.0 / (40 * profile.step_s(1, 0))
+
+
+def test_engines_that_share_cores_serve_less_in_virtual_time():
+    def served(cores):
+        options = SimpleNamespace(
+            max_num_seqs=8, request_s=0.03, reply_s=0.01, cores=cores, servers=3, profile=PROFILE,
+            warm_up=2.0, seconds=10.0,
+        )  # fmt: skip
+        return simulated(parse("fairlead"), LoadSettings(sessions=4, flood_open=0), options).figures.service_per_s
+
+    assert served(1) < 0.6 * served(3) < 0.7 * served(0)
+
+
 async def test_repeats_of_the_friendly_scenario_have_no_flood_and_one_row_a_router(tmp_path):
     report = await compared(
         tmp_path, "fairlead", "--scenario", "friendly", "--sessions", "2", "--repeats", "2", flood=()
@@ -189,6 +221,14 @@ async def test_repeats_of_the_friendly_scenario_have_no_flood_and_one_row_a_rout
         assert set(run["figures"]["clients"]) == {"chat-a", "chat-b"}
         assert run["figures"]["e2e_mean_s"] >= run["figures"]["well_behaved_ttft_s"]["mean"]
     assert report["told"].count("│ fairlead ") == 1
+    file = tmp_path / "report.json"
+    setting, runs, left_out = read([file, file])
+    assert (setting["scenario"], len(runs), left_out) == ("friendly", 4, {})
+    assert json.loads(as_json(setting, runs[:2], left_out)) == json.loads(file.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(file.read_text().replace('"sessions": 2', '"sessions": 3'))
+    with pytest.raises(ValueError, match="another load"):
+        read([file, other])
 
 
 async def compared(folder, routers, *options, flood=("--flood-open", "12")):

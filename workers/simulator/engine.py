@@ -59,6 +59,11 @@ class Engine:
         return self._scheduler.leases.expired
 
     @property
+    def busy(self) -> bool:
+        """Whether there is a step under way, or one to begin."""
+        return not self._idle
+
+    @property
     def kv_usage(self) -> float:
         """Share of the KV blocks held by requests, and for other engines to fetch, 0..1."""
         return self._scheduler.pool.used / self.config.kv_blocks
@@ -107,6 +112,12 @@ class Engine:
         ended = self._scheduler.abort(sequence)
         self._wake(now)
         return ended
+
+    def set_pace(self, pace: float, now: float) -> None:
+        """From the next step on each takes `pace` times as long as by the profile."""
+        if pace != self._scheduler.pace:
+            self._settle(now)
+            self._scheduler.pace = pace
 
     def fetched(self, request_id: str, now: float) -> bool:
         """Another engine has the KV of a prefill that ended here, or nobody wants it: its blocks are free.

@@ -32,6 +32,8 @@ class Scheduler:
     def __init__(self, config: EngineConfig, profile: Profile) -> None:
         self.config = config
         self.profile = profile
+        self.pace = 1.0
+        """How many times as long as by the profile a step takes: other engines share its cores."""
         self.pool = BlockPool(config.kv_blocks, caching=config.prefix_caching)
         self.journal = KvJournal(self.pool, config.block_size) if config.kv_events else None
         self.counters = Counters()
@@ -98,9 +100,9 @@ class Scheduler:
             tokens += chunk
             weight += pairs(sequence.computed, chunk)
             samples += sequence.computed + chunk == sequence.prompt_tokens + sequence.base
-        first = self.profile.step_s(self.decoding, self.context, tokens, weight, samples)
+        first = self.pace * self.profile.step_s(self.decoding, self.context, tokens, weight, samples)
         quiet = not chunks and self.counters.preemptions == before
-        growth = self.profile.decode_growth_s(self.decoding)
+        growth = self.pace * self.profile.decode_growth_s(self.decoding)
         plan = Plan(start, first, growth, self._quiet_steps() if quiet else 1, chunks)
         if plan.steps > 1 and (at := self.next_outside()) is not None:
             plan.steps = plan.begun_by(at)
