@@ -131,7 +131,7 @@ class Fleet:
         """The prefill worker of a pair is done; does nothing the second time, or for a single worker."""
         if not attempt.pair or not attempt.prefilling:
             return
-        self._record_response(attempt.prefiller, now)
+        self.record_response(attempt.prefiller, now)
         self._end_prefill(attempt, now, finished=True)
         attempt.prefilled_at = now
         if attempt.request.streams:
@@ -140,10 +140,12 @@ class Fleet:
     def first_token(self, attempt: Attempt, now: float) -> None:
         """The first token has arrived, or is predicted to have."""
         # Of a pair it comes from the other worker, and says nothing of when the prefill was done.
-        self._end_prefill(attempt, now, finished=not attempt.pair)
-        self._first_token_not_due(attempt)
+        if attempt.prefilling:
+            self._end_prefill(attempt, now, finished=not attempt.pair)
+        if attempt.prefilled_at is not None:
+            self._first_token_not_due(attempt)
         if attempt.request.streams:
-            self._record_response(attempt.decoder, now)
+            self.record_response(attempt.decoder, now)
         attempt.first_token_at = now
         attempt.decoder.start_decode(attempt)
 
@@ -151,7 +153,7 @@ class Fleet:
         """The answers have grown by `tokens`; once they are as long as expected, expect them to be longer."""
         request, decoder = attempt.request, attempt.decoder
         if request.streams:
-            self._record_response(decoder, now)
+            self.record_response(decoder, now)
         decoder.record_output(attempt, tokens)
         self._more_room(decoder)
         if attempt.output_tokens >= attempt.reserved:
@@ -161,24 +163,21 @@ class Fleet:
             )
             decoder.expect_output_tokens(attempt, length.expected * request.sequences)
 
-    def record_response(self, attempt: Attempt, now: float) -> None:
-        """The worker that answers has sent something."""
-        self._record_response(attempt.decoder, now)
-
     def release(self, attempt: Attempt, now: float, *, finished: bool) -> None:
         """Give back everything that is still held: the only place that does."""
-        self._end_prefill(attempt, now, finished=finished and not attempt.pair)
-        self._first_token_not_due(attempt)
+        if attempt.prefilling:
+            self._end_prefill(attempt, now, finished=finished and not attempt.pair)
+        if attempt.prefilled_at is not None:
+            self._first_token_not_due(attempt)
         decoder = attempt.decoder
         decoder.end_sequences(attempt, now)
         self._unpin(decoder, attempt.pinned.pop(), now)
         self._return_room(decoder)
-        self._drop_departed(decoder)
+        if self._departed:
+            self._drop_departed(decoder)
 
     def _end_prefill(self, attempt: Attempt, now: float, *, finished: bool) -> None:
-        """The prompt is computed (`finished`), or will never be, or that was not seen; nothing the second time."""
-        if not attempt.prefilling:
-            return
+        """The prompt is computed (`finished`), or will never be, or that was not seen: once per attempt."""
         attempt.prefilling = False
         prefiller = attempt.prefiller
         prefiller.end_prefill(attempt, now, finished=finished)
@@ -189,8 +188,8 @@ class Fleet:
         self._return_room(prefiller)
 
     def _first_token_not_due(self, attempt: Attempt) -> None:
-        """The decode worker of a pair no longer owes a first token."""
-        if attempt.prefilled_at is not None and attempt.request.streams and attempt.first_token_at is None:
+        """The decode worker of a pair whose prefill is done no longer owes a first token."""
+        if attempt.request.streams and attempt.first_token_at is None:
             attempt.decoder.expect_no_response()
 
     def _pin(self, worker: Worker, request: RequestView, now: float) -> Pinned | None:
@@ -267,7 +266,8 @@ class Fleet:
     def _return_room(self, worker: Worker) -> None:
         """Something has ended on this worker, or the worker has changed."""
         self.room_returned += 1
-        self._more_room(worker)
+        self.more_room += 1
+        worker.admits_more_at = self.more_room
 
     def _more_room(self, worker: Worker) -> None:
         """The worker may admit now what it did not before."""
@@ -276,7 +276,7 @@ class Fleet:
 
     # -- stalled workers
 
-    def _record_response(self, worker: Worker, now: float) -> None:
+    def record_response(self, worker: Worker, now: float) -> None:
         """A worker has sent something: it is not stalled."""
         worker.record_response(now)
         if worker.stalled:
@@ -286,11 +286,13 @@ class Fleet:
         """Find the workers that are stalled by now; rarely more than a comparison."""
         if now < self._check_at:
             return
-        for worker in self._workers.values():
-            self._update_stalled(worker, now)
         # A worker that falls silent from now on cannot be stalled before `STALLED_S` have passed.
-        due = (worker.stalls_at() for worker in self._workers.values() if not worker.stalled)
-        self._check_at = min(min(due, default=math.inf), now + STALLED_S)
+        self._check_at = now + STALLED_S
+        for worker in self._workers.values():
+            if worker.responses_due or worker.stalled:  # all others are not, and most often those are most
+                self._update_stalled(worker, now)
+                if not worker.stalled:
+                    self._check_at = min(self._check_at, worker.stalls_at())
 
     def next_check(self) -> float | None:
         """When to call `check_stalled` again; None: no worker owes a response."""
@@ -312,34 +314,30 @@ class Fleet:
 
     def can_serve(self, request: RequestView) -> bool:
         """Whether any worker could serve the request, with room or without."""
-        if _unrestricted(request):
-            return bool(self._serving(request.served_name))
+        if request.pinned is None and not request.excluded:
+            return bool(self._by_served_name.get(request.served_name) or self._serving(request.served_name))
         return any(worker.facts.serves(request) for worker in self._workers.values())
 
     def eligible(self, request: RequestView) -> list[WorkerView]:
         """The workers that could serve the request, with room or without."""
-        if _unrestricted(request):
-            return [worker.current_view or worker.view() for worker in self._serving(request.served_name)]
+        if request.pinned is None and not request.excluded:
+            workers = self._by_served_name.get(request.served_name) or self._serving(request.served_name)
+            return [worker.current_view or worker.view() for worker in workers]
         serving = [worker for worker in self._workers.values() if worker.facts.serves(request)]
         return [worker.view() for worker in _trusted(serving)]
 
     def _serving(self, served_name: str) -> list[Worker]:
-        workers = self._by_served_name.get(served_name)
-        if workers is None:
-            serving = [w for w in self._workers.values() if w.facts.usable and served_name in w.facts.served_names]
-            workers = _trusted(serving)
-            if workers:  # names that no worker serves are not collected
-                self._by_served_name[served_name] = workers
+        """Find and remember the workers for a served name."""
+        serving = [w for w in self._workers.values() if w.facts.usable and served_name in w.facts.served_names]
+        workers = _trusted(serving)
+        if workers:  # names that no worker serves are not collected
+            self._by_served_name[served_name] = workers
         return workers
 
 
 def _service(facts: WorkerFacts) -> tuple[object, ...]:
     """What of a worker decides which workers may serve a request, and in which pairs."""
     return facts.usable, facts.suspect, facts.served_names, facts.stages
-
-
-def _unrestricted(request: RequestView) -> bool:
-    return request.pinned is None and not request.excluded
 
 
 def _trusted(workers: list[Worker]) -> list[Worker]:

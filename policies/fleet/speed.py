@@ -77,7 +77,8 @@ class Profile:
         return self.step_base_s + self.per_sequence_s * batch + self.per_context_token_s * context_tokens
 
     def decode_s(self, output_tokens: int, batch: int = 1, context_tokens: int = 0) -> float:
-        return output_tokens * self.step_s(batch, context_tokens)
+        step_s = self.step_base_s + self.per_sequence_s * batch + self.per_context_token_s * context_tokens
+        return output_tokens * step_s
 
     def prefill_tokens(self, seconds: float) -> int:
         """Tokens of short prompts that make a step `seconds` longer which runs anyway, at least one.
@@ -85,19 +86,6 @@ class Profile:
         Without the base: it is the step itself and the way to it, and takes as long for one token as for many.
         """
         return max(1, int(seconds / self.per_token_s))
-
-    def scaled(self, prefill: float, decode: float) -> "Profile":
-        """The profile of a worker whose prefill takes `prefill` times as long, and whose decode `decode` times."""
-        return Profile(
-            self.base_s * prefill,
-            self.per_token_s * prefill,
-            self.per_pair_s * prefill,
-            self.step_base_s * decode,
-            self.per_sequence_s * decode,
-            self.per_context_token_s * decode,
-            self.prefills,
-            self.decodes,
-        )
 
     # -- learning: each returns the profile after one observation
 
@@ -143,14 +131,14 @@ class Profile:
         base, token, pair = self.base_s, self.per_token_s, self.per_pair_s
         terms = (base, token * extend_tokens, pair * token_pairs)
         first, second, third = _factors(terms, seconds, self.prefills)
-        return _at_least(base * first), _at_least(token * second), _at_least(pair * third)
+        return max(base * first, _LEAST_S), max(token * second, _LEAST_S), max(pair * third, _LEAST_S)
 
     def _step_after(self, batch: int, context_tokens: int, seconds: float) -> tuple[float, float, float]:
         """Base, time per sequence and per token of context, after a step that took `seconds`."""
         base, sequence, context = self.step_base_s, self.per_sequence_s, self.per_context_token_s
         terms = (base, sequence * batch, context * context_tokens)
         first, second, third = _factors(terms, seconds, self.decodes)
-        return _at_least(base * first), _at_least(sequence * second), _at_least(context * third)
+        return max(base * first, _LEAST_S), max(sequence * second, _LEAST_S), max(context * third, _LEAST_S)
 
 
 def pairs(extend_tokens: int, context_tokens: int = 0) -> float:
@@ -173,10 +161,6 @@ def _factors(terms: tuple[float, float, float], seconds: float, seen: int) -> tu
         ratio ** (weight * two / predicted),
         ratio ** (weight * three / predicted),
     )
-
-
-def _at_least(seconds: float) -> float:
-    return max(seconds, _LEAST_S)
 
 
 class PoolSpeed:
@@ -253,7 +237,18 @@ class WorkerSpeed:
         self._learn(pool.learn_whole_answer(extend_tokens, output_tokens, seconds / slower, batch, context_tokens))
 
     def _learn(self, pool: Profile) -> None:
-        self.profile = pool.scaled(self._prefill, self._decode)
+        """Take in what an observation has made of the pool's profile; the factors have been moved before."""
+        prefill, decode = self._prefill, self._decode
+        self.profile = Profile(
+            pool.base_s * prefill,
+            pool.per_token_s * prefill,
+            pool.per_pair_s * prefill,
+            pool.step_base_s * decode,
+            pool.per_sequence_s * decode,
+            pool.per_context_token_s * decode,
+            pool.prefills,
+            pool.decodes,
+        )
         self._pool.newcomers.discard(self)
         self._pool.update(pool)
 

@@ -44,7 +44,8 @@ class Attempt:
 
     __slots__ = (
         "context", "decoder", "dispatched_at", "expected_output", "extend_tokens", "first_token_at", "matches",
-        "output_tokens", "pair", "pinned", "placement", "prefilled_at", "prefiller", "prefilling", "request",
+        "output_tokens", "pair", "pinned", "placement", "prefill_seen", "prefilled_at", "prefiller", "prefilling",
+        "request",
         "reserved",
     )  # fmt: skip
 
@@ -69,6 +70,8 @@ class Attempt:
         self.matches = matches
         self.pair = placement.prefill is not None and placement.prefill != placement.decode
         """Whether another worker than the decode worker computes the prompt."""
+        self.prefill_seen = self.pair or request.streams
+        """Whether the driver sees the end of the prefill, or the scheduler has to predict it."""
         self.expected_output = request.expected_output_tokens * request.sequences
         """Output tokens expected at the start, of all sequences: of an answer that is not streamed, no more are
         predicted."""
@@ -84,11 +87,6 @@ class Attempt:
         self.first_token_at: float | None = None
         self.pinned: list[Pinned | None] = []
         """The prompt's path at the decode worker, then at the prefill worker of a pair while that holds it."""
-
-    @property
-    def prefill_seen(self) -> bool:
-        """Whether the driver sees the end of the prefill, or the scheduler has to predict it."""
-        return self.request.streams or self.pair
 
     @property
     def remaining(self) -> int:
@@ -182,7 +180,7 @@ class Worker:
 
     def start_prefill(self, attempt: Attempt, now: float) -> None:
         if self.prefills == 0:
-            self._open_period(now)
+            self._begin_period(now)
         self.prefills += 1
         self.prefill_owed += attempt.extend_tokens
         queued = max(self.prefill_due, now) + self.profile.prefill_s(
@@ -201,12 +199,13 @@ class Worker:
     def end_prefill(self, attempt: Attempt, now: float, *, finished: bool) -> None:
         """The prompt is computed (`finished`); or will never be, or that was not seen."""
         if now - self._prefilled_at > _BURST_S and self._prefilled_at - self._period_at > _PERIOD_S:
-            self._end_period(self._prefilled_at)
+            self._learn_from_period(self._prefilled_at)
+            self._begin_period(self._prefilled_at)
         self._prefilled_at = now
         self.prefills -= 1
         self.prefill_owed -= attempt.extend_tokens
         if attempt.prefill_seen:
-            self.expect_no_response()
+            self.responses_due -= 1
         else:
             self._unseen_prefills -= 1
         if finished:
@@ -217,7 +216,7 @@ class Worker:
         left_s = self.profile.prefill_s(self.prefill_owed) if self.prefills else 0.0
         self.prefill_due = min(self.prefill_due, now + left_s)
         if self.prefills == 0:
-            self._end_period(now)
+            self._learn_from_period(now)
         self.current_view = None
 
     def start_prompt(self, attempt: Attempt) -> None:
@@ -228,8 +227,10 @@ class Worker:
         self._remove(attempt)
 
     def start_sequences(self, attempt: Attempt) -> None:
-        self._enter(attempt, Member(attempt.request.input_tokens, 0, attempt.remaining, attempt.request.sequences))
-        self.sequences += attempt.request.sequences
+        request = attempt.request
+        member = Member(request.input_tokens, 0, request.expected_output_tokens, request.sequences)
+        self._enter(attempt, member)
+        self.sequences += request.sequences
         self.reserved += attempt.reserved
         self._slots.peak = max(self._slots.peak, self.sequences)
         self.current_view = None
@@ -486,14 +487,13 @@ class Worker:
             self._unkeyed -= attempt.request.input_tokens
         self.current_view = None
 
-    def _end_period(self, now: float) -> None:
-        """Learn how long the prompts of a busy period took together, and begin another period."""
+    def _learn_from_period(self, now: float) -> None:
+        """Learn how long the prompts of a busy period took together."""
         if self._period_seen and self._period_tokens > 0 and now > self._period_at:
             self._speed.learn_prefill(self._period_tokens, now - self._period_at, self._period_pairs)
             self._follow_speed()
-        self._open_period(now)
 
-    def _open_period(self, now: float) -> None:
+    def _begin_period(self, now: float) -> None:
         self._period_at = now
         self._period_tokens = 0
         self._period_pairs = 0.0

@@ -139,15 +139,16 @@ class Prefixes:
         key = request.key
         if not key.data:
             return None
-        if self._unreported or self.reports.any_trusted:
-            self._expire(now)
         width = key.width
+        if width == TOKEN_WIDTH and self.reports.any_trusted:
+            self._expire(now)
         tree = self._trees.get(width)
         if tree is None:
             tree = self._trees[width] = PrefixTree(width, budget=self._budget)
         # Text: as far as it is learned by now. All keys of the tree count by the latest.
         tree.tokens_per_unit = key.tokens_per_unit
-        space = self._space(request)
+        name = request.served_name
+        space = (name if name in self._adapters else None), key.salt, width
         pin = tree.insert(worker, key.data, now, space)
         answer = self._answers.assumed(worker, space, key.data, pin.known * width)
         return Pinned(tree, pin, worker, request, space, answer)

@@ -58,34 +58,12 @@ class Node:
         self.held_children: dict[str, int] = NO_COUNTS
         self.pins: dict[str, int] = NO_COUNTS
 
-    def count_child(self, worker: str) -> None:
-        """The worker holds one more child."""
-        if self.held_children is NO_COUNTS:
-            self.held_children = {}
-        self.held_children[worker] = self.held_children.get(worker, 0) + 1
-
     def uncount_child(self, worker: str) -> None:
         """The worker holds one child less."""
         if self.held_children[worker] > 1:
             self.held_children[worker] -= 1
         else:
             del self.held_children[worker]
-
-    def pin(self, worker: str) -> bool:
-        """Pin once more; whether this is the worker's first pin here."""
-        if self.pins is NO_COUNTS:
-            self.pins = {}
-        count = self.pins.get(worker, 0)
-        self.pins[worker] = count + 1
-        return count == 0
-
-    def unpin(self, worker: str) -> bool:
-        """Pin once less; whether this was the worker's last pin here."""
-        if self.pins[worker] > 1:
-            self.pins[worker] -= 1
-            return False
-        self.unpin_all(worker)
-        return True
 
     def unpin_all(self, worker: str) -> None:
         """Delete the worker's pins, if any."""
@@ -432,7 +410,14 @@ class PrefixTree:
         stamp = None if now is None else self._next_stamp(now)
         node = end
         while node.parent is not None:
-            if node.unpin(worker):
+            pins = node.pins
+            count = pins[worker]
+            if count > 1:
+                pins[worker] = count - 1
+            else:
+                del pins[worker]
+                if not pins:
+                    node.pins = NO_COUNTS
                 cache.pinned -= len(node.edge) // self.width
             if stamp is not None:
                 # Until now the path was pinned, so none of it is listed as a leaf under its old stamp.
@@ -521,12 +506,22 @@ class PrefixTree:
         if used is None:
             cache.held += units
             self.version += 1
-            parent.count_child(worker)
-        else:
+            children = parent.held_children
+            if children is NO_COUNTS:
+                parent.held_children = {worker: 1}
+            else:
+                children[worker] = children.get(worker, 0) + 1
+        elif cache.leaves.get(used) is node:
             cache.conceal(node, used)
         node.stamps[worker] = stamp
-        if node.pin(worker):
+        pins = node.pins
+        if pins is NO_COUNTS:
+            node.pins = {worker: 1}
             cache.pinned += units
+        else:
+            count = pins[worker] = pins.get(worker, 0) + 1
+            if count == 1:
+                cache.pinned += units
 
     def _drop(self, cache: WorkerCache, node: Node) -> Node:
         """The worker loses a node below which it holds nothing. Returns the node that may now be merged."""

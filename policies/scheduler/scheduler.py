@@ -310,7 +310,7 @@ class Scheduler:
             self._tell(Left, entry.request, None, outcome, usage, now)
             return
         if outcome is Outcome.COMPLETED or outcome is Outcome.REFUSED:
-            self._fleet.record_response(running, now)
+            self._fleet.record_response(running.decoder, now)
         if usage is not None:
             if usage.cached_tokens is not None and not running.pair:
                 self._fleet.record_cached(running, usage.cached_tokens)
