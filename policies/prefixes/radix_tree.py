@@ -251,16 +251,14 @@ class TokenBudget:
             for tree in self.trees:
                 if (cache := tree.caches.get(worker)) is not None:
                     excess += cache.held * tree.tokens_per_unit
-            if excess <= 0:
+            if excess <= 0 or not self._oldest(worker).evict_oldest(worker, excess):
                 return
-            oldest: PrefixTree | None = None
-            stamp = math.inf
-            for tree in self.trees:
-                if (used := tree.oldest_use(worker)) < stamp:
-                    oldest, stamp = tree, used
-            if oldest is None:
-                return
-            oldest.evict_oldest(worker, excess)
+
+    def _oldest(self, worker: str) -> "PrefixTree":
+        """The tree with what the worker has used least recently."""
+        if len(self.trees) == 1:
+            return self.trees[0]
+        return min(self.trees, key=lambda tree: tree.oldest_use(worker))
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,12 +454,15 @@ class PrefixTree:
                 return
             node, position = child, position + length
 
-    def evict_oldest(self, worker: str, tokens: float) -> None:
-        """The worker loses at most this many tokens of what it used least recently: the end of one path."""
-        cache = self.caches[worker]
-        leaf = cache.oldest()
-        if leaf is None:
-            return
+    def evict_oldest(self, worker: str, tokens: float) -> bool:
+        """The worker loses at most this many tokens of what it used least recently: the end of one path.
+
+        False if all that it holds here is pinned.
+        """
+        cache = self.caches.get(worker)
+        leaf = None if cache is None else cache.oldest()
+        if cache is None or leaf is None:
+            return False
         held = cache.held
         rest = len(leaf.edge) - math.ceil(tokens / self.tokens_per_unit) * self.width
         if rest > 0:
@@ -469,6 +470,7 @@ class PrefixTree:
         else:
             self._drop_leaf(cache, leaf)
         self._evicted += held - cache.held
+        return True
 
     def expire(self, worker: str, before: float) -> None:
         """The worker loses what it last used at `before` or earlier, except what is pinned."""
