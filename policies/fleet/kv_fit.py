@@ -16,7 +16,7 @@ instants at which it is there itself: with what comes later it has nothing to do
 """
 
 from bisect import bisect_left
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from operator import neg
 from typing import NamedTuple
 
@@ -198,6 +198,9 @@ class Occupants:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._names)
 
     def add(self, name: Hashable, member: Member) -> None:
         column = len(self._names)

@@ -161,7 +161,9 @@ class Worker:
         self._answers = 0
         """KV tokens of the answers in flight so far."""
         self._unkeyed = 0
-        """KV tokens of prompts in flight without a prefix key, which no prefix tree counts."""
+        """KV tokens of prompts in flight that no prefix tree counts: without a prefix key, or in `_unpinned`."""
+        self._unpinned: set[Attempt] = set()
+        """Attempts that were in flight when the worker left: should it come back, their pins are gone."""
         self._silent_since = 0.0
         self._period_at = 0.0
         self._period_tokens = 0
@@ -425,7 +427,13 @@ class Worker:
 
     def leave(self) -> None:
         """The worker has left the pool; what is in flight there still ends."""
-        self.set_pinned(0)  # the prefix trees have forgotten it, pins included
+        self.set_pinned(
+            0
+        )  # the prefix trees forget it, pins included: from here its prompts are counted one by one
+        for attempt in self._occupants:
+            if isinstance(attempt, Attempt) and attempt.request.key.data and attempt not in self._unpinned:
+                self._unpinned.add(attempt)
+                self._unkeyed += attempt.request.input_tokens
         self._speed.leave()
 
     def _set_facts(self, facts: WorkerFacts) -> None:
@@ -483,8 +491,9 @@ class Worker:
     def _remove(self, attempt: Attempt) -> None:
         self.requests -= 1
         self._occupants.remove(attempt)
-        if not attempt.request.key.data:
+        if not attempt.request.key.data or attempt in self._unpinned:
             self._unkeyed -= attempt.request.input_tokens
+            self._unpinned.discard(attempt)
         self.current_view = None
 
     def _learn_from_period(self, now: float) -> None:

@@ -112,6 +112,26 @@ def test_a_prompt_that_no_prefix_tree_knows_is_counted_all_the_same():
     assert (worker.view().kv_reserved, worker.view().room.kv_now) == (0, 1000)
 
 
+def test_what_is_in_flight_on_a_worker_that_left_and_came_back_still_occupies_its_memory():
+    """The prefix trees have forgotten the worker and its pins; the engine has not forgotten the prompts."""
+    worker = make_worker(kv_tokens=1000)
+    one, other = (
+        start(worker, make_attempt(100, expected=50)),
+        start(worker, make_attempt(30, expected=5, key=b"")),
+    )
+    worker.set_pinned(100)
+    worker.leave()
+    assert worker.view().kv_reserved == 100 + 50 + 30 + 5
+    worker.leave()
+    new = start(worker, make_attempt(200, expected=1))
+    worker.set_pinned(200)
+    assert worker.view().kv_reserved == 100 + 50 + 30 + 5 + 200 + 1
+    for ended, pinned in ((one, 200), (other, 200), (new, 0)):
+        end(worker, ended)
+        worker.set_pinned(pinned)
+    assert (worker.view().kv_reserved, len(worker._unpinned)) == (0, 0)
+
+
 def test_room_is_asked_of_answers_as_far_as_they_have_come():
     """100 + 50 and 100 + 40 tokens never are there together: the first ends 20 steps from now."""
     worker = make_worker(kv_tokens=270)
