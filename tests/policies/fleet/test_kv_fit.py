@@ -167,3 +167,10 @@ def test_a_prompt_that_the_batch_shares_needs_less_memory():
     batch = Batch([Member(80, 0, 10), Member(80, 0, 50)], 200, pinned=80)
     assert batch.steps_until_free(80, 80, 60) == 50
     assert batch.steps_until_free(80, 0, 60) == 10
+
+
+def test_room_is_not_expected_before_those_that_still_grow_have_ended():
+    """Of 40 tokens some 16 are held for three steps, and 30 in the end: 20 more fit only then."""
+    batch = Batch([Member(1, 0, 1), Member(1, 0, 2), Member(5, 0, 3), Member(0, 0, 10, 3)], 40)
+    assert batch.steps_until_free(20, 20, 0) == 10
+    assert batch.steps_until_free(9, 9, 1) == 1
