@@ -165,13 +165,14 @@ def ordered(results: Iterable[CombinationResult], by: str) -> list[CombinationRe
 
 
 def best_of_others(
-    reports: Sequence[dict[str, Any]], placement: str
+    reports: Sequence[dict[str, Any]], placement: str, binding: str
 ) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """By measure: the best report of this placement, and the best of any other, whatever their binding and queue.
+    """By measure: the best report of this placement, and the best of any other, whatever its binding and queue.
 
-    Empty where either is missing.
+    Of this placement those with the given binding count, if there are any. Empty where either side is missing.
     """
     ours = [report for report in reports if report["placement"] == placement]
+    ours = [report for report in ours if report["binding"] == binding] or ours
     others = [report for report in reports if report["placement"] != placement]
     found = {}
     for measure, (part, name) in MEASURES.items():

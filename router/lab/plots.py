@@ -22,6 +22,8 @@ _CLIENTS = 8
 """Clients shown by name: those with the most service."""
 _DPI = 110
 _COLOUR = "tab:blue"
+_LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+"""Behind a number, so that no line crosses it."""
 
 Results = Sequence[CombinationResult]
 Bounds = dict[str, Any]
@@ -187,7 +189,7 @@ def _bars(axes: Axes, results: Results, values: Sequence[float], path: tuple[str
             axes.plot(between, (number, number), color="black", linewidth=1)
             end = max(value, between[1])
         shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3f}"
-        axes.text(end + longest * 0.01, number, shown, va="center", fontsize=7)
+        axes.text(end + longest * 0.01, number, shown, va="center", fontsize=7, bbox=_LABEL, zorder=3)
         longest = max(longest, end)
     axes.set_yticks(places, [result.name for result in results])
     axes.set_xlim(0, longest * 1.2)

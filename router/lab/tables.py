@@ -12,9 +12,10 @@ from policies import catalog
 from router.lab.comparison import MEASURES, best_of_others, name_of
 from router.lab.distribution import NAMES
 from router.lab.seeds import extremes, seeds_of
+from router.lab.setup import make_setup
 from router.lab.workload import Workload
 
-_WIDTH = 190
+_WIDTH = 200
 _CLIENTS = 20
 """Clients shown by name: those with the most service."""
 
@@ -89,8 +90,8 @@ def print_comparison(reports: Sequence[dict[str, Any]], workload: Workload, boun
 
 
 def _verdicts(reports: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The default beside the best of the other placements: each is judged by its better binding."""
-    pairs = best_of_others(reports, catalog.DEFAULT_PLACEMENT)
+    """The default as it ships beside the best of the other placements, each under its better binding."""
+    pairs = best_of_others(reports, catalog.DEFAULT_PLACEMENT, make_setup().binding)
     for measure, (ours, theirs) in pairs.items():
         part, name = MEASURES[measure]
         mine, best = ours[part][name], theirs[part][name]

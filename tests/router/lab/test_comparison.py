@@ -74,20 +74,21 @@ def test_several_seeds_are_one_result_with_mean_and_spread():
     assert len(both.curves) == 2
 
 
-def test_a_rule_is_judged_by_its_better_binding():
+def test_the_default_as_it_ships_is_judged_by_the_better_binding_of_the_others():
     def report(placement, binding, mean):
         times = {"mean": mean, "p99": 10 * mean}
         return {"placement": placement, "binding": binding, "ttft_s": times, "e2e_s": dict.fromkeys(times)}
 
     ours = [report("a", "late", 3.0), report("a", "early", 2.0)]
     reports = [*ours, report("b", "late", 4.0), report("b", "early", 1.0)]
-    found = best_of_others(reports, "a")
+    found = best_of_others(reports, "a", "late")
     assert {name: [each["binding"] for each in pair] for name, pair in found.items()} == {
-        "TTFT mean": ["early", "early"],
-        "TTFT p99": ["early", "early"],
+        "TTFT mean": ["late", "early"],
+        "TTFT p99": ["late", "early"],
     }
     assert found["TTFT mean"][1]["placement"] == "b"
-    assert best_of_others(ours, "a") == {}
+    assert best_of_others(reports[1:], "a", "late")["TTFT mean"][0]["binding"] == "early"
+    assert best_of_others(ours, "a", "late") == {}
 
 
 def test_results_are_sorted_with_the_best_first_and_those_without_a_value_last():
