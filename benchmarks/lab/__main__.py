@@ -97,7 +97,7 @@ def _arguments() -> argparse.Namespace:
     add("--queues", default=catalog.DEFAULT_QUEUE, help="with commas between (%(default)s)")
     add("--bindings", default=",".join(BINDINGS), help="(%(default)s)")
     add("--jobs", type=int, default=1, help="processes (%(default)s)")
-    add("--minutes", type=float, help="stop after so many; the next run goes on")
+    add("--minutes", type=float, help="stop after this time; the next run goes on")
     add("--out", type=Path, default=OUT, metavar="DIR", help="cells.jsonl, tables.md, pictures (%(default)s)")
     add("--any-version", action="store_true", help="use replays of other code, too")
     add("--tables-only", action="store_true", help="replay nothing")

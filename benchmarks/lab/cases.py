@@ -1,9 +1,10 @@
 """What is replayed: every workload on a fleet of its own, in units of what that fleet can do.
 
-The unit of load is the highest rate at which the fleet keeps up under the placement that suits the workload best:
-at 120% of it the queue grows for as long as the workload lasts, whoever places. Where programs go on by themselves
-(closed loops) far more than that lowers the rate again, as caches thrash. `python -m benchmarks.lab --calibrate`
-shows what the default does at 90%, 120% and 250%; the units here are of commit 996c7cc, rounded.
+The unit of load is the highest rate at which the fleet keeps up under the placement that suits the workload
+best: at 120% of it the queue grows for as long as the workload lasts, under any placement. Where programs go on
+by themselves (closed loops) far more than that lowers the rate again, as caches thrash. `python -m
+benchmarks.lab --calibrate` shows what the default does at 90%, 120% and 250%; the units here are of commit
+996c7cc, rounded.
 
 Workloads end after a number of requests, not of seconds: programs go on starting until then, so the fleet is never
 draining while it is measured. Where answers are long and prompts short, engines with few slots make the same load
@@ -32,7 +33,7 @@ class Case:
     workers: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     requests: int | None = None
-    """Of a trace: the first so many."""
+    """Of a trace: how many, the first ones."""
     misbehaving: str | None = None
     """The name of the client that does."""
 

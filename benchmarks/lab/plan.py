@@ -1,4 +1,4 @@
-"""Which cells there are, the most telling ones first."""
+"""Which cells there are, in the order in which they are replayed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -68,14 +68,16 @@ Keys = Annotated[
     Literal["tokens", "text"],
     typer.Option(help="What the router sees of prompts: tokens, or text as without a tokenizer."),
 ]
-Seeds = Annotated[int, typer.Option(min=1, max=100, help="So many seeds, from --seed up: means and spreads.")]
+Seeds = Annotated[int, typer.Option(min=1, max=100, help="Number of seeds, from --seed up: means and spreads.")]
 Rate = Annotated[float, typer.Option(help="2 plays the workload twice as fast.")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal results.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of a policy, the scheduler or the engines."),
 ]
-RequestLimit = Annotated[int | None, typer.Option("--requests", min=1, help="Only the first so many.")]
+RequestLimit = Annotated[
+    int | None, typer.Option("--requests", min=1, help="Only this number of requests, the first ones.")
+]
 Ttft = Annotated[float, typer.Option("--slo-ttft-s", min=0, help="Target for the first token.")]
 Tpot = Annotated[float, typer.Option("--slo-tpot-s", min=0, help="Target for each further token.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -32,7 +32,7 @@ class FleetChange:
 
 
 def parse_changes(text: str, workers: int) -> tuple[FleetChange, ...]:
-    """Changes of a fleet that begins with so many workers, in the order of their times.
+    """Changes of a fleet that starts with `workers` workers, in the order of their times.
 
     Raises ValueError for what has another form, and for a worker that is not there then.
     """

@@ -49,7 +49,7 @@ def profile(
     prompt_lengths: Annotated[str, typer.Option(help="Tokens, with commas between.")] = "32,128,512,1024",
     batches: Annotated[str, typer.Option(help="Answers side by side, with commas between.")] = "1,2,4,8",
     output_tokens: Annotated[int, typer.Option(min=8, help="Of each answer.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over so many.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measurements that a median is taken over.")] = 3,
     seed: Annotated[
         int | None, typer.Option(help="Equal seeds send equal prompts.", show_default="another each time")
     ] = None,

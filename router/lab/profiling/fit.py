@@ -9,7 +9,7 @@ Each equation is divided by its measured time: what is made small is the relativ
 seconds do not drown decodes of milliseconds. A seventh coefficient, `transport_s`, takes what the time to a first
 token has beyond the engine's steps (HTTP, tokens into text, a busy client); it is no part of the profile.
 
-What the points cannot tell apart (weights and overhead, where every step reads weights) is put on the first of the
+Terms that the points cannot separate (weights and overhead, where every step reads weights) go to the first of the
 terms in the order of `TERMS`, and the others stay 0: predictions are the same, within the range that was measured.
 """
 
@@ -36,7 +36,7 @@ class UndeterminedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the points do not tell: the name and the limits of the profile."""
+    """What is not measured: the name and the limits of the profile."""
 
     name: str
     kv_tokens: int

@@ -24,8 +24,8 @@ async def open_meters(
     meters = [await Meter.open(stack, url, model, api_key) for url in urls]
     about = {m.facts.url: f"{m.facts.model}, {m.facts.max_model_len} / {m.facts.kv_tokens} tokens" for m in meters}
     if len(set(about.values())) > 1:
-        told = "; ".join(f"{url}: {each}" for url, each in about.items())
-        raise MeasurementError(f"workers that are measured together have to be alike: {told}")
+        differences = "; ".join(f"{url}: {each}" for url, each in about.items())
+        raise MeasurementError(f"workers that are measured together have to be alike: {differences}")
     if len(about) < len(meters):
         raise MeasurementError("a worker is named twice")
     return meters
@@ -36,14 +36,14 @@ async def measure_together(
 ) -> list[Point]:
     """The sweep on all of them at once; of each point the median. Raises MeasurementError.
 
-    `progress` hears how many requests have ended on the first worker.
+    `progress` is called with the number of requests that have ended on the first worker.
     """
     barrier = asyncio.Barrier(len(meters))
 
     async def one(number: int, meter: Meter) -> list[Point]:
         own = replace(sweep, seed=sweep.seed + number)
-        told = progress if number == 0 else _nobody
-        return await meter.measure(own, max_num_batched_tokens, told, barrier.wait)
+        report = progress if number == 0 else _ignore
+        return await meter.measure(own, max_num_batched_tokens, report, barrier.wait)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -75,5 +75,5 @@ def notes_of(meters: Sequence[Meter]) -> list[str]:
     return list(dict.fromkeys(note for meter in meters for note in meter.notes))
 
 
-def _nobody(_: int) -> None:
-    """Hears nothing."""
+def _ignore(_: int) -> None:
+    """Progress of a worker that is not shown."""

@@ -14,7 +14,7 @@ _CONNECT_S = 10.0
 
 
 class MeasurementError(Exception):
-    """A worker that cannot be measured; the message is for whoever asked for it."""
+    """A worker that cannot be measured; the message is for the person who asked for it."""
 
 
 @dataclass(slots=True)

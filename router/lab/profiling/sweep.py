@@ -2,7 +2,7 @@
 
 For each prompt length and each repetition as many new random prompts as the largest batch are sent one after
 the other for a single token: each is a measurement of prefill on an otherwise idle worker. Then, for each batch
-size, so many of the same prompts are sent at once. Their prefixes are cached by now, so all of them soon decode
+size, that number of the same prompts is sent at once. Their prefixes are cached by now, so all of them soon decode
 side by side, and the time between tokens is taken from the stretch in which every answer of the batch has begun
 and none has ended.
 
@@ -91,7 +91,7 @@ class Meter:
         progress: Callable[[int], None],
         in_step: Callable[[], Awaitable[object]],
     ) -> list[Point]:
-        """Run the sweep; `progress` hears how many requests have ended. Raises MeasurementError.
+        """Run the sweep, reporting to `progress` how many requests have ended. Raises MeasurementError.
 
         `in_step` is awaited before each part: where others are measured at the same time, it waits for them.
         """

@@ -46,7 +46,7 @@ class Traffic:
     weights: Annotated[tuple[Amount, ...], BeforeValidator(_split)] = (1.0,)
     """Dealt to the clients in turn; as text with slashes between, `1/1/2`."""
     requests: Count | None = None
-    """Keep so many, the first to arrive; 1,000 if there is no `duration_s` either."""
+    """Keep this number of requests, the first to arrive; 1,000 if there is no `duration_s` either."""
     duration_s: Amount | None = None
     """Programs start until then; what they go on to ask comes later."""
     rate: Amount | None = None

@@ -1,4 +1,4 @@
-"""From what stands on a command line to a workload.
+"""Opens the workload that a command line names.
 
     trace.jsonl                         a trace or request log, perhaps compressed
     trace.jsonl:block_tokens=16         its hash ids stand for 16 tokens each
@@ -6,7 +6,7 @@
     tot:clients=4,misbehaving=s1        with options
     trace.jsonl@arena.jsonl             the first's requests dealt to the second's clients
 
-A file that exists is taken as it stands, whatever signs its path has in it.
+A path that exists is opened as it is, also if it contains a colon or an at sign.
 """
 
 from pathlib import Path

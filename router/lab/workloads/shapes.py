@@ -1,4 +1,4 @@
-"""What a generator has to offer, and the draws that the shapes share.
+"""The interface of a generator's shape, and the random draws that the shapes share.
 
 A *program* is what one user starts at one moment: a tree of thoughts, an essay to judge, a conversation. A shape
 says what requests a program makes; `generators` says when programs start and whose they are.

@@ -10,7 +10,7 @@
 - The gateway's own request log (see `request_log`).
 
 A prompt without names for its blocks is like no other. An output of 0 tokens counts as 1: the first token is made
-with the prefill. Whatever the time of the first request, it becomes 0.
+with the prefill. Times are shifted so that the first request is at 0.
 """
 
 from collections.abc import Callable
@@ -95,10 +95,10 @@ def _json_lines(path: Path, block_tokens: int | None, warnings: list[str]) -> Re
     watch = Backwards(path, warnings)
     for number, line in numbered_lines(path):
         try:
-            watch.saw(number, _json_line(table, line))
+            watch.observe(number, _json_line(table, line))
         except (ValueError, TypeError, OverflowError) as error:
             raise BrokenLine(path, number, str(error)) from None
-    watch.tell()
+    watch.warn()
     return table
 
 
@@ -163,8 +163,8 @@ def _azure(path: Path, block_tokens: int | None, warnings: list[str]) -> Request
             reason = str(error) if "zip" not in str(error) else f"should have {len(columns)} columns"
             raise BrokenLine(path, number, reason) from None
         table.add(at, client, table.prompts.grow(NO_PARENT, length), output)
-        watch.saw(number, at)
-    watch.tell()
+        watch.observe(number, at)
+    watch.warn()
     return table
 
 
@@ -185,7 +185,7 @@ def _count(row: dict[str, str], name: str, least: int) -> int:
 
 
 class Backwards:
-    """Watches for times that run backwards; one warning in all."""
+    """Counts times that run backwards; one warning in all."""
 
     def __init__(self, path: Path, warnings: list[str]) -> None:
         self._path = path
@@ -194,13 +194,14 @@ class Backwards:
         self._count = 0
         self._first_line = 0
 
-    def saw(self, line: int, at: float) -> None:
+    def observe(self, line: int, at: float) -> None:
         if at < self._last:
             self._count += 1
             self._first_line = self._first_line or line
         self._last = at
 
-    def tell(self) -> None:
+    def warn(self) -> None:
+        """Add the warning, if there is a reason."""
         if self._count:
             self._warnings.append(
                 f"{self._path}: time runs backwards {self._count} times, first at line {self._first_line}; "

@@ -49,7 +49,7 @@ def composed(prefixes: Workload, clients: Workload, seed: int = 0) -> Workload:
 
 def _deal(requests: Sequence[Request], shares: list[int], chance: Random) -> Iterator[int]:
     """A client's number for each request."""
-    everybody = range(len(shares))
+    owners = range(len(shares))
     owner_by_end: dict[int, int] = {}
     owner_by_session: dict[str, int] = {}
     for request in requests:
@@ -58,7 +58,7 @@ def _deal(requests: Sequence[Request], shares: list[int], chance: Random) -> Ite
         if owner is None:
             owner = next((owner_by_end[unit] for unit in reversed(units) if unit in owner_by_end), None)
         if owner is None:
-            owner = chance.choices(everybody, shares)[0]
+            owner = chance.choices(owners, shares)[0]
         if len(request.key) > UNIT_BYTES:  # a single block is more likely a system prompt than a conversation
             owner_by_end.setdefault(units[-1], owner)
         if request.session is not None:
