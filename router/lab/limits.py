@@ -11,6 +11,7 @@ From those hits follow the shortest possible times: every request alone on an id
 prefilled at once, its answer decoded in a batch of its own.
 """
 
+from array import array
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
@@ -23,7 +24,7 @@ from router.lab.setup import Setup
 from router.lab.workload import Request, Workload
 from workers.simulator.profiles import Profile, pairs
 
-Numbers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int_ | np.int32]
 Flags = npt.NDArray[np.bool_]
 
 
@@ -57,13 +58,12 @@ def limit(workload: Workload, setup: Setup) -> dict[str, Any]:
     engine = setup.engine_config(workload.block_tokens)
     workers = setup.workers + sum(change.kind == "join" for change in setup.changes)
     capacity = workers * engine.kv_blocks if engine.prefix_caching else 0
-    requests = list(workload.requests)
-    uses = _uses(requests, workload.block_tokens)
-    found = cached_blocks(uses, capacity, len(requests))
-    unlimited = _leading_hits(uses, uses.worth_keeping, len(requests)) if engine.prefix_caching else found
-    prompts = sum(request.input_tokens for request in requests)
-    ttft, e2e = [], []
-    for request, blocks in zip(requests, found.tolist(), strict=True):
+    uses, requests = _uses(workload), len(workload.requests)
+    found = cached_blocks(uses, capacity, requests)
+    unlimited = _leading_hits(uses, uses.worth_keeping, requests) if engine.prefix_caching else found
+    prompts, ttft, e2e = 0, array("d"), array("d")
+    for request, blocks in zip(workload.requests, found.tolist(), strict=True):
+        prompts += request.input_tokens
         first = prefill_s(
             setup.profile, request.input_tokens, blocks * workload.block_tokens, engine.max_num_batched_tokens
         )
@@ -80,8 +80,7 @@ def limit(workload: Workload, setup: Setup) -> dict[str, Any]:
 
 def hits(workload: Workload, capacity: int) -> list[int]:
     """Blocks that each request finds in a pooled cache of `capacity` blocks under MIN."""
-    requests = list(workload.requests)
-    found: list[int] = cached_blocks(_uses(requests, workload.block_tokens), capacity, len(requests)).tolist()
+    found: list[int] = cached_blocks(_uses(workload), capacity, len(workload.requests)).tolist()
     return found
 
 
@@ -100,17 +99,17 @@ def _decode_s(profile: Profile, request: Request) -> float:
     return steps * first + profile.decode_growth_s(answers) * steps * (steps - 1) / 2
 
 
-def _uses(requests: list[Request], block_tokens: int) -> _Uses:
+def _uses(workload: Workload) -> _Uses:
     names, rows, depths, countable = [], [], [], []
-    for row, request in enumerate(requests):
+    for row, request in enumerate(workload.requests):
         blocks = np.array(request.block_names, dtype=np.uint64)
         prompt = len(request.key) // 8
-        depth = np.arange(len(blocks))
+        depth = np.arange(len(blocks), dtype=np.int32)
         names.append(blocks)
-        rows.append(np.full(len(blocks), row))
+        rows.append(np.full(len(blocks), row, dtype=np.int32))
         depths.append(depth)
         # An engine computes at least one token of each prompt, so a full last block is never a hit.
-        countable.append((depth < prompt) & (depth < (request.input_tokens - 1) // block_tokens))
+        countable.append((depth < prompt) & (depth < (request.input_tokens - 1) // workload.block_tokens))
     name = np.concatenate(names)
     order = np.argsort(name, kind="stable")
     follower = np.full(len(name), -1)
@@ -168,7 +167,7 @@ def _leading_hits(uses: _Uses, kept: Flags, requests: int) -> Numbers:
     # The first block of each request that is not a hit ends what it finds.
     missing = np.flatnonzero(~hit)
     found = np.bincount(uses.request, minlength=requests)
-    first_missing = np.full(requests, np.iinfo(np.int64).max)
+    first_missing = np.full(requests, np.iinfo(np.int32).max)
     np.minimum.at(first_missing, uses.request[missing], uses.depth[missing])
     leading: Numbers = np.minimum(found, first_missing)
     return leading
