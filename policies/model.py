@@ -60,6 +60,8 @@ class AttemptFailure(Enum):
     """The worker answers nothing any more, neither this request nor its health checks."""
     BUSY = "busy"
     """The worker answered that it has no room (429, 503): it is well."""
+    NOT_HERE = "not_here"
+    """The worker does not store what the request is about; another one may."""
     CLIENTS_FAULT = "clients_fault"
     """The request itself is wrong, and would fail on any worker."""
     ERROR = "error"

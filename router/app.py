@@ -48,6 +48,7 @@ from router.tokenization.tokenization import Tokenization
 from workers.fleet.fleet import Fleet, FleetSettings
 from workers.fleet.poller import PollerSettings
 from workers.fleet.worker import FleetEvent
+from workers.http.tls import context_of
 from workers.http.upstream import Timeouts, Upstream
 
 _log = logging.getLogger("fairlead")
@@ -133,10 +134,19 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     pools = Pools(make_scheduler=lambda: make_scheduler(config), rested=fleet.release, aliases=config.models)
     pools.configure(config.models, keys_needed=clients.keys_needed)
     # The port: what requests share, on the other side of it.
-    control = ControlPlane(pools, clients, fleet, metrics.attempt_failed, loop.time)
+    control = ControlPlane(
+        pools, clients, fleet, metrics.attempt_failed, loop.time, attempts=config.limits.attempts
+    )
     # The edge's own way to workers.
     timeouts = Timeouts(**config.timeouts.model_dump())
-    connections = WorkerConnections(lambda url: Upstream(url, timeouts=timeouts))
+    connections = WorkerConnections(
+        lambda worker: Upstream(
+            worker.url,
+            timeouts=timeouts,
+            tls=context_of(worker.tls) if worker.url.startswith("https:") else None,
+            host_name=worker.host_name,
+        )
+    )
     # Prompts as token ids, where a model's tokenizer can be had.
     follows_events = config.health.kv_events == "auto"
     tokenization = Tokenization(

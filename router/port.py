@@ -25,6 +25,7 @@ from typing import Protocol
 import msgspec
 
 from policies.model import AttemptFailure, Outcome, Reason, Usage, WorkerId
+from workers.http.tls import TlsFiles
 
 
 class RejectKind(Enum):
@@ -41,6 +42,8 @@ class RejectKind(Enum):
     """Come back later: the queue is full, the wait was too long, every worker is busy."""
     UNAVAILABLE = "unavailable"
     """No worker can serve this model now."""
+    RELAY = "relay"
+    """What the worker has answered is the answer: the request is at fault, or no other worker knows more."""
     WORKER_FAILED = "worker_failed"
     WORKER_TIMEOUT = "worker_timeout"
 
@@ -134,6 +137,8 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     reason: AttemptFailure
     why: str
     """For people; never parsed."""
+    status: int | None = None
+    """Of the worker's answer, which the edge still has; None: there was none, or not all of it."""
     answering: bool = False
     """The client has seen a part of the answer, so that the request cannot start anew."""
     fetching: bool = False
@@ -150,6 +155,8 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
     """The usage is what the worker reported, not an estimate."""
     fetched: bool = False
     """The worker has gone on from KV that another one had computed."""
+    not_found: bool = False
+    """The worker says that what was asked for, such as the model, does not exist."""
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
@@ -172,8 +179,12 @@ class WorkerAddress(msgspec.Struct, frozen=True, gc=False):
     """What every request to it carries: its own key, and the rank behind a shared URL."""
     served_names: frozenset[str] = frozenset()
     routable: bool = True
+    tls: TlsFiles | None = None
+    """Certificates for an https:// URL; None: the system's authorities, and none of our own."""
+    host_name: str | None = None
+    """For the Host header and the certificate, where `url` holds one of the name's addresses."""
     silence_limit_s: float = math.inf
-    """How long a request that it has may be silent: finite while it is known not to work."""
+    """How long a request may be silent there: finite while the worker is known not to work."""
     kv_events: bool | None = None
     """Whether it publishes KV events, by the configuration; None: that does not say."""
 
@@ -187,10 +198,12 @@ class RouteTable(msgspec.Struct, frozen=True, gc=False):
     workers: Mapping[WorkerId, WorkerAddress] = {}
     keys_needed: bool = False
     """Requests without a key are turned away."""
+    expected: frozenset[str] = frozenset()
+    """Names that a worker is to serve and does not yet: it is loading, or restarting."""
 
     def find(self, model: str | None) -> Route | Reject:
         """The route of a name; None, or as for vLLM an empty one, means the only model. Errors in vLLM's words."""
-        if not self.models:
+        if not self.models and (not model or model not in self.expected):
             return Reject(
                 RejectKind.UNAVAILABLE, "No worker has been reached yet, so no model is known.", retry_after_s=2
             )
@@ -198,6 +211,9 @@ class RouteTable(msgspec.Struct, frozen=True, gc=False):
             found = self.names.get(model)
             if found is not None:
                 return found
+            if model in self.expected:
+                message = f"The model `{model}` is not ready: its worker has not loaded it yet."
+                return Reject(RejectKind.UNAVAILABLE, message, retry_after_s=5)
             known = ", ".join(sorted(self.names))
             message = f"The model `{model}` does not exist. Valid aliases: {known}."
             return Reject(RejectKind.NO_MODEL, message, param="model")
@@ -214,6 +230,9 @@ class Control(Protocol):
         """Who is asking: SHA-256 digests of the keys that were sent, and the body's `user` once it is known."""
 
     def routes(self) -> RouteTable: ...
+
+    async def look_again(self, model: str) -> None:
+        """A client names a model that is in no table: ask the workers what they serve now, then `routes` knows."""
 
     async def admit(self, facts: Facts | Unscheduled) -> Dispatch | Reject:
         """Take a request in; returns when it may run."""

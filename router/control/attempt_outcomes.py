@@ -38,6 +38,7 @@ _FAILED = "Every attempt failed; the last one"
 _LATE = "No worker answered in time; the last one"
 _BUSY = "Every worker is busy; one of them"
 _WRONG = "The worker refuses the request"
+_NOT_STORED = "No worker stores it; the last one"
 _NONE_TOOK_IT = "No worker could take the request; the last one"
 
 OUTCOMES = {
@@ -48,6 +49,7 @@ OUTCOMES = {
     AttemptFailure.ERROR: Row(Effect.FAILED, logging.WARNING, RejectKind.WORKER_FAILED, None, _FAILED),
     AttemptFailure.SHUTDOWN: Row(Effect.LEAVING, logging.WARNING, RejectKind.UNAVAILABLE, 2, _NONE_TOOK_IT),
     AttemptFailure.BUSY: Row(Effect.NONE, logging.WARNING, RejectKind.OVERLOADED, 5, _BUSY),
+    AttemptFailure.NOT_HERE: Row(Effect.NONE, logging.DEBUG, RejectKind.NOT_FOUND, None, _NOT_STORED),
     AttemptFailure.CLIENTS_FAULT: Row(Effect.NONE, logging.INFO, RejectKind.BAD_REQUEST, None, _WRONG),
     AttemptFailure.HANDOVER: Row(Effect.NONE, logging.DEBUG, RejectKind.WORKER_FAILED, None, _FAILED),
 }

@@ -34,8 +34,12 @@ from router.port import (
     Settled,
     Unscheduled,
 )
+from workers.fleet.attribution import Attribution
+from workers.fleet.worker import State
 
 _log = logging.getLogger("fairlead.gateway")
+
+_LONGEST_ADAPTER = 256
 
 
 class WorkerHealth(Protocol):
@@ -47,14 +51,36 @@ class WorkerHealth(Protocol):
         self, worker_id: str, why: str, *, refused: bool = False, connect: bool = False
     ) -> None: ...
 
+    def request_at_fault(self, worker_id: str, why: str) -> None: ...
+
+    async def look_again(self) -> None: ...
+
+    def resolve_adapter(self, name: str) -> bool: ...
+
+    def adapter_unknown(self, worker_id: str, name: str) -> None: ...
+
 
 class _Request:
     """One request between `admit` and its end."""
 
-    __slots__ = ("admitted", "attempt", "decode", "facts", "lease", "member", "pool", "prefill", "tried", "why")
+    __slots__ = (
+        "admitted",
+        "attempt",
+        "attribution",
+        "decode",
+        "facts",
+        "lease",
+        "member",
+        "pool",
+        "prefill",
+        "tried",
+        "why",
+    )
 
-    def __init__(self, facts: Facts | Unscheduled, pool: Pool, lease: Lease) -> None:
+    def __init__(self, facts: Facts | Unscheduled, pool: Pool, lease: Lease, attribution: Attribution) -> None:
         self.facts = facts
+        self.attribution = attribution
+        """Whose fault its failed attempts are."""
         self.pool = pool
         self.lease = lease
         self.admitted: Admitted | None = None
@@ -72,7 +98,10 @@ class _Request:
 
 
 class ControlPlane:
-    """Implements `port.Control`. `count_failure` is told of each failed attempt."""
+    """Implements `port.Control`. `count_failure` is told of each failed attempt.
+
+    `attempts`: how many workers a request that is not scheduled is tried on at most.
+    """
 
     def __init__(
         self,
@@ -81,7 +110,10 @@ class ControlPlane:
         health: WorkerHealth,
         count_failure: Callable[[WorkerId, AttemptFailure], None],
         clock: Callable[[], float],
+        *,
+        attempts: int,
     ) -> None:
+        self._attempts = attempts
         self.owners = ResponseOwners()
         self.pairs = PairCompatibility()
         self.ratio = TokenRatio()
@@ -106,6 +138,12 @@ class ControlPlane:
     def routes(self) -> RouteTable:
         return self._pools.routes()
 
+    async def look_again(self, model: str) -> None:
+        await self._health.look_again()
+        known = self._pools.routes().find(model)
+        if isinstance(known, Reject) and known.kind is RejectKind.NO_MODEL and _may_be_an_adapter(model):
+            self._health.resolve_adapter(model)
+
     async def admit(self, facts: Facts | Unscheduled) -> Dispatch | Reject:
         try:
             request = self._schedule(facts) if isinstance(facts, Facts) else self._pass(facts)
@@ -116,6 +154,7 @@ class ControlPlane:
     def first_token(self, request: str) -> None:
         found = self._requests.get(request)
         if found is not None and found.admitted is not None:
+            found.attribution.decided()
             found.admitted.first_token()
 
     def prefill_done(self, request: str) -> None:
@@ -143,7 +182,11 @@ class ControlPlane:
         worker, reason = self._judge(request, failure)
         row = OUTCOMES[reason]
         _log.log(row.level, "request %s: attempt %d: %s", failure.id, request.attempt, failure.why)
-        if row.effect is not Effect.NONE:
+        at_fault = False
+        if row.effect is Effect.FAILED:
+            kind = reason.value if failure.status is None else f"{reason.value} {failure.status}"
+            at_fault = request.attribution.failed(worker, kind, failure.why)
+        elif row.effect is not Effect.NONE:
             self._health.request_failed(
                 worker, failure.why, refused=row.effect is Effect.LEAVING, connect=row.effect is Effect.UNREACHABLE
             )
@@ -151,11 +194,11 @@ class ControlPlane:
         self._vacate(request)
         request.why = failure.why
         admitted = request.admitted
-        if reason is AttemptFailure.CLIENTS_FAULT:
+        if reason is AttemptFailure.CLIENTS_FAULT or (at_fault and not failure.answering):
             if admitted is not None:
-                admitted.settle(Usage(0, 0), Outcome.REFUSED)
+                admitted.settle(Usage(0, 0), Outcome.FAILED if at_fault else Outcome.REFUSED)
             self._end(request)
-            return _last_words(reason, failure.why)
+            return _last_words(reason, failure)
         if admitted is not None:
             # More than zero says that the client has seen a part of the answer, so that nothing may start anew.
             admitted.failed(reason, 1 if failure.answering else 0, worker)
@@ -163,9 +206,9 @@ class ControlPlane:
             self._end(request)
             return None
         request.tried.add(worker)
-        if admitted is None and reason is not AttemptFailure.CONNECT:
+        if admitted is None and not self._may_be_tried_elsewhere(request, reason):
             self._end(request)
-            return _last_words(reason, failure.why)
+            return _last_words(reason, failure)
         return await self._next(request)
 
     def settled(self, end: Settled) -> None:
@@ -182,6 +225,8 @@ class ControlPlane:
                 placement = dispatch.place.placement
                 if placement.prefill is not None:
                     self.pairs.worked(placement.prefill, placement.decode)
+            if end.not_found:
+                self._health.adapter_unknown(request.decode, request.admitted.view.served_name)
             request.lease.settle(usage.input_tokens + usage.output_tokens, self._clock())
             self._health.request_ok(request.prefill or request.decode)
         self._end(request)
@@ -223,7 +268,7 @@ class ControlPlane:
     def _admit(self, facts: Facts | Unscheduled, pool: Pool, tokens: int, now: float) -> _Request:
         identity = facts.identity
         lease = self._clients.quota.admit(identity.account, self._clients.limits(identity.limits_of), tokens, now)
-        request = self._requests[facts.id] = _Request(facts, pool, lease)
+        request = self._requests[facts.id] = _Request(facts, pool, lease, Attribution(self._health))
         return request
 
     def _pool(self, served_name: str) -> Pool:
@@ -266,17 +311,31 @@ class ControlPlane:
         """For a request that is not scheduled: the holder of its response, else the least busy worker."""
         facts = request.facts
         name = facts.model or request.pool.model
-        members = [m for m in self._pools.usable(name) if m.worker.id not in request.tried]
+        members = [m for m in self._usable(request) if m.worker.id not in request.tried]
         if not members:
             self._end(request)
             return _nobody(name)
         holder = self.owners.find(facts.response) if isinstance(facts, Unscheduled) else None
         held = [member for member in members if member.worker.id == holder]
-        member = min(held or members, key=lambda member: member.open)
+        member = min(held or members, key=lambda member: (member.worker.state is State.SUSPECT, member.open))
         request.attempt += 1
         request.decode = member.worker.id
         self._occupy(request, member.worker.id)
         return Dispatch(model=name, worker=member.worker.id, attempt=request.attempt)
+
+    def _may_be_tried_elsewhere(self, request: _Request, reason: AttemptFailure) -> bool:
+        """Whether a request that is not scheduled is given to another worker, as a scheduled one would be.
+
+        A stored response that nobody here knows the worker of is asked of each; without keys only, as nothing
+        would say whose it is.
+        """
+        left = [m for m in self._usable(request) if m.worker.id not in request.tried]
+        if reason is AttemptFailure.NOT_HERE:
+            return bool(left) and not self._pools.keys_needed
+        return bool(left) and (reason is AttemptFailure.CONNECT or request.attempt < self._attempts)
+
+    def _usable(self, request: _Request) -> list[Member]:
+        return self._pools.usable(request.facts.model or request.pool.model)
 
     def _misfit(self, admitted: Admitted, prefill: WorkerId, decode: WorkerId) -> bool:
         """Whether the two are known not to understand each other; then the request has been placed anew."""
@@ -323,10 +382,15 @@ class ControlPlane:
         """Every path leads here, once: nothing of the request stays behind."""
         if self._requests.pop(request.facts.id, None) is None:
             return
+        request.attribution.decided()
         if request.admitted is not None:
             request.pool.forget(request.admitted)
         request.lease.release()
         self._vacate(request)
+
+
+def _may_be_an_adapter(name: str) -> bool:
+    return len(name) <= _LONGEST_ADAPTER and name.isprintable()
 
 
 def _nobody(served_name: str) -> Reject:
@@ -334,7 +398,14 @@ def _nobody(served_name: str) -> Reject:
     return Reject(RejectKind.UNAVAILABLE, message, retry_after_s=2)
 
 
-def _last_words(reason: AttemptFailure, why: str) -> Reject:
+def _last_words(reason: AttemptFailure, failure: Failed) -> Reject:
+    """What the client is told after the last attempt; what the worker answered, if it did, says it best."""
+    if failure.status is not None:
+        return Reject(RejectKind.RELAY, failure.why)
+    return _reject_for(reason, failure.why)
+
+
+def _reject_for(reason: AttemptFailure, why: str) -> Reject:
     row = OUTCOMES[reason]
     return Reject(row.answer, f"{row.last_words}: {why}", retry_after_s=row.retry_after_s)
 
@@ -351,4 +422,4 @@ def _rejection(reject: policies.Reject, why: str) -> Reject:
             return Reject(RejectKind.OVERLOADED, message, retry_after_s=10)
         case policies.RejectReason.NO_WORKER:
             return _nobody(reject.request.served_name)
-    return _last_words(reject.last_failure or AttemptFailure.LOST, why)
+    return _reject_for(reject.last_failure or AttemptFailure.LOST, why)

@@ -44,6 +44,8 @@ class Pools:
         self.by_model: dict[str, Pool] = {}
         self.members: dict[WorkerId, Member] = {}
         self._by_served_name: dict[str, Pool] = {}
+        self._expected: frozenset[str] = frozenset()
+        """Names that workers are to serve and do not yet."""
         self._table: RouteTable | None = None
         """None: something has changed since it was made."""
 
@@ -63,7 +65,11 @@ class Pools:
                 if pool is not None:
                     names[alias] = Route(pool.model, target, rewrite=target)
             workers = {worker: member.address for worker, member in self.members.items()}
-            table = self._table = RouteTable(tuple(sorted(self.by_model)), names, workers, self.keys_needed)
+            expected = frozenset(self._expected - names.keys())
+            expected |= {alias for alias, target in self.aliases.items() if target in expected}
+            table = self._table = RouteTable(
+                tuple(sorted(self.by_model)), names, workers, self.keys_needed, expected
+            )
         return table
 
     def configure(self, aliases: Mapping[str, str], *, keys_needed: bool) -> None:
@@ -150,9 +156,10 @@ class Pools:
             if member.pool is not None:
                 for name in member.worker.lines:
                     names.setdefault(name, member.pool)
-        if names != self._by_served_name:
+        expected = frozenset[str]().union(*(member.worker.expected for member in self.members.values()))
+        if names != self._by_served_name or expected != self._expected:
             self._table = None
-        self._by_served_name = names
+        self._by_served_name, self._expected = names, expected
 
 
 def facts(worker: Worker) -> WorkerFacts:
@@ -182,6 +189,8 @@ def _address(worker: Worker) -> WorkerAddress:
         headers=_headers(worker),
         served_names=worker.lines,
         routable=worker.routable,
+        tls=worker.spec.tls,
+        host_name=worker.spec.host_name,
         silence_limit_s=worker.silence_limit_s,
         kv_events=None if published is None else bool(published),
     )

@@ -146,6 +146,7 @@ _OF_KIND: dict[RejectKind, type[RequestError]] = {
     RejectKind.OVER_QUOTA: OverQuota,
     RejectKind.OVERLOADED: Overloaded,
     RejectKind.UNAVAILABLE: Unavailable,
+    RejectKind.RELAY: WorkerFailed,
     RejectKind.WORKER_FAILED: WorkerFailed,
     RejectKind.WORKER_TIMEOUT: WorkerTimeout,
 }

@@ -156,7 +156,7 @@ async def unreached(_body, _writer):
     ids=lambda value: getattr(value, "kind", value),
 )
 async def test_another_worker_answers_and_the_client_sees_nothing_of_it(fault, reason, stream):
-    timeouts = {"first_byte_s": 0.3}
+    timeouts = {"first_byte_s": 0.3, "whole_answer_s": 0.3}
     async with running_fleet(2, policies=IN_TURN, timeouts=timeouts, health={"probe_every_s": 30}) as fleet:
         bad, good = fleet.workers
         bad.set_fault(fault)
@@ -544,7 +544,7 @@ async def test_a_storm_leaves_every_counter_at_zero_and_counts_each_request_once
     monkeypatch.setattr(Lifecycle, "run", counted)
     chance = random.Random(20)
     limits = {"queue_requests": 40, "queue_wait_s": 2}
-    timeouts = {"first_byte_s": 0.5, "idle_s": 0.5}
+    timeouts = {"first_byte_s": 0.5, "idle_s": 0.5, "whole_answer_s": 0.5}
     async with running_fleet(
         3, {"speed": 0.05, "max_num_seqs": 8}, worker={"max_num_seqs": 8}, limits=limits, timeouts=timeouts
     ) as fleet:

@@ -516,7 +516,7 @@ async def test_a_client_that_leaves_between_the_two_leaves_no_prefill_held(monke
         upstream = pairs.gateway.gateway.connections.get(pairs.decode[0].url).upstream
         dialled = asyncio.Event()
 
-        async def slow_to_connect(*_):
+        async def slow_to_connect(*_, **__):
             dialled.set()
             await asyncio.sleep(60)
 

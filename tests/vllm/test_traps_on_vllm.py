@@ -205,7 +205,7 @@ async def test_an_engine_that_says_busy_inside_a_stream_is_left_for_another_work
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_paused_engine_is_left_for_another_worker_suspected_and_trusted_again(draining, pair, stream):
     paused = draining
-    async with gateway_over(paused, pair[0], timeouts={"first_byte_s": 2}) as gateway:
+    async with gateway_over(paused, pair[0], timeouts={"first_byte_s": 2, "whole_answer_s": 2}) as gateway:
         control(paused, "pause?mode=abort")
         try:
             assert says_that_it_is_healthy(paused)

@@ -117,7 +117,8 @@ def model_cards(pools: Pools, created: int) -> list[dict[str, Any]]:
             continue
         for line in sorted(worker.lines):
             adapter = line in worker.adapters
-            cards.setdefault(line, _card(line, worker.model, created, None if adapter else worker.max_model_len))
+            root = worker.roots.get(line, line if adapter else worker.model)
+            cards.setdefault(line, _card(line, root, created, None if adapter else worker.max_model_len))
             if adapter:
                 cards[line]["parent"] = worker.model
     for alias, target in pools.aliases.items():

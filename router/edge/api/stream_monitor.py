@@ -20,6 +20,10 @@ from policies.model import Usage
 from router.edge.api.parsed_request import Surface
 
 _MAX_PARTIAL = 1 << 20
+_LONGEST_ID = 256
+"""Of a stored response: each is remembered, with its worker."""
+_MOST_TOKENS = 1 << 40
+"""More than that no request has used, whatever a worker reports."""
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error"'
 _ABORT = b'"finish_reason":"abort"'
@@ -150,19 +154,16 @@ class StreamMonitor:
             self.done = True
 
     def _named_usage(self, event: dict[str, Any]) -> None:
-        found = event.get("usage") or (event.get("response") or event.get("message") or {}).get("usage")
-        if found:
-            seen = self.usage
-            usage = read_usage(found)
+        within = event.get("response") or event.get("message")
+        found = event.get("usage") or (within.get("usage") if isinstance(within, dict) else None)
+        usage = read_usage(found)
+        if usage is not None:
             # Anthropic's first event carries the input, its last the output: keep the larger of each.
-            self.usage = (
-                usage
-                if seen is None
-                else Usage(
-                    max(seen.input_tokens, usage.input_tokens),
-                    max(seen.output_tokens, usage.output_tokens),
-                    usage.cached_tokens if usage.cached_tokens is not None else seen.cached_tokens,
-                )
+            seen = self.usage or usage
+            self.usage = Usage(
+                max(seen.input_tokens, usage.input_tokens),
+                max(seen.output_tokens, usage.output_tokens),
+                usage.cached_tokens if usage.cached_tokens is not None else seen.cached_tokens,
             )
 
 
@@ -215,30 +216,42 @@ def find_id(data: bytes) -> str | None:
     at = data.find(b'"id":"resp_')
     if at < 0:
         return None
-    end = data.find(b'"', at + 6)
+    end = data.find(b'"', at + 6, at + 6 + _LONGEST_ID)
     return data[at + 6 : end].decode("ascii", "replace") if end > 0 else None
 
 
-def error_code(events: bytes) -> int | None:
-    """The HTTP status in the error among these events, as vLLM puts it there; None if it has none."""
-    for event in events.split(b"\n\n"):
-        error = _parsed(event).get("error")
-        if isinstance(error, dict):
-            code = error.get("code")
-            return code if type(code) is int else None
-    return None
+def error_of_event(event: bytes) -> tuple[int | None, bytes]:
+    """The HTTP status in an error event of a stream, as vLLM puts it there (None if it has none), and its JSON."""
+    parsed = (_parsed(one) for one in event.split(b"\n\n"))
+    content = next((one for one in parsed if one.get("error")), {})
+    error = content.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return (code if type(code) is int and 400 <= code < 600 else None), orjson.dumps(content)
 
 
-def read_usage(usage: dict[str, Any]) -> Usage:
-    """Usage in any of the API's dialects."""
+def read_usage(usage: object) -> Usage | None:
+    """Usage in any of the API's dialects; None where a worker reports anything but counts."""
+    if not isinstance(usage, dict):
+        return None
     if "prompt_tokens" in usage:
-        details = usage.get("prompt_tokens_details") or {}
-        return Usage(usage["prompt_tokens"], usage.get("completion_tokens") or 0, details.get("cached_tokens"))
-    details = usage.get("input_tokens_details") or {}
-    # /v1/messages counts what was cached, and what is cached from now on, beside its input tokens, not among them.
-    read, created = usage.get("cache_read_input_tokens"), usage.get("cache_creation_input_tokens")
-    prompt = (usage.get("input_tokens") or 0) + (read or 0) + (created or 0)
-    return Usage(prompt, usage.get("output_tokens") or 0, details.get("cached_tokens", read))
+        counts = [usage["prompt_tokens"], usage.get("completion_tokens")]
+        details, cached = usage.get("prompt_tokens_details"), None
+    else:
+        # /v1/messages counts what was cached, and what is cached now, beside its input tokens, not among them.
+        cached = usage.get("cache_read_input_tokens")
+        more = (cached, usage.get("cache_creation_input_tokens"))
+        counts = [usage.get("input_tokens"), usage.get("output_tokens"), *more]
+        details = usage.get("input_tokens_details")
+    if isinstance(details, dict):
+        cached = details.get("cached_tokens", cached)
+    if not all(count is None or _is_count(count) for count in (*counts, cached)):
+        return None
+    prompt, output, *beside = (count or 0 for count in counts)
+    return Usage(prompt + sum(beside), output, cached)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 def _parsed(event: bytes) -> dict[str, Any]:

@@ -9,49 +9,27 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from policies.model import AttemptFailure, Outcome, Usage, WorkerId
+from policies.model import AttemptFailure, Outcome, Usage
 from router.edge.api.parsed_request import ParsedRequest, Surface
-from router.edge.api.stream_monitor import StreamMonitor, error_code, find_id, whole_aborted, whole_usage
+from router.edge.api.stream_monitor import StreamMonitor, error_of_event, find_id, whole_aborted, whole_usage
+from router.edge.execution.worker_answer import (
+    WHOLE_BYTES,
+    AttemptFailed,
+    WholeAnswer,
+    check_success,
+    excerpt,
+    judge,
+    read_refusal,
+)
 from router.edge.headers import content_type
 from router.edge.response import ResponseWriter
 from router.port import Control, Dispatch, Settled
-from workers.http.errors import Frozen, NotConnected, TimedOut, UpstreamError
-from workers.http.response import Response
-from workers.http.upstream import Upstream
+from workers.http.upstream import Response, Upstream, UpstreamError
 
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.25
 """How often the scheduler hears of output: whichever comes first."""
-WHOLE_BYTES = 64 << 20
-"""The longest answer that is held whole before it is passed on."""
-_SHUTDOWN = b"cannot schedule new futures after shutdown"
-"""What a vLLM that drains says, with status 500, while its /health still says 200."""
 GIVEN_UP = "the worker gave the answer up (finish_reason abort)"
-_BUSY = (429, 503)
-_DISTRUST = (401, 403)
-"""The worker refuses the gateway's own key: that is not the client's fault."""
-
-
-class AttemptFailed(Exception):
-    """The attempt came to nothing. `why` is for people; only `reason` is ever acted on."""
-
-    def __init__(self, reason: AttemptFailure, why: str, worker: WorkerId = "") -> None:
-        super().__init__(why)
-        self.reason = reason
-        self.why = why
-        self.worker = worker
-        """Where it was."""
-        self.fetching = False
-        """It was to fetch KV from another worker."""
-
-    @classmethod
-    def of(cls, error: UpstreamError) -> "AttemptFailed":
-        """What an error of the connection means for the attempt."""
-        if isinstance(error, NotConnected):
-            return cls(AttemptFailure.CONNECT, str(error))
-        if isinstance(error, Frozen):
-            return cls(AttemptFailure.FROZEN, str(error))
-        return cls(AttemptFailure.TIMEOUT if isinstance(error, TimedOut) else AttemptFailure.LOST, str(error))
 
 
 @dataclass(slots=True)
@@ -86,12 +64,16 @@ class Attempt:
     async def run(self, upstream: Upstream, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Perform it on this worker. Raises AttemptFailed; the worker is left alone afterwards in any case."""
         try:
-            exchange = self.exchange = await upstream.send(b"POST", target, headers, self.body)
+            exchange = self.exchange = await upstream.send(
+                b"POST", target, headers, self.body, whole=self.in_one_piece
+            )
             self.body = b""
             await exchange.head()
             if exchange.status >= 400:
                 await self._refused(exchange)
-            elif content_type(exchange.headers).startswith(b"text/event-stream"):
+                return
+            check_success(exchange)
+            if content_type(exchange.headers).startswith(b"text/event-stream"):
                 await self._stream(exchange)
             else:
                 await self._whole(exchange)
@@ -104,19 +86,26 @@ class Attempt:
             if self.exchange is not None:
                 self.exchange.abort()
 
+    @property
+    def in_one_piece(self) -> bool:
+        """The answer comes when all of it is generated, which takes as long as it is long."""
+        return not self.ask.stream
+
     async def _refused(self, exchange: Response) -> None:
         """A client's own mistake passes through untouched; the rest is the worker's."""
-        body = await exchange.read_all(WHOLE_BYTES)
-        status = exchange.status
-        if status in _BUSY:
-            raise AttemptFailed(AttemptFailure.BUSY, f"the worker is busy: {_excerpt(body)}")
-        if status in _DISTRUST:
-            raise AttemptFailed(AttemptFailure.ERROR, f"the worker refuses the gateway's key with status {status}")
-        if status >= 500 and status != 501:
-            reason = AttemptFailure.SHUTDOWN if _SHUTDOWN in body else AttemptFailure.ERROR
-            raise AttemptFailed(reason, f"the worker answered {status}: {_excerpt(body)}")
-        self._settle(Outcome.REFUSED, Usage(0, 0), exact=False)
-        await self.answer.whole(status, exchange.headers, body)
+        await self._pass_refusal(await read_refusal(exchange))
+
+    async def _refused_in_stream(self, event: bytes) -> None:
+        """The same for an error inside a 200, of which nothing was sent yet: it gets the status that it names."""
+        code, body = error_of_event(event)
+        headers = [(b"content-type", b"application/json")]
+        refusal = WholeAnswer(500 if code is None else code, headers, body)
+        judge(refusal, "an error inside the stream")
+        await self._pass_refusal(refusal)
+
+    async def _pass_refusal(self, refusal: WholeAnswer) -> None:
+        self._settle(Outcome.REFUSED, Usage(0, 0), exact=False, not_found=refusal.status == 404)
+        await self.answer.whole(refusal.status, list(refusal.headers), refusal.body)
 
     async def _whole(self, exchange: Response) -> None:
         """An answer in one piece."""
@@ -138,6 +127,9 @@ class Attempt:
         pass_on = None if answer.wire is None else self._into(answer.wire.write, tail)
         while piece := await exchange.read():
             data = tail.feed(piece)
+            if tail.error is not None and not answer.started:
+                await self._refused_in_stream(tail.error)
+                return
             self._heed(tail)
             if not data:
                 continue
@@ -191,12 +183,12 @@ class Attempt:
         seen = Usage(self.dispatch.input_tokens, max(0, tail.events - 2))
         self._settle(Outcome.COMPLETED, tail.usage or seen, exact=tail.usage is not None)
 
-    def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool) -> None:
+    def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool, not_found: bool = False) -> None:
         if self.prompt_cached is not None and outcome is Outcome.COMPLETED:
             usage = replace(usage, cached_tokens=self.prompt_cached)
         self.outcome, self.usage, self.exact = outcome, usage, exact
         fetched = self.fetching and outcome is Outcome.COMPLETED
-        self.control.settled(Settled(self.request, outcome, usage, exact, fetched))
+        self.control.settled(Settled(self.request, outcome, usage, exact, fetched, not_found))
 
     def _hold(self, response: str | None) -> None:
         if response is not None:
@@ -207,14 +199,4 @@ def _broken(tail: StreamMonitor) -> AttemptFailed:
     """The worker says inside the stream that there will be no answer."""
     if tail.error is None:
         return AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
-    code = error_code(tail.error)
-    reason = AttemptFailure.ERROR
-    if code in _BUSY:
-        reason = AttemptFailure.BUSY
-    elif code is not None and 400 <= code < 500 and code not in _DISTRUST:
-        reason = AttemptFailure.CLIENTS_FAULT
-    return AttemptFailed(reason, f"an error inside the stream: {_excerpt(tail.error)}")
-
-
-def _excerpt(body: bytes) -> str:
-    return body[:300].decode("utf-8", "replace").strip()
+    return AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {excerpt(tail.error)}")

@@ -17,13 +17,22 @@ from typing import Any, TypeVar
 
 from policies.model import Outcome
 from router.edge.credentials import digests
-from router.edge.errors import BodyTooLarge, Dialect, RequestError, Unavailable, UploadTimeout, error_of
+from router.edge.errors import (
+    BodyTooLarge,
+    Dialect,
+    RequestError,
+    Unavailable,
+    UploadTimeout,
+    WorkerFailed,
+    error_of,
+)
 from router.edge.exchange import wire_of
 from router.edge.execution.record import Record
 from router.edge.execution.recorder import Recorder
+from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.intake import Intake
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
-from router.port import Control, Dispatch, Facts, Identity, Reject, Unscheduled
+from router.port import Control, Dispatch, Facts, Failed, Identity, Reject, RejectKind, Route, Unscheduled
 
 _log = logging.getLogger("fairlead.gateway")
 
@@ -180,6 +189,40 @@ class Lifecycle(ABC):
         identity = taken(self._control.identify(self._keys, user))
         self._record.identity = identity
         return identity
+
+    async def _route(self, model: str | None) -> Route:
+        """Where a model name leads. A name that is not known may have been loaded a moment ago."""
+        found = self._control.routes().find(model)
+        if isinstance(found, Reject) and found.kind is RejectKind.NO_MODEL and model is not None:
+            await self._control.look_again(model)
+            found = self._control.routes().find(model)
+        return taken(found)
+
+    def _failed(self, failure: AttemptFailed) -> Failed:
+        """A failed attempt in control's words."""
+        return Failed(
+            self._key,
+            failure.worker,
+            failure.reason,
+            failure.why,
+            status=None if failure.answer is None else failure.answer.status,
+            answering=self._answer.started,
+            fetching=failure.fetching,
+        )
+
+    async def _after(self, failure: Failed, held: WholeAnswer | None) -> Dispatch | None:
+        """What follows a failed attempt: another one, or None once the client has its answer.
+
+        `held`: what the worker answered, if it was one whole answer.
+        """
+        answer = await self._control.failed(failure)
+        if failure.answering:
+            raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}")
+        if held is not None and isinstance(answer, Reject) and answer.kind is RejectKind.RELAY:
+            self._record.passed_on(held.status, failure.why)
+            await self._answer.whole(held.status, list(held.headers), held.body)
+            return None
+        return None if answer is None else taken(answer)
 
     async def _admit(self, facts: Facts | Unscheduled) -> Dispatch:
         """Where the request may run; waits until it may. Raises what control turns it away with."""

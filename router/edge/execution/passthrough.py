@@ -1,25 +1,26 @@
 """A request that is not scheduled: passed through to the worker that control names.
 
 Tokenizing and the like cost a worker little, so they do not wait in the queue. Bytes pass as they come, both ways.
-If a worker cannot be reached another one is tried; once it has the request, its answer is the answer.
+Attempts that fail are judged and followed by others as those of scheduled requests are.
 """
 
 import re
+from http import HTTPStatus
 from typing import Any
 
 import orjson
 
-from policies.model import Outcome, Usage, WorkerId
-from router.edge.errors import BadRequest, WorkerFailed
-from router.edge.execution.attempt import AttemptFailed
-from router.edge.execution.lifecycle import Lifecycle, taken
+from policies.model import AttemptFailure, Outcome, Usage, WorkerId
+from router.edge.errors import BadRequest
+from router.edge.execution.lifecycle import Lifecycle
 from router.edge.execution.recorder import Recorder
+from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer, check_success, read_refusal
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import content_type, to_worker
 from router.edge.intake import Intake
 from router.edge.response import Receive, Scope, Send
 from router.port import Control, Dispatch, Failed, Settled, Unscheduled
-from workers.http.upstream import ConnectFailed, UpstreamError
+from workers.http.upstream import ConnectFailed, Response, UpstreamError
 
 _FORM_MODEL = re.compile(rb'\bname="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
 """The `model` part of a multipart form (audio)."""
@@ -55,55 +56,64 @@ class PassthroughRequest(Lifecycle):
         identity = self._identify(user if isinstance(user, str) else None)
         model: str | None = None
         if self._response is None:
-            route = taken(self._control.routes().find(_model(fields, body, form_type)))
+            route = await self._route(_model(fields, body, form_type))
             model = self._record.served_name = route.served_name
             if route.rewrite is not None and "model" in fields:
                 body = orjson.dumps({**fields, "model": route.rewrite})
         dispatch: Dispatch | None = await self._admit(Unscheduled(self._key, identity, model, self._response))
+        streams = fields.get("stream") is True
         while dispatch is not None:
             self._record.served_name = dispatch.model
-            failure = await self._perform(dispatch.worker, body)
-            if failure is None:
-                return
-            answer = await self._control.failed(failure)
-            if failure.answering:
-                raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}")
-            dispatch = None if answer is None else taken(answer)
+            failed = await self._perform(dispatch.worker, body, streams=streams)
+            dispatch = None if failed is None else await self._after(*failed)
 
-    async def _perform(self, worker: WorkerId, body: bytes) -> Failed | None:
+    async def _perform(
+        self, worker: WorkerId, body: bytes, *, streams: bool
+    ) -> tuple[Failed, WholeAnswer | None] | None:
         """One attempt; how it failed, or None."""
+        connection = self._connections.get(worker)
         try:
-            await self._pass(worker, body)
+            if connection is None:
+                raise ConnectFailed(worker, "it has left the fleet")
+            headers = to_worker(self._scope, self._id.encode(), connection.headers)
+            method = self._scope["method"].encode()
+            sent = connection.upstream.send(method, self._target(), headers, body, whole=not streams)
+            await self._pass(await sent)
         except UpstreamError as error:
             failure = AttemptFailed.of(error)
-            return Failed(self._key, worker, failure.reason, failure.why, answering=self._answer.started)
-        return None
+        except AttemptFailed as error:
+            failure = error
+        else:
+            return None
+        failure.worker = worker
+        return self._failed(failure), failure.answer
 
-    async def _pass(self, worker: WorkerId, body: bytes) -> None:
-        connection = self._connections.get(worker)
-        if connection is None:
-            raise ConnectFailed(worker, "it has left the fleet")
-        headers = to_worker(self._scope, self._id.encode(), connection.headers)
-        exchange = await connection.upstream.send(self._scope["method"].encode(), self._target(), headers, body)
+    async def _pass(self, exchange: Response) -> None:
+        """Pass the answer on as it comes. Raises AttemptFailed where it is none."""
         try:
             await exchange.head()
+            if exchange.status >= 400:
+                refusal = await read_refusal(exchange)
+                if self._response is not None and refusal.status == HTTPStatus.NOT_FOUND:
+                    raise AttemptFailed(AttemptFailure.NOT_HERE, "the worker does not store it", answer=refusal)
+                self._end_with(Outcome.REFUSED)
+                await self._answer.whole(refusal.status, list(refusal.headers), refusal.body)
+                return
+            check_success(exchange, empty=self._scope["method"] != "POST")
             piece = await exchange.read()
-            self._record.outcome = _outcome(exchange.status)
             whole = len(piece) if exchange.at_end else None
             await self._answer.start(exchange.status, exchange.headers, whole)
             while piece and not exchange.at_end:
                 await self._answer.body(piece, more=True)
                 piece = await exchange.read()
-            self._control.settled(Settled(self._key, self._record.outcome, Usage(0, 0)))
+            self._end_with(Outcome.COMPLETED)
             await self._answer.body(piece, more=False)
         finally:
             exchange.abort()
 
-
-def _outcome(status: int) -> Outcome:
-    if status < 400:
-        return Outcome.COMPLETED
-    return Outcome.REFUSED if status < 500 else Outcome.FAILED
+    def _end_with(self, outcome: Outcome) -> None:
+        self._record.outcome = outcome
+        self._control.settled(Settled(self._key, outcome, Usage(0, 0)))
 
 
 def _fields(body: bytes, kind: bytes) -> dict[str, Any]:

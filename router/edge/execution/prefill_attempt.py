@@ -18,7 +18,8 @@ from policies.model import AttemptFailure, Outcome, Usage
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.stream_chunks import as_events
 from router.edge.api.stream_monitor import read_usage, whole_aborted
-from router.edge.execution.attempt import GIVEN_UP, WHOLE_BYTES, Attempt, AttemptFailed
+from router.edge.execution.attempt import GIVEN_UP, Attempt
+from router.edge.execution.worker_answer import WHOLE_BYTES, AttemptFailed
 from workers.http.upstream import Response
 
 _DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)
@@ -59,6 +60,11 @@ class PrefillAttempt(Attempt):
     params: dict[str, Any] | None = None
     """What the decode leg has to bring, once."""
 
+    @property
+    def in_one_piece(self) -> bool:
+        """One token is asked for: it is late as soon as the first byte of a stream would be."""
+        return False
+
     async def _whole(self, exchange: Response) -> None:
         body = await exchange.read_all(WHOLE_BYTES)
         if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
@@ -68,7 +74,7 @@ class PrefillAttempt(Attempt):
         if isinstance(params, dict):
             self.params = params
         usage = answer.get("usage")
-        spent = read_usage(usage) if isinstance(usage, dict) else None
+        spent = read_usage(usage)
         self.prompt_cached = spent.cached_tokens if spent is not None else None
         if self._is_over(answer):
             await self._answer(exchange, answer, spent)

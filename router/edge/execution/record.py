@@ -80,6 +80,11 @@ class Record:
         elif error.source == "worker":
             self.outcome = Outcome.FAILED
 
+    def passed_on(self, status: int, why: str) -> None:
+        """The client gets the error that a worker has answered."""
+        self.error = why
+        self.outcome = Outcome.REFUSED if status < 500 else Outcome.FAILED
+
     def answered(self, attempt: Attempt) -> None:
         """The last attempt has ended, with an answer or without.
 

@@ -13,13 +13,14 @@ from policies.model import AttemptFailure, Outcome, WorkerId
 from router.edge.api.facts import facts_of
 from router.edge.api.parsed_request import ParsedRequest, Surface, parse
 from router.edge.api.rewrite import for_prefill, for_worker
-from router.edge.errors import Dialect, WorkerFailed
-from router.edge.execution.attempt import Attempt, AttemptFailed
+from router.edge.errors import Dialect
+from router.edge.execution.attempt import Attempt
 from router.edge.execution.kv_release import KvReleases, is_pushed
-from router.edge.execution.lifecycle import Lifecycle, taken
+from router.edge.execution.lifecycle import Lifecycle
 from router.edge.execution.prefill_attempt import PrefillAttempt, divisible
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.tokenizer import Tokenizer
+from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import to_worker
 from router.edge.intake import Intake
@@ -71,7 +72,7 @@ class ScheduledRequest(Lifecycle):
         ask = parse(self._surface, body)
         del body  # `ask` has it, for as long as it may be sent
         identity = self._identify(ask.user)
-        route = taken(self._control.routes().find(ask.model))
+        route = await self._route(ask.model)
         self._record.asked(ask, route.served_name, self._recorder.log)
         tokenizer = self._tokenizers.get(route.model)
         if tokenizer is not None and ask.ids is None:
@@ -101,15 +102,12 @@ class ScheduledRequest(Lifecycle):
         self._record.placed(dispatch)
         if self._explains:
             self._answer.explain(dispatch)
-        failure = await self._perform(dispatch, ask, route)
-        if failure is None:
-            return None
-        answer = await self._control.failed(failure)
-        if failure.answering:
-            raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}")
-        return None if answer is None else taken(answer)
+        failed = await self._perform(dispatch, ask, route)
+        return None if failed is None else await self._after(*failed)
 
-    async def _perform(self, dispatch: Dispatch, ask: ParsedRequest, route: Route) -> Failed | None:
+    async def _perform(
+        self, dispatch: Dispatch, ask: ParsedRequest, route: Route
+    ) -> "tuple[Failed, WholeAnswer | None] | None":
         """One attempt. How it failed is a value, so that no exception keeps a body alive while others run."""
         try:
             if dispatch.prefill is not None:
@@ -117,14 +115,7 @@ class ScheduledRequest(Lifecycle):
             else:
                 await self._run_alone(dispatch, ask, route)
         except AttemptFailed as failure:
-            return Failed(
-                self._key,
-                failure.worker,
-                failure.reason,
-                failure.why,
-                answering=self._answer.started,
-                fetching=failure.fetching,
-            )
+            return self._failed(failure), failure.answer
         return None
 
     async def _run_alone(self, dispatch: Dispatch, ask: ParsedRequest, route: Route) -> None:

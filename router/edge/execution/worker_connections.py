@@ -1,7 +1,8 @@
 """The edge's way to each worker: one pool of connections per origin, kept in step with control's route table.
 
-Invariants: `_upstreams` has exactly the origins of the workers in the table; connections to a worker that has left
-the table are closed once what still runs there has ended.
+Invariants: `_upstreams` has exactly the origins of the workers in the table, each with its certificates; that of a
+worker that has left the table, or whose certificates were renewed, is closed once what still runs there has ended;
+what is silent at an origin is given up only if every worker there is known not to work.
 """
 
 import asyncio
@@ -10,7 +11,11 @@ from dataclasses import dataclass
 
 from policies.model import WorkerId
 from router.port import RouteTable, WorkerAddress
+from workers.http.tls import TlsFiles
 from workers.http.upstream import Upstream
+
+_Origin = tuple[str, str | None, TlsFiles | None]
+"""URL, name and certificates."""
 
 
 @dataclass(slots=True)
@@ -34,11 +39,11 @@ class WorkerConnection:
 class WorkerConnections:
     """All of them, by worker. `connect` makes the pool of an origin."""
 
-    def __init__(self, connect: Callable[[str], Upstream]) -> None:
+    def __init__(self, connect: Callable[[WorkerAddress], Upstream]) -> None:
         self._connect = connect
         self._table = RouteTable()
         self._by_worker: dict[WorkerId, WorkerConnection] = {}
-        self._upstreams: dict[str, Upstream] = {}
+        self._upstreams: dict[_Origin, Upstream] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[WorkerConnection]:
@@ -65,22 +70,32 @@ class WorkerConnections:
             del self._by_worker[worker]
         for worker, address in table.workers.items():
             found = self._by_worker.get(worker)
-            if found is None:
-                self._by_worker[worker] = found = WorkerConnection(address, self._upstream(address.url))
+            if found is None or _origin(found.address) != _origin(address):
+                self._by_worker[worker] = found = WorkerConnection(address, self._upstream(address))
             found.address = address
-            found.upstream.silence_limit_s = address.silence_limit_s
-        for url in self._upstreams.keys() - {address.url for address in table.workers.values()}:
-            task = asyncio.ensure_future(_drop(self._upstreams.pop(url)))
+        limits: dict[_Origin, float] = {}
+        for address in table.workers.values():
+            origin = _origin(address)
+            limits[origin] = max(limits.get(origin, 0.0), address.silence_limit_s)
+        for origin, limit_s in limits.items():
+            self._upstreams[origin].silence_limit_s = limit_s
+        for origin in self._upstreams.keys() - limits.keys():
+            task = asyncio.ensure_future(_drop(self._upstreams.pop(origin)))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(upstream.aclose() for upstream in self._upstreams.values()), *self._closing)
 
-    def _upstream(self, url: str) -> Upstream:
-        if url not in self._upstreams:
-            self._upstreams[url] = self._connect(url)
-        return self._upstreams[url]
+    def _upstream(self, address: WorkerAddress) -> Upstream:
+        origin = _origin(address)
+        if origin not in self._upstreams:
+            self._upstreams[origin] = self._connect(address)
+        return self._upstreams[origin]
+
+
+def _origin(address: WorkerAddress) -> _Origin:
+    return address.url, address.host_name, address.tls
 
 
 async def _drop(upstream: Upstream) -> None:

@@ -25,6 +25,21 @@ class Health:
 
     def __init__(self):
         self.heard = []
+        self.resolving = set()
+        self.asked_again = 0
+
+    async def look_again(self):
+        self.asked_again += 1
+
+    def resolve_adapter(self, name):
+        self.resolving.add(name)
+        return True
+
+    def adapter_unknown(self, worker_id, name):
+        self.heard.append((worker_id, f"knows no {name}"))
+
+    def request_at_fault(self, worker_id, why):
+        self.heard.append((worker_id, "not at fault"))
 
     def request_ok(self, worker_id):
         self.heard.append((worker_id, "ok"))
@@ -47,6 +62,7 @@ class Plane:
             self.health,
             lambda worker, reason: self.counted.append((worker, reason)),
             asyncio.get_running_loop().time,
+            attempts=3,
         )
 
     def join(self, *urls, **spec):
@@ -139,8 +155,77 @@ async def test_a_failed_attempt_is_followed_by_one_elsewhere(plane, caplog):
     assert (second.worker != first.worker, second.attempt) == (True, 2)
     assert plane.held()[:2] == (1, 1)
     assert plane.counted == [(first.worker, AttemptFailure.LOST)]
+    assert plane.health.heard == [], "the next attempt will show whose fault it was"
+    plane.control.first_token("r")
     assert plane.health.heard == [(first.worker, "failed")]
+    plane.control.cancelled("r")
     assert "attempt 1: as a test says" in caplog.text
+
+
+@pytest.mark.parametrize("unscheduled", [True, False])
+async def test_the_same_failure_on_two_workers_is_the_requests(plane, unscheduled):
+    plane.join(A, B, C)
+    first = await plane.control.admit(Unscheduled("r", ANN, "tiny") if unscheduled else facts())
+    second = await plane.control.failed(failed(first.worker, AttemptFailure.ERROR, status=500))
+    end = await plane.control.failed(failed(second.worker, AttemptFailure.ERROR, status=500))
+    assert end.kind is RejectKind.RELAY
+    assert plane.health.heard == [(first.worker, "not at fault"), (second.worker, "not at fault")]
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_a_lost_connection_is_tried_on_one_more_worker(plane):
+    plane.join(A, B, C)
+    first = await plane.control.admit(facts())
+    second = await plane.control.failed(failed(first.worker, AttemptFailure.LOST))
+    end = await plane.control.failed(failed(second.worker, AttemptFailure.LOST))
+    assert end.kind is RejectKind.WORKER_FAILED
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_different_failures_are_the_workers(plane):
+    plane.join(A, B, C)
+    first = await plane.control.admit(facts())
+    second = await plane.control.failed(failed(first.worker, AttemptFailure.ERROR, status=500))
+    third = await plane.control.failed(failed(second.worker, AttemptFailure.ERROR, status=502))
+    plane.control.settled(Settled("r", Outcome.COMPLETED, Usage(10, 1)))
+    assert sorted(plane.health.heard) == sorted(
+        [(first.worker, "failed"), (second.worker, "failed"), (third.worker, "ok")]
+    )
+
+
+async def test_a_name_that_no_worker_lists_is_asked_about_and_offered_to_resolvers(plane):
+    plane.join(A)
+    await plane.control.look_again("sql")
+    await plane.control.look_again("tiny")
+    await plane.control.look_again("x" * 5_000_000)
+    await plane.control.look_again("a\nb")
+    assert (plane.health.asked_again, plane.health.resolving) == (4, {"sql"})
+
+
+async def test_a_model_that_a_worker_does_not_find_is_told_of(plane):
+    plane.join(A)
+    await plane.control.admit(facts())
+    plane.control.settled(Settled("r", Outcome.REFUSED, Usage(0, 0), not_found=True))
+    assert (A, "knows no tiny") in plane.health.heard
+
+
+async def test_a_stored_response_of_an_unknown_worker_is_asked_of_each_in_turn(plane):
+    plane.join(A, B, C)
+    asked = [await plane.control.admit(Unscheduled("r", ANN, None, "resp_1"))]
+    for _ in range(2):
+        asked.append(await plane.control.failed(failed(asked[-1].worker, AttemptFailure.NOT_HERE, status=404)))
+    assert {dispatch.worker for dispatch in asked} == {A, B, C}
+    end = await plane.control.failed(failed(asked[-1].worker, AttemptFailure.NOT_HERE, status=404))
+    assert (end.kind, plane.health.heard) == (RejectKind.RELAY, [])
+    assert plane.held() == (0, 0, 0, 0, 0)
+
+
+async def test_where_clients_have_keys_a_stored_response_of_unknown_origin_is_nobodys(plane):
+    plane.pools.configure({}, keys_needed=True)
+    plane.join(A, B)
+    asked = await plane.control.admit(Unscheduled("r", ANN, None, "resp_1"))
+    end = await plane.control.failed(failed(asked.worker, AttemptFailure.NOT_HERE, status=404))
+    assert end.kind is RejectKind.RELAY
 
 
 async def test_a_failure_in_mid_answer_ends_the_request(plane):
@@ -215,12 +300,12 @@ async def test_a_stored_response_leads_back_to_its_worker(plane):
     assert plane.held() == (0, 0, 0, 0, 0)
 
 
-async def test_what_passes_through_goes_to_the_least_busy_worker_and_on_only_if_that_was_never_reached(plane):
+async def test_what_passes_through_goes_to_the_least_busy_worker_and_on_as_often_as_what_is_scheduled(plane):
     plane.join(A, B)
     busy = await plane.control.admit(facts())
     asked = await plane.control.admit(Unscheduled("p", ANN, "tiny"))
     assert asked.worker != busy.worker
-    on = await plane.control.failed(failed(asked.worker, AttemptFailure.CONNECT, "p"))
+    on = await plane.control.failed(failed(asked.worker, AttemptFailure.BUSY, "p"))
     assert on.worker == busy.worker
     end = await plane.control.failed(failed(on.worker, AttemptFailure.TIMEOUT, "p"))
     assert end.kind is RejectKind.WORKER_TIMEOUT

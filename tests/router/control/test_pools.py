@@ -1,4 +1,6 @@
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from router.control.pools import Pools, facts
 from router.control.scheduler_factory import make_scheduler
 from router.port import Reject, RejectKind, Route, RouteTable
 from workers.fleet.worker import Scrape, State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.http.tls import TlsFiles
 
 
 def worker(url="http://a:1", model="tiny", *, lines=(), rank=0, state=State.UP, **spec):
@@ -158,3 +161,37 @@ async def test_the_prefix_index_of_a_worker_is_that_of_its_pool(pools):
     assert pools.prefixes("http://a:1") is pools.by_model["tiny"].scheduler.prefixes
     assert pools.prefixes("http://b:1") is None
     assert pools.prefixes("http://c:1") is None
+
+
+async def test_a_name_that_a_worker_is_to_serve_is_not_ready_and_any_other_does_not_exist(pools):
+    loading = replace(
+        worker("http://b:1", model=None, state=State.STARTING), expected=frozenset({"large", "nowhere"})
+    )
+    join(pools, loading)
+    assert (refused(pools, "large").kind, refused(pools, "large").retry_after_s) == (RejectKind.UNAVAILABLE, 5)
+    join(pools, worker())
+    for name in ("large", "lost"):  # `lost` is an alias of `nowhere`
+        found = refused(pools, name)
+        assert (found.kind, f"`{name}` is not ready" in found.message) == (RejectKind.UNAVAILABLE, True)
+    assert refused(pools, "typo").kind is RejectKind.NO_MODEL
+    pools.on_fleet(WorkerChanged(replace(loading, expected=frozenset())))
+    assert refused(pools, "large").kind is RejectKind.NO_MODEL
+
+
+async def test_a_rotated_key_and_a_renewed_certificate_are_in_the_next_table(pools):
+    join(pools, worker(api_key="old"))
+    [before] = pools.routes().workers.values()
+    changed = worker(api_key="new", tls=TlsFiles(Path("/ca.pem")), host_name="w.example")
+    pools.on_fleet(WorkerChanged(changed))
+    [after] = pools.routes().workers.values()
+    assert before.headers == ((b"authorization", b"Bearer old"),)
+    assert after.headers == ((b"authorization", b"Bearer new"),)
+    assert (after.tls, after.host_name) == (TlsFiles(Path("/ca.pem")), "w.example")
+
+
+async def test_how_long_silence_is_borne_is_in_the_table(pools):
+    join(pools, worker())
+    [before] = pools.routes().workers.values()
+    pools.on_fleet(WorkerChanged(replace(worker(), silence_limit_s=5.0)))
+    [after] = pools.routes().workers.values()
+    assert (before.silence_limit_s, after.silence_limit_s) == (math.inf, 5.0)

@@ -2,6 +2,8 @@
 
 from collections import deque
 
+import msgspec
+
 from router.port import Dispatch, Identity, Reject, RejectKind, Route, RouteTable, WorkerAddress
 
 MODEL = "tiny"
@@ -17,6 +19,8 @@ class FakeControl:
         self.plan = deque(plan or [Dispatch(MODEL, url, input_tokens=3) for url in urls])
         self.heard = []
         self.open = set()
+        self.appears = False
+        """A name that is asked for is served by the time that the workers are asked again."""
 
     def told(self, message):
         return [values for name, *values in self.heard if name == message]
@@ -29,6 +33,13 @@ class FakeControl:
 
     def routes(self):
         return self.table
+
+    async def look_again(self, model):
+        self.heard.append(("look_again", model))
+        if self.appears:
+            self.table = msgspec.structs.replace(
+                self.table, names={**self.table.names, model: Route(MODEL, model)}
+            )
 
     async def admit(self, facts):
         self.heard.append(("admit", facts))

@@ -70,7 +70,7 @@ async def worker(reply):
 async def edge(control):
     """The edge, listening: a client for it, and what counts its open requests."""
     async with AsyncExitStack() as stack:
-        connections = WorkerConnections(Upstream)
+        connections = WorkerConnections(lambda worker: Upstream(worker.url))
         stack.push_async_callback(connections.aclose)
         connections.follow(control.routes())
         intake = Intake(Limits())
@@ -163,7 +163,7 @@ async def test_a_status_of_the_worker_becomes_a_kind_of_failure(status, reason):
     assert failure.reason is reason
 
 
-@pytest.mark.parametrize(("code", "reason"), [(503, AttemptFailure.BUSY), (400, AttemptFailure.CLIENTS_FAULT)])
+@pytest.mark.parametrize(("code", "reason"), [(503, AttemptFailure.BUSY), (500, AttemptFailure.ERROR)])
 async def test_an_error_inside_a_stream_is_judged_by_its_code(code, reason):
     error = b'data: {"error": {"message": "no", "code": %d}}\n\ndata: [DONE]\n\n' % code
     async with worker(STREAM + error) as (url, _):
@@ -172,6 +172,41 @@ async def test_an_error_inside_a_stream_is_judged_by_its_code(code, reason):
             assert (await http.post("/v1/completions", json={**TEXT, "stream": True})).status_code == 400
     [[failure]] = control.told("failed")
     assert failure.reason is reason
+
+
+async def test_a_clients_error_inside_a_stream_is_answered_with_the_status_that_it_names():
+    error = {"error": {"message": "no", "code": 422}}
+    async with worker(STREAM + b"data: " + json.dumps(error).encode() + b"\n\ndata: [DONE]\n\n") as (url, _):
+        control = FakeControl(url)
+        async with edge(control) as (http, _):
+            reply = await http.post("/v1/completions", json={**TEXT, "stream": True})
+            assert (reply.status_code, reply.json()) == (422, error)
+    [[end]] = control.told("settled")
+    assert (end.outcome, end.usage) == (Outcome.REFUSED, Usage(0, 0))
+    assert control.told("failed") == []
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+async def test_control_may_have_the_workers_own_error_relayed(path):
+    said = {"error": {"message": "cannot be done"}}
+    async with worker(answer(said, "500 X")) as (url, _):
+        control = FakeControl(url, plan=[Dispatch(MODEL, url), Reject(RejectKind.RELAY, "as the worker says")])
+        async with edge(control) as (http, _):
+            reply = await http.post(path, json=TEXT)
+            assert (reply.status_code, reply.json()) == (500, said)
+    [[failure]] = control.told("failed")
+    assert (failure.reason, failure.status) == (AttemptFailure.ERROR, 500)
+
+
+async def test_a_name_that_is_not_known_is_looked_for_once_more():
+    async with worker(answer(WHOLE)) as (url, bodies):
+        control = FakeControl(url)
+        async with edge(control) as (http, _):
+            assert (await http.post("/v1/completions", json={**TEXT, "model": "sql"})).status_code == 404
+            control.appears = True
+            assert (await http.post("/v1/completions", json={**TEXT, "model": "sql"})).json() == WHOLE
+    assert control.told("look_again") == [["sql"], ["sql"]]
+    assert json.loads(bodies[0])["model"] == "sql"
 
 
 async def test_a_worker_that_has_left_is_a_failed_attempt():
@@ -194,6 +229,7 @@ async def test_a_worker_that_has_left_is_a_failed_attempt():
         (RejectKind.OVER_QUOTA, 429),
         (RejectKind.OVERLOADED, 429),
         (RejectKind.UNAVAILABLE, 503),
+        (RejectKind.RELAY, 502),
         (RejectKind.WORKER_FAILED, 502),
         (RejectKind.WORKER_TIMEOUT, 504),
     ],

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from policies.model import Usage
 from router.edge.api import stream_monitor as module
 from router.edge.api.parsed_request import Surface
-from router.edge.api.stream_monitor import StreamMonitor, find_id, read_usage, whole_aborted, whole_usage
+from router.edge.api.stream_monitor import (
+    StreamMonitor,
+    error_of_event,
+    find_id,
+    read_usage,
+    whole_aborted,
+    whole_usage,
+)
 
 DONE = b"data: [DONE]\n\n"
 
@@ -217,3 +224,42 @@ def test_what_messages_count_as_cached_are_prompt_tokens_too():
         "cache_read_input_tokens": 64,
     }
     assert whole_usage(json.dumps({"usage": usage}, separators=(",", ":")).encode()) == Usage(106, 1, 64)
+
+
+NO_COUNTS = ["3", -3, 3.0, True, [], {}, 1 << 60]
+
+
+@pytest.mark.parametrize("wrong", NO_COUNTS)
+@pytest.mark.parametrize(
+    "field",
+    ["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cache_read_input_tokens"],
+)
+def test_usage_that_is_no_count_is_no_usage(field, wrong):
+    usage = {"prompt_tokens": 1} if field in ("prompt_tokens", "completion_tokens") else {"input_tokens": 1}
+    assert read_usage({**usage, field: wrong}) is None
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "usage", [], True])
+def test_usage_of_another_shape_is_no_usage(wrong):
+    assert read_usage(wrong) is None
+    body = {"message": wrong, "response": wrong, "usage": wrong}
+    tail = StreamMonitor(Surface.MESSAGES, strip_usage=False)
+    tail.feed(b"event: message_delta\n" + event(**body, x={"usage": {"a": 1}}))
+    assert tail.usage is None
+
+
+@pytest.mark.parametrize("wrong", NO_COUNTS)
+def test_cached_tokens_that_are_no_count_are_no_usage(wrong):
+    assert read_usage({"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": wrong}}) is None
+
+
+def test_an_id_that_is_longer_than_ids_are_is_not_kept():
+    assert find_id(b'{"id":"resp_' + b"x" * 1000 + b'"}') is None
+
+
+def test_the_error_among_events_is_found_with_its_status():
+    events = b'event: x\ndata: {"type":"x"}\n\nevent: error\ndata: {"type":"error","error":{"code":400}}\n\n'
+    assert error_of_event(events) == (400, b'{"type":"error","error":{"code":400}}')
+    assert error_of_event(b'data: {"error": "text"}\n\n') == (None, b'{"error":"text"}')
+    assert error_of_event(b'data: {"error": {"code": "400"}}\n\n')[0] is None
+    assert error_of_event(b'data: {"error": {"code": 7}}\n\n')[0] is None
