@@ -12,20 +12,20 @@ that it has misread. So a pair is taken apart, and its request runs whole on one
 
 import logging
 from dataclasses import dataclass
-from typing import TypeVar
 
 from policies.model import WorkerId
+from workers.bounds.backoff import Backoff
+from workers.bounds.bounded_map import BoundedMap
+from workers.bounds.log_limit import LogLimit
 from workers.fleet.worker import Worker
 
 _log = logging.getLogger("fairlead.gateway")
 
-_APART_S = 10.0
-_APART_MAX_S = 600.0
+_APART = Backoff(first_s=10.0, longest_s=600.0)
 _REMEMBERED = 1000
 """Pairs; workers come and go."""
 
 _Pair = tuple[WorkerId, WorkerId]
-_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class _Failed:
     """A pair that has failed. `until`: when it may try again."""
 
     why: str
-    apart_s: float
+    times: int
     until: float
 
 
@@ -41,8 +41,8 @@ class PairCompatibility:
     """What is known of pairs, `(prefill, decode)`. Times are the event loop's."""
 
     def __init__(self) -> None:
-        self._failed: dict[_Pair, _Failed] = {}
-        self._told: dict[_Pair, str] = {}
+        self._failed: BoundedMap[_Pair, _Failed] = BoundedMap(_REMEMBERED)
+        self._log_limit = LogLimit(_log, repeat=None)
 
     def misfit(self, prefill: Worker, decode: Worker, now: float) -> str | None:
         """Why the two should not share a request now; None: nothing speaks against it."""
@@ -50,7 +50,7 @@ class PairCompatibility:
         failed = self._failed.get(pair)
         why = _unlike(prefill, decode)
         if why is not None:
-            self._tell(pair, why)
+            self._warn(pair, why, now)
         elif failed is not None and now < failed.until:
             why = failed.why
         return why
@@ -61,30 +61,18 @@ class PairCompatibility:
         before = self._failed.get(pair)
         if before is not None and now < before.until:
             return  # sent before the other one failed
-        apart_s = min(2 * before.apart_s, _APART_MAX_S) if before is not None else _APART_S
-        _put(self._failed, pair, _Failed(why, apart_s, now + apart_s))
-        self._tell(pair, f"{why} (do they serve the same model, with the same vLLM and the same connector?)")
+        times = 1 if before is None else before.times + 1
+        self._failed[pair] = _Failed(why, times, now + _APART.delay_s(times))
+        self._warn(pair, f"{why} (do they serve the same model, with the same vLLM and the same connector?)", now)
 
     def worked(self, prefill: WorkerId, decode: WorkerId) -> None:
         """One worker has gone on from what the other has computed."""
         self._failed.pop((prefill, decode), None)
-        self._told.pop((prefill, decode), None)
+        self._log_limit.over(f"{prefill} -> {decode}")
 
-    def _tell(self, pair: _Pair, why: str) -> None:
-        if self._told.get(pair) != why:
-            _put(self._told, pair, why)
-            _log.warning(
-                "%s cannot hand KV over to %s: %s; requests that they would share run whole on one worker",
-                *pair,
-                why,
-            )
-
-
-def _put(known: dict[_Pair, _T], pair: _Pair, what: _T) -> None:
-    """Remember it, and forget the oldest."""
-    known[pair] = what
-    if len(known) > _REMEMBERED:
-        del known[next(iter(known))]
+    def _warn(self, pair: _Pair, why: str, now: float) -> None:
+        message = "%s cannot hand KV over to %s: %s; requests that they would share run whole on one worker"
+        self._log_limit.warn(" -> ".join(pair), why, now, message, *pair, why)
 
 
 def _unlike(prefill: Worker, decode: Worker) -> str | None:

@@ -1,8 +1,7 @@
 """Which worker keeps which stored response: `previous_response_id`, and GET and cancel by id, must find it."""
 
-from collections import OrderedDict
-
 from policies.model import WorkerId
+from workers.bounds.bounded_map import BoundedMap
 
 _MAX_HELD = 100_000
 
@@ -11,15 +10,13 @@ class ResponseOwners:
     """Response id to worker, the last `_MAX_HELD` of them."""
 
     def __init__(self) -> None:
-        self._by_response: OrderedDict[str, WorkerId] = OrderedDict()
+        self._by_response: BoundedMap[str, WorkerId] = BoundedMap(_MAX_HELD)
 
     def __len__(self) -> int:
         return len(self._by_response)
 
     def keep(self, response: str, worker: WorkerId) -> None:
         self._by_response[response] = worker
-        if len(self._by_response) > _MAX_HELD:
-            self._by_response.popitem(last=False)
 
     def find(self, response: str | None) -> WorkerId | None:
         """The worker that answered it; None for an id that was never seen here, or long ago."""
