@@ -81,10 +81,7 @@ class Profile:
         return output_tokens * step_s
 
     def prefill_tokens(self, seconds: float) -> int:
-        """Tokens of short prompts that make a step `seconds` longer which runs anyway, at least one.
-
-        Without the base: it is the step itself and the way to it, and takes as long for one token as for many.
-        """
+        """Tokens of short prompts that make a prefill longer by `seconds`, base not counted; at least one."""
         return max(1, int(seconds / self.per_token_s))
 
     # -- learning: each returns the profile after one observation

@@ -412,17 +412,19 @@ class Worker:
         )
 
     def prefill_window(self) -> int:
-        """Uncached prompt tokens that may be in flight at once: what makes a step longer by `window_s`.
+        """Uncached prompt tokens that may be in flight at once: about one engine step, by `window_s`.
 
-        Or by as much as a step and the way to it take by themselves, where that is more: on a slow engine a window
-        shorter than that is one prompt at a time, and every prompt waits for a step of its own. 0, which means one
-        prompt, while no speed is known.
+        Never for less time than a prompt is on its way there and its first token on the way back: what the base of
+        a prefill has beyond a step. On a slow way one prompt at a time would leave step after step without any.
+        0, which means one prompt, while no speed is known.
         """
         if self._window_tokens is not None:
             return self._window_tokens
-        if not self.profile.prefills:
+        profile = self.profile
+        if not profile.prefills:
             return 0
-        step = self.profile.prefill_tokens(max(self._window_s, self.profile.base_s))
+        way_s = profile.base_s - profile.step_s(self.sequences, self.decode_tokens)
+        step = profile.prefill_tokens(max(self._window_s - profile.base_s, way_s))
         return step if self.facts.max_batched_tokens is None else min(step, self.facts.max_batched_tokens)
 
     def leave(self) -> None:

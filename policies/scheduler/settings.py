@@ -13,9 +13,8 @@ class SchedulerSettings:
     max_wait_s: float = 600.0
     attempts: int = 3
     prefill_window_s: float = 0.2
-    """Prefill in flight per worker: what it may add to an engine step, in time by the worker's profile.
-
-    At least as much as a step takes by itself."""
+    """Prefill in flight per worker, in time by its profile: about one engine step, or the way there and back where
+    that takes longer."""
     prefill_window_tokens: int | None = None
     """The same in uncached tokens; set, it replaces the time."""
     kv_margin: float = 0.02

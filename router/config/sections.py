@@ -190,7 +190,7 @@ class Policies(Section):
     )
     prefill_window_s: Seconds = Field(
         default=0.2,
-        description="What prompts in flight may add to a worker's step, in time by its profile.",
+        description="Prompts in flight per worker, in time by its profile; more on slow ways.",
     )
     prefill_window_tokens: Whole | None = Field(
         default=None, description="The same in tokens; set, it replaces the time."

@@ -34,7 +34,7 @@ def test_a_prompt_costs_a_base_and_its_tokens():
 
 
 @pytest.mark.parametrize("base_s", [0.01, 5.0])
-def test_as_many_tokens_as_fit_into_a_time_make_a_step_no_more_than_that_longer(base_s):
+def test_as_many_tokens_as_fit_into_a_time_make_a_prefill_no_more_than_that_longer(base_s):
     profile = Profile(base_s=base_s, per_token_s=1e-4, per_pair_s=0.0)
     tokens = profile.prefill_tokens(0.2)
     assert profile.prefill_s(tokens) - base_s <= 0.2 + 1e-9 < profile.prefill_s(tokens + 2) - base_s

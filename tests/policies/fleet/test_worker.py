@@ -1,5 +1,7 @@
 """Counters are taken and given back exactly; the view follows; speed and slots are learned from what is seen."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -293,22 +295,38 @@ def test_the_window_is_a_time_by_the_profile_but_at_most_one_batch():
     worker, small = make_worker(), make_worker(max_batched_tokens=512)
     for one in (worker, small):
         served(one, 0.05)
-    assert worker.prefill_window() == worker.profile.prefill_tokens(0.2) > 512
+    window, profile = worker.prefill_window(), worker.profile
+    assert profile.prefill_s(window) - profile.per_pair_s * window * window / 2 <= 0.2
+    assert window == profile.prefill_tokens(0.2 - profile.base_s) > 512
     assert small.prefill_window() == 512
     assert make_worker(max_batched_tokens=512, window_tokens=9000).prefill_window() == 9000
 
 
-def test_several_short_prompts_fit_into_a_step_that_takes_longer_than_the_window_by_itself():
+def test_as_many_prompts_are_in_flight_as_a_slow_way_takes_steps():
+    """Each prompt's first token is heard of after 0.4 s, of which an engine's step is a small part."""
     worker, now = make_worker(slots=8), 0.0
     for _ in range(40):
         now += 10.0
         one = start(worker, make_attempt(30, now=now), now)
         first_token(worker, one, now + 0.4)
         end(worker, one)
-    assert worker.profile.base_s > 0.2
+    profile = worker.profile
+    assert profile.base_s > 0.2 > 10 * profile.step_s()
     for _ in range(3):
         assert worker.view().admits(make_attempt(30).request, 0)
         start(worker, make_attempt(30, now=now), now)
+
+
+def test_steps_that_take_long_by_themselves_are_no_reason_for_more_prompts_in_flight():
+    slow, way = (
+        dataclasses.replace(Profile(), base_s=0.3, per_token_s=1e-3, step_base_s=step_s, prefills=99, decodes=99)
+        for step_s in (0.29, 0.01)
+    )
+    worker = make_worker()
+    worker.profile = slow
+    assert worker.prefill_window() < 20
+    worker.profile = way
+    assert worker.prefill_window() > 250
 
 
 def test_one_prompt_is_in_flight_while_nothing_is_known_of_a_workers_speed():
