@@ -223,6 +223,7 @@ def servers(config: Config, router: Router) -> list[Server]:
         missing=router.not_ready,
         documented=DOCUMENTED,
         render=lambda reject: to_http(error_of(reject)),
+        look_again=router.fleet.look_again,
     )
     made = [
         make_server(

@@ -296,6 +296,20 @@ async def test_an_adapter_that_was_loaded_a_moment_ago_is_found_when_it_is_asked
         }
 
 
+async def test_an_adapter_that_was_loaded_a_moment_ago_is_listed():
+    async with fleet_of(1) as ([worker], gateway):
+        worker.models.append({"id": "sql", "root": "/lora/sql", "parent": MODEL})
+        assert (await gateway.http.get("/v1/models/sql")).json()["root"] == "/lora/sql"
+        del worker.models[1]
+
+        async def listed():
+            return [card["id"] for card in (await gateway.http.get("/v1/models")).json()["data"]]
+
+        async with asyncio.timeout(10):  # within the second that lies between two rounds of asking
+            while await listed() != [MODEL]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
 async def test_an_adapter_that_a_resolver_may_load_is_asked_for_where_that_is_configured():
     def resolving(body):
         known = body["model"] in (MODEL, "sql")

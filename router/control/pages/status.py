@@ -1,7 +1,9 @@
 """What is not inference: liveness, readiness, metrics, the list of models, and the documentation of all of it."""
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +21,10 @@ Rendered = tuple[int, list[tuple[bytes, bytes]], bytes]
 Render = Callable[[Reject], Rendered]
 
 
+_WAIT_FOR_MODELS_S = 0.5
+"""For the list of models: workers that take longer are listed as they were."""
+
+
 def pages(  # noqa: C901 - a list of small pages
     pools: Pools,
     *,
@@ -27,14 +33,21 @@ def pages(  # noqa: C901 - a list of small pages
     missing: Callable[[], list[str]],
     documented: Sequence[tuple[str, str, str]],
     render: Render,
+    look_again: Callable[[], Awaitable[None]],
 ) -> FastAPI:
     """The FastAPI application behind the edge's routes.
 
     `missing`: why the gateway is not ready. `documented`: path, tag and summary of what the edge serves itself.
-    `render`: a rejection in the API's own shape.
+    `render`: a rejection in the API's own shape. `look_again`: asks the workers what they serve now.
     """
     app = FastAPI(title="fairlead", version=version, summary="A serving router in front of vLLM workers.")
     started = int(time.time())
+
+    async def up_to_date() -> None:
+        """List what was loaded a moment ago, without waiting for workers that are slow to say."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WAIT_FOR_MODELS_S):
+                await look_again()
 
     @app.get("/health", tags=["gateway"], summary="The process is alive")
     async def health() -> dict[str, str]:
@@ -57,10 +70,12 @@ def pages(  # noqa: C901 - a list of small pages
 
     @app.get("/v1/models", tags=["models"], summary="Models of the whole fleet")
     async def models() -> dict[str, Any]:
+        await up_to_date()
         return {"object": "list", "data": model_cards(pools, started)}
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
     async def model(model: str) -> dict[str, Any]:
+        await up_to_date()
         for card in model_cards(pools, started):
             if card["id"] == model:
                 return card
