@@ -78,7 +78,7 @@ class Pools:
 
     def usable(self, served_name: str) -> list[Member]:
         """The workers that may be given a request for this name."""
-        return [m for m in self.members.values() if m.worker.routable and served_name in m.worker.lines]
+        return [m for m in self.members.values() if m.worker.routable and served_name in m.worker.served_names]
 
     def prefixes(self, worker: WorkerId) -> Prefixes | None:
         """What is known of the caches of a worker's pool; None if it is in none, or not any more."""
@@ -154,7 +154,7 @@ class Pools:
         names = dict(self.by_model)
         for member in self.members.values():
             if member.pool is not None:
-                for name in member.worker.lines:
+                for name in member.worker.served_names:
                     names.setdefault(name, member.pool)
         expected = frozenset[str]().union(*(member.worker.expected for member in self.members.values()))
         if names != self._by_served_name or expected != self._expected:
@@ -167,7 +167,7 @@ def facts(worker: Worker) -> WorkerFacts:
     spec, scrape = worker.spec, worker.scrape
     return WorkerFacts(
         id=worker.id,
-        served_names=worker.lines,
+        served_names=worker.served_names,
         stages=frozenset(Stage(role) for role in spec.roles),
         usable=worker.routable,
         suspect=worker.state is State.SUSPECT,
@@ -187,7 +187,7 @@ def _address(worker: Worker) -> WorkerAddress:
         id=worker.id,
         url=worker.spec.url,
         headers=_headers(worker),
-        served_names=worker.lines,
+        served_names=worker.served_names,
         routable=worker.routable,
         tls=worker.spec.tls,
         host_name=worker.spec.host_name,

@@ -107,7 +107,7 @@ class Metrics:
             self.forget_worker(event.id)
             return
         self.know_worker(event.worker.id)
-        for line in event.worker.lines:
+        for line in event.worker.served_names:
             self.know_model(line)
         self._transitions.saw(event.worker)
 

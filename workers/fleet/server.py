@@ -296,7 +296,7 @@ class Server:
             epoch=self._epoch,
             state=verdict.state,
             model=model,
-            lines=adapters.union(models.bases) if models else adapters,
+            served_names=adapters.union(models.bases) if models else adapters,
             adapters=adapters,
             roots=models.roots if models else {},
             expected=frozenset() if model else self._expected(),

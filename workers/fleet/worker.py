@@ -89,10 +89,10 @@ class Worker:
     state: State = State.STARTING
     model: str | None = None
     """Base model id it serves, None until known."""
-    lines: frozenset[str] = frozenset()
+    served_names: frozenset[str] = frozenset()
     """Every model name it answers to: the base, its aliases, LoRA adapters."""
     adapters: frozenset[str] = frozenset()
-    """Those of the lines that are LoRA adapters."""
+    """Those of the served names that are LoRA adapters."""
     roots: Mapping[str, str] = field(default_factory=dict)
     """What `/v1/models` says a name stands for: a model's path or hub id, by name."""
     expected: frozenset[str] = frozenset()

@@ -95,7 +95,7 @@ def _row(member: Member) -> dict[str, Any]:
         "state": worker.state.value,
         "why": worker.why,
         "model": worker.model,
-        "lines": sorted(worker.lines),
+        "lines": sorted(worker.served_names),
         "roles": sorted(worker.spec.roles),
         "version": worker.version,
         "requests": member.open,

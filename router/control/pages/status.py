@@ -130,7 +130,7 @@ def model_cards(pools: Pools, created: int) -> list[dict[str, Any]]:
         worker = member.worker
         if worker.model is None:
             continue
-        for line in sorted(worker.lines):
+        for line in sorted(worker.served_names):
             adapter = line in worker.adapters
             root = worker.roots.get(line, line if adapter else worker.model)
             cards.setdefault(line, _card(line, root, created, None if adapter else worker.max_model_len))

@@ -68,7 +68,7 @@ class Plane:
     def join(self, *urls, **spec):
         for url in urls:
             served = frozenset({"tiny"})
-            known = Worker(WorkerSpec(url, **spec), state=State.UP, model="tiny", lines=served)
+            known = Worker(WorkerSpec(url, **spec), state=State.UP, model="tiny", served_names=served)
             self.pools.on_fleet(WorkerJoined(known))
 
     def held(self):

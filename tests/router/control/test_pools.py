@@ -13,9 +13,9 @@ from workers.fleet.worker import Scrape, State, Worker, WorkerChanged, WorkerJoi
 from workers.http.tls import TlsFiles
 
 
-def worker(url="http://a:1", model="tiny", *, lines=(), rank=0, state=State.UP, **spec):
-    names = frozenset({model, *lines} if model else lines)
-    return Worker(WorkerSpec(url=url, **spec), rank=rank, state=state, model=model, lines=names)
+def worker(url="http://a:1", model="tiny", *, served_names=(), rank=0, state=State.UP, **spec):
+    names = frozenset({model, *served_names} if model else served_names)
+    return Worker(WorkerSpec(url=url, **spec), rank=rank, state=state, model=model, served_names=names)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def test_before_any_worker_was_reached_nothing_is_known(pools):
 
 @pytest.mark.parametrize("model", [None, ""])
 async def test_no_model_means_the_only_one(pools, model):
-    join(pools, worker(lines=["sql"]))
+    join(pools, worker(served_names=["sql"]))
     assert pools.routes().find(model) == Route("tiny", "tiny")
     join(pools, worker("http://b:1", "other"))
     missing = refused(pools, model)
@@ -60,7 +60,7 @@ async def test_no_model_means_the_only_one(pools, model):
 
 
 async def test_names_lead_to_their_pool_and_only_our_own_alias_is_rewritten(pools):
-    join(pools, worker(lines=["sql", "tiny-alias"]))
+    join(pools, worker(served_names=["sql", "tiny-alias"]))
     table = pools.routes()
     for name, served_name, rewrite in (
         ("tiny", "tiny", None),
@@ -85,7 +85,7 @@ async def test_the_route_table_is_made_anew_only_when_something_in_it_has_change
     pools.on_fleet(WorkerChanged(worker(state=State.DOWN)))
     assert not pools.routes().workers["http://a:1"].routable
     assert table.workers["http://a:1"].routable
-    pools.on_fleet(WorkerChanged(worker(lines=["sql"])))
+    pools.on_fleet(WorkerChanged(worker(served_names=["sql"])))
     assert "sql" in pools.routes().names
     pools.configure({"new": "sql"}, keys_needed=True)
     assert pools.routes().keys_needed
@@ -104,7 +104,12 @@ async def test_a_worker_is_in_the_pool_of_its_model_as_soon_as_that_is_known(poo
 
 
 async def test_only_routable_workers_that_have_the_line_are_usable(pools):
-    join(pools, worker(lines=["sql"]), worker("http://b:1"), worker("http://c:1", lines=["sql"], state=State.DOWN))
+    join(
+        pools,
+        worker(served_names=["sql"]),
+        worker("http://b:1"),
+        worker("http://c:1", served_names=["sql"], state=State.DOWN),
+    )
     assert [member.worker.id for member in pools.usable("sql")] == ["http://a:1"]
     assert [member.worker.id for member in pools.usable("tiny")] == ["http://a:1", "http://b:1"]
 
@@ -139,11 +144,13 @@ async def test_a_worker_that_drains_is_let_go_when_its_last_request_has_ended(po
 async def test_a_stale_reading_is_no_reading():
     scrape = Scrape(at=5.0, running=3, waiting=2, kv_usage=0.1, kv_tokens=1000)
     spec = WorkerSpec(url="http://a:1", roles=frozenset({"decode"}), max_num_seqs=7)
-    fresh = Worker(spec, model="tiny", lines=frozenset({"tiny"}), state=State.SUSPECT, scrape=scrape, stale=False)
+    fresh = Worker(
+        spec, model="tiny", served_names=frozenset({"tiny"}), state=State.SUSPECT, scrape=scrape, stale=False
+    )
     seen = facts(fresh)
     assert (seen.reading, seen.kv_tokens, seen.slots) == (Reading(5.0, 3, 2), 1000, 7)
     assert (seen.usable, seen.suspect, seen.stages) == (True, True, frozenset({Stage.DECODE}))
-    stale = facts(Worker(spec, model="tiny", lines=frozenset({"tiny"}), scrape=scrape, stale=True))
+    stale = facts(Worker(spec, model="tiny", served_names=frozenset({"tiny"}), scrape=scrape, stale=True))
     assert (stale.reading, stale.kv_tokens, stale.usable) == (None, 1000, False)
 
 
@@ -151,9 +158,9 @@ async def test_what_blocks_are_worth_to_whom_is_told_to_the_scheduler():
     scrape = Scrape(at=5.0, running=0, waiting=0, kv_usage=0.0, block_size=32)
     spec = WorkerSpec(url="http://a:1")
     lines = frozenset({"tiny", "sql"})
-    seen = facts(Worker(spec, model="tiny", lines=lines, adapters=frozenset({"sql"}), scrape=scrape))
+    seen = facts(Worker(spec, model="tiny", served_names=lines, adapters=frozenset({"sql"}), scrape=scrape))
     assert (seen.adapters, seen.block_size) == (frozenset({"sql"}), 32)
-    assert facts(Worker(spec, model="tiny", lines=lines)).block_size is None
+    assert facts(Worker(spec, model="tiny", served_names=lines)).block_size is None
 
 
 async def test_the_prefix_index_of_a_worker_is_that_of_its_pool(pools):

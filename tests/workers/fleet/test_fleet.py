@@ -380,7 +380,7 @@ async def test_what_was_loaded_a_moment_ago_is_found_when_it_is_asked_for(vllm):
     await until(lambda: seen.worker().routable)
     vllm.models.append("loaded-since")
     await seen.fleet.look_again()
-    assert "loaded-since" in seen.worker().lines
+    assert "loaded-since" in seen.worker().served_names
     await seen.fleet.aclose()
 
 

@@ -60,7 +60,7 @@ def test_a_server_joins_as_starting_and_becomes_routable_with_its_model():
     assert bench.worker.why == "its models are not known yet"
     bench.server.models_found(Models("tiny", ("tiny-alias",), ("sql",), 2048))
     assert bench.worker.routable
-    assert bench.worker.lines == {"tiny", "tiny-alias", "sql"}
+    assert bench.worker.served_names == {"tiny", "tiny-alias", "sql"}
     assert (bench.worker.model, bench.worker.max_model_len, bench.worker.why) == ("tiny", 2048, "")
     assert bench.events[-1] == WorkerChanged(bench.worker)
 
@@ -137,7 +137,7 @@ def test_another_model_leaves_and_joins_but_an_adapter_only_changes():
     bench = Bench().up("tiny")
     bench.server.models_found(Models("tiny", (), ("sql",)))
     assert bench.kinds == [WorkerChanged]
-    assert bench.worker.lines == {"tiny", "sql"}
+    assert bench.worker.served_names == {"tiny", "sql"}
     bench.events.clear()
     bench.server.models_found(Models("large"))
     assert bench.events == [WorkerLeft(URL, "it now serves large"), WorkerJoined(bench.worker)]
@@ -345,17 +345,17 @@ class TestResolvers:
         assert not bench.server.resolve_adapter("early"), "it is not known to serve anything"
         bench.up(), plain.up()
         assert bench.server.resolve_adapter("sql")
-        assert (bench.worker.lines, bench.worker.adapters) == ({"tiny", "sql"}, {"sql"})
+        assert (bench.worker.served_names, bench.worker.adapters) == ({"tiny", "sql"}, {"sql"})
         assert bench.kinds == [WorkerChanged]
         assert not plain.server.resolve_adapter("sql")
-        assert plain.worker.lines == {"tiny"}
+        assert plain.worker.served_names == {"tiny"}
 
     def test_a_name_that_the_worker_does_not_know_is_given_up(self):
         bench = Bench(resolves_adapters=True).up()
         bench.server.resolve_adapter("sql")
         bench.server.adapter_unknown("sql")
         bench.server.adapter_unknown("tiny")
-        assert bench.worker.lines == {"tiny"}
+        assert bench.worker.served_names == {"tiny"}
 
     def test_a_name_that_is_not_listed_in_time_is_given_up(self):
         bench = Bench(resolves_adapters=True).up()
@@ -369,7 +369,7 @@ class TestResolvers:
         bench = Bench(resolves_adapters=True).up()
         for number in range(1000):
             bench.server.resolve_adapter(f"invented-{number}")
-        assert len(bench.worker.lines) == 65
+        assert len(bench.worker.served_names) == 65
 
 
 def test_no_event_follows_the_last_one():
