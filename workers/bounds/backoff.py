@@ -21,5 +21,5 @@ class Backoff:
             raise ValueError("a back-off needs factor >= 1")
 
     def delay_s(self, failures: int) -> float:
-        """Return the pause after so many failures in a row (1, 2, ...)."""
+        """Return the pause after `failures` failures in a row (1, 2, ...)."""
         return min(self.longest_s, self.first_s * self.factor ** min(max(failures, 1) - 1, _MOST_DOUBLINGS))

@@ -1,4 +1,4 @@
-"""A map that never holds more than so many entries: one more removes the one that was set longest ago."""
+"""A map that never holds more than `most` entries: one more removes the one that was set longest ago."""
 
 from collections import OrderedDict
 from typing import Generic, TypeVar
@@ -10,7 +10,7 @@ V = TypeVar("V")
 class BoundedMap(OrderedDict[K, V], Generic[K, V]):
     """At most `most` entries, in the order in which they were last set. Raises ValueError for `most` below 1.
 
-    To read an entry does not keep it; `refresh` does, for a cache that is to forget what nobody asks for.
+    To read an entry does not keep it; `refresh` does, for a cache that drops its least recently used entry.
     """
 
     def __init__(self, most: int) -> None:

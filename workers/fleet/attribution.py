@@ -5,7 +5,7 @@ failure against the worker lets one client make the whole fleet suspect. The nex
 or fails in another way, the earlier worker was at fault; if a second worker fails in the same way, the request is.
 
 Only failures that a request can cause are held back for that: an error status, a lost connection, a time-out. That
-nobody listens, that the process shuts down or hangs, is the worker's state and is reported at once elsewhere.
+nothing listens, that the process shuts down or hangs, is the worker's state and is reported at once elsewhere.
 """
 
 from typing import Protocol

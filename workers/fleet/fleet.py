@@ -92,7 +92,7 @@ class Fleet:
     """The servers by URL. `on_event` is called on the loop and must not block.
 
     `clock` is monotonic, in seconds. `tls`: what to verify https:// workers with, the system's roots by default.
-    `kv_listener` is told what the workers hold in their caches, of those who publish it; None: nobody is asked.
+    `kv_listener` is told what the workers hold in their caches, where they publish it; None: none is followed.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Fleet:
             self._start_following(name)
 
     async def aclose(self) -> None:
-        """Stop watching. The workers stay listed and nobody is told."""
+        """Stop watching. The workers stay listed; no event is sent."""
         self._loop = None
         for name in self._names.values():
             self._stop_following(name)

@@ -2,7 +2,7 @@
 
 Two kinds of evidence disagree all the time, so each may say only what it knows:
 
-* A **probe** knows whether somebody listens. Its failures in a row take a worker DOWN, its success brings it
+* A **probe** knows whether a process listens. Its failures in a row take a worker DOWN, its success brings it
   back. It does not know whether requests are served: vLLM answers `/health` with 200 while it is paused, asleep
   or shutting down. A good probe therefore never clears a mark that requests made.
 * A **request** knows whether work gets done. Its failures make a worker SUSPECT, which only says "prefer
@@ -74,7 +74,7 @@ class Health:
         "_mark_for_s",
         "_ok_at",
         "_probe_failures",
-        "_probe_found_nobody",
+        "_probe_refused",
         "_probe_why",
         "_refused_until",
         "_refused_why",
@@ -92,7 +92,7 @@ class Health:
         # Probes.
         self._probe_failures = 0
         self._probe_why = ""
-        self._probe_found_nobody = False
+        self._probe_refused = False
         # Requests.
         self._answered = False  # a request was answered since the last probe
         self._ok_at = _NEVER
@@ -141,22 +141,22 @@ class Health:
         return min(ends, default=None)
 
     def probe_ok(self, _now: float) -> None:
-        if self._down and self._probe_found_nobody:
-            # Nobody listened and now somebody does: the process that was shutting down is gone.
+        if self._down and self._probe_refused:
+            # Nothing listened and now a process does: the one that was shutting down is gone.
             self._refused_until = _NEVER
         self._seen = True
         self._down = False
         self._probe_failures = 0
         self._probe_why = ""
-        self._probe_found_nobody = False
+        self._probe_refused = False
         self._answered = False
         self._connect_failed_at = _NEVER
 
     def probe_failed(self, why: str, now: float, *, connect: bool = False) -> None:
-        """Count a failed probe; `connect`: nobody listens there."""
+        """Count a failed probe; `connect`: nothing listens there."""
         settings = self._settings
         self._probe_why = f"probe failed: {why}"
-        self._probe_found_nobody = self._probe_found_nobody or connect
+        self._probe_refused = self._probe_refused or connect
         self._probe_failures += 1
         if self._answered and not connect:
             # A server under load may be slow to answer a probe while it serves requests all the time.
@@ -183,7 +183,7 @@ class Health:
         return True
 
     def request_failed(self, why: str, now: float, *, connect: bool = False) -> None:
-        """Count a failure that is the worker's (never a 4xx); `connect`: nobody listens there."""
+        """Count a failure that is the worker's (never a 4xx); `connect`: nothing listens there."""
         settings = self._settings
         if now - self._failed_at > settings.fail_window_s:
             self._failures = 0
@@ -239,6 +239,6 @@ class Health:
         self._draining = ""
 
     def _agree(self, now: float) -> None:
-        """Take the worker down at once when a request and a probe both found nobody there."""
-        if self._probe_found_nobody and now - self._connect_failed_at <= self._settings.fail_window_s:
+        """Take the worker down at once when a request and a probe were both refused."""
+        if self._probe_refused and now - self._connect_failed_at <= self._settings.fail_window_s:
             self._down = True

@@ -22,7 +22,7 @@ from workers.kv_events.sources import KvSource, read_sources
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 _LONGEST_NAME = 1024
 
-_NOBODY_THERE = {
+_UNREACHABLE = {
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to host",
     errno.ENETUNREACH: "network unreachable",
@@ -43,7 +43,7 @@ class ProbeError(Exception):
     def __init__(self, why: str, *, connect: bool = False, ours: bool = False, status: int | None = None) -> None:
         super().__init__(why)
         self.connect = connect
-        """Nobody listens there."""
+        """Nothing listens there."""
         self.ours = ours
         """The cause lies on this side (no descriptors left): it says nothing about the worker."""
         self.status = status
@@ -71,7 +71,7 @@ class Models:
 def open_client(tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
     """Return a client for one server. `tls` is worth sharing: loading the trusted roots takes 10 ms each time."""
     return httpx.AsyncClient(
-        # A context without roots trusts nobody: right for http://, and https:// comes with its own.
+        # A context without roots trusts no certificate: right for http://, and https:// comes with its own.
         verify=tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         limits=httpx.Limits(max_keepalive_connections=0),
         timeout=None,  # noqa: S113 - one deadline over the whole exchange stands in _get
@@ -127,7 +127,7 @@ def read_models(answer: object) -> Models:
     """Tell base, aliases and adapters apart.
 
     vLLM lists every served name of its one base model with the same `root` and no `parent`; a LoRA adapter names
-    its base as `parent`. Entries that fit neither are somebody else's and are left out. Raises ProbeError.
+    its base as `parent`. Entries that fit neither are another server's and are left out. Raises ProbeError.
     """
     data = answer.get("data") if isinstance(answer, Mapping) else None
     items = data if isinstance(data, list) else []
@@ -187,8 +187,8 @@ def explain(error: Exception) -> ProbeError:  # noqa: PLR0911 - one return per c
             return ProbeError(f"TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}")
         if isinstance(cause, socket.gaierror):
             return ProbeError(f"host name does not resolve: {cause.strerror}")
-        if isinstance(cause, OSError) and cause.errno in _NOBODY_THERE:
-            return ProbeError(_NOBODY_THERE[cause.errno], connect=True)
+        if isinstance(cause, OSError) and cause.errno in _UNREACHABLE:
+            return ProbeError(_UNREACHABLE[cause.errno], connect=True)
         if isinstance(cause, OSError) and cause.errno in _OUR_LIMITS:
             return ProbeError(_OUR_LIMITS[cause.errno], ours=True)
     if isinstance(error, httpx.RemoteProtocolError):

@@ -1,6 +1,6 @@
 """vLLM's Prometheus page -> one `Scrape` per engine.
 
-A page is mostly histogram buckets that nobody here reads; only the lines of the families below are split at all.
+A page is mostly histogram buckets that are not read here; only the lines of the families below are split at all.
 That keeps a page of 1 MB at about 1 ms, where a complete parser of the format takes over 100 ms of an event
 loop that also carries token streams.
 
@@ -34,7 +34,7 @@ _HIGHEST = frozenset(_KV_USAGE)
 _WANTED = (*_SUMMED, *_HIGHEST, _SLEEP, _CACHE_CONFIG, _PROCESS_START)
 
 _LINES_TO_JUDGE_BY = 1000
-"""A text without wanted families is a metrics page when a sample stands in so many of its first lines."""
+"""A text without wanted families is a metrics page when a sample stands in this many of its first lines."""
 
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t\r]*")
 # Anchored to its comma: a search that may begin anywhere is quadratic on a hostile line.

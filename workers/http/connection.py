@@ -13,7 +13,7 @@ A request is written once. A kept connection that dies before it answers fails t
 caller to decide (RFC 9110, 9.2.2: a client must not repeat a request that is not idempotent by itself).
 
 Only pieces of the body count as a sign of life. A worker that trickles its head, interim responses or the framing
-between two pieces keeps nobody waiting for longer than one that says nothing.
+between two pieces times out as soon as one that says nothing.
 """
 
 import asyncio
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         response = self.response
-        if response is None:  # nobody asked: the server does not speak our protocol, or is about to close
+        if response is None:  # unsolicited: the server does not speak our protocol, or is about to close
             self.close()
             return
         size = len(data)

@@ -30,7 +30,7 @@ class Response:
     """A response on its way. Await `head` first; `status`, `reason` and `headers` are valid after it.
 
     Header names are lower-cased, values stripped; order and duplicates are kept. Meant for one reading task;
-    `abort` may come from anywhere in the loop's thread. Whoever called `Upstream.send` reads to the end or
+    `abort` may come from anywhere in the loop's thread. The caller of `Upstream.send` reads to the end or
     calls `abort`; a cancelled `head` or `read` changes nothing and may be awaited again.
     """
 
@@ -132,7 +132,7 @@ class Response:
         """Let go of the response, whatever its state; harmless when repeated or after its end.
 
         A connection that is still in the middle of this response is closed, which is how a worker learns that
-        its client has left. Whoever waits in `head` or `read` gets ResponseAborted.
+        its client has left. A task that waits in `head` or `read` gets ResponseAborted.
         """
         if self._error is None and not self.at_end:
             received = self.buffered if self.connection is None else self.connection.received
@@ -158,7 +158,7 @@ class Response:
         try:
             if sink(pieces[0] if len(pieces) == 1 else b"".join(pieces)):
                 return
-        except Exception as error:  # noqa: BLE001 - it is for whoever waits in `feed`
+        except Exception as error:  # noqa: BLE001 - it is raised in `feed`
             waiter = self._waiter
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)

@@ -8,7 +8,7 @@ every timeout comes late by at most one tick (an eighth of the shortest, at most
 A request is written once, on one connection, and never again by itself (see `connection`).
 
 Invariants. `_connections` holds exactly what is open, from `opened` to `lost`; `_idle` is a subset of it, oldest
-first; `_dialing` counts connections being opened, so `open + _dialing <= max_connections`. Somebody waits only
+first; `_dialing` counts connections being opened, so `open + _dialing <= max_connections`. A request waits only
 while nothing is idle. A connection that `_fresh` or `_take_idle` yields is started before the next await, and
 comes back through `released` or `lost`; one that was handed to a waiter who has left meanwhile is passed on.
 """

@@ -21,7 +21,7 @@ class ReplayError(Exception):
 async def replay(
     context: "zmq.Context[zmq.Socket[bytes]]", source: KvSource, start: int, within_s: float
 ) -> AsyncGenerator[tuple[int, bytes], None]:
-    """Yield numbers and payloads from `start` on, as far as they are kept. To be closed by whoever leaves early.
+    """Yield numbers and payloads from `start` on, as far as they are kept. Close it when leaving early.
 
     Raises ReplayError when nothing comes for `within_s`.
     """

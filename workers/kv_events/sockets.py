@@ -25,7 +25,7 @@ _RECONNECT_MAX_MS = 5_000
 
 
 class UnreachableError(Exception):
-    """Nobody who speaks ZMQ answers there. `str()` is the reason."""
+    """No ZMQ peer answers there. `str()` is the reason."""
 
 
 class LoopSocket:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _ANYWHERE = frozenset({"*", "", "0.0.0.0", "::", "[::]"})
-"""Hosts that a server binds and nobody can connect to."""
+"""Wildcard hosts: a server can bind them, a client cannot connect to them."""
 
 
 @dataclass(frozen=True, slots=True)

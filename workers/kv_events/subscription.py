@@ -1,12 +1,12 @@
 """One engine's events from beginning to end: heard, put in order, repeated where something was missed, handed on.
 
-Its life: find somebody at the endpoint; subscribe; have everything repeated from batch 0 on, so that a router that
-starts late knows what is there; then take what is published. While something is repeated, what is published waits
-in the socket, in order, and is told apart by its number afterwards. Who listens hears when all that is past has
-been repeated, for the past says nothing of what was sent to the worker meanwhile.
+Its life: find a publisher at the endpoint; subscribe; have everything repeated from batch 0 on, so that a router
+that starts late knows what is there; then take what is published. While something is repeated, what is published
+waits in the socket, in order, and is told apart by its number afterwards. The listener hears when all that is past
+has been repeated, for the past says nothing of what was sent to the worker meanwhile.
 
 What was handed on holds until it is said to be lost, and that happens for three reasons only: batches are missing
-that nobody repeats, a batch cannot be read, or another process publishes at the endpoint.
+that cannot be repeated, a batch cannot be read, or another process publishes at the endpoint.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class KvEventsSettings:
     replay_timeout_s: float = 5.0
     """Between two repeated batches; an engine looks for requests between its own steps only."""
     retry_first_s: float = 1.0
-    """After nobody was found at an endpoint; doubles up to `retry_longest_s`."""
+    """After no publisher was found at an endpoint; doubles up to `retry_longest_s`."""
     retry_longest_s: float = 30.0
     slice_blocks: int = 128
     """How many blocks are handed on in one turn of the event loop."""
@@ -123,7 +123,9 @@ class Subscription:
                     socket.subscribe(self.source.topic)
                     await self._follow(socket)
             except UnreachableError as error:
-                self._warn("nobody", f"cannot listen to {self.source.endpoint}: {error}; trying again", str(error))
+                self._warn(
+                    "unreachable", f"cannot listen to {self.source.endpoint}: {error}; trying again", str(error)
+                )
             except Exception:  # whatever it is, the next process may be better; the worker is served meanwhile
                 logger.exception("KV events of %s: listening broke down", self._id)
                 self._lose("listening broke down")

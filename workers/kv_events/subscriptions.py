@@ -30,7 +30,7 @@ class Subscriptions:
                 return
             self.stop(worker_id, "its events are published elsewhere now")
         if self._context is None:
-            self._context = zmq.Context()  # a thread of its own, so only where somebody publishes
+            self._context = zmq.Context()  # a thread of its own, so only where something is published
         subscription = Subscription(
             worker_id, source, self._listener, self._settings, context=self._context, slices=self._slices
         )

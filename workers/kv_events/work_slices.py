@@ -9,7 +9,7 @@ from workers.kv_events.decode import KvEvent, cost, parts
 class WorkSlices:
     """Shared by all subscriptions of one loop. A slice is `most` blocks; each part of a batch counts as one more.
 
-    Whoever fills a slice lets the loop turn, and nobody else does anything meanwhile; those who wait take turns.
+    The subscription that fills a slice yields to the event loop while the others wait; they take turns.
     """
 
     def __init__(self, most: int) -> None:

@@ -7,7 +7,7 @@ LaunchError
 ├── BadArgument          an argument for vLLM that the launcher has to choose itself
 ├── VllmNotInstalled     the interpreter does not have vLLM, or there is no such interpreter
 ├── NixlNotInstalled     it has vLLM but not what hands KV from worker to worker
-├── PortTaken            somebody else listens where a worker should
+├── PortTaken            another process listens where a worker should
 └── LaunchFailed         vLLM started and ended before it was healthy; shows the end of its log
 """
 

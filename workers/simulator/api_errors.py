@@ -40,7 +40,7 @@ def missing(where: str) -> ApiError:
 
 
 def unknown_model(name: str, served: list[str]) -> ApiError:
-    """The 404 for a model that nobody serves here."""
+    """The 404 for a model that is not served here."""
     valid = ", ".join(served)
     message = f"The model `{name}` does not exist. Valid aliases: {valid}."
     return ApiError(404, message, "NotFoundError", "model")

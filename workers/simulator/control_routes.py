@@ -56,7 +56,7 @@ class SideRoutes:
         await exchange.json(200, {} if self.publisher is None else self.publisher.sources())
 
     async def reset_prefix_cache(self, exchange: Exchange) -> None:
-        """As vLLM in development mode: it can only forget what nobody uses, and tells so with its next step."""
+        """As vLLM in development mode: it can only forget what is not in use, and tells so with its next step."""
         await exchange.json(200, {"success": self.live.engine.reset_prefix_cache()})
 
     async def metrics(self, exchange: Exchange) -> None:

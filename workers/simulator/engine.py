@@ -55,7 +55,7 @@ class Engine:
 
     @property
     def leases_expired(self) -> int:
-        """Prefills whose KV nobody has fetched in time."""
+        """Prefills whose KV was not fetched in time."""
         return self._scheduler.leases.expired
 
     @property
@@ -120,7 +120,7 @@ class Engine:
             self._scheduler.pace = pace
 
     def fetched(self, request_id: str, now: float) -> bool:
-        """Another engine has the KV of a prefill that ended here, or nobody wants it: its blocks are free.
+        """Another engine has the KV of a prefill that ended here, or it is not wanted: its blocks are free.
 
         False where it is not held: it was fetched before, or its lease has ended.
         """
@@ -189,7 +189,7 @@ class Engine:
         return True
 
     def _wake(self, now: float) -> None:
-        """Blocks have become free: somebody who waits may start although nothing runs."""
+        """Blocks have become free: a waiting request may start although nothing runs."""
         if self._idle and self._scheduler.waiting:
             self._idle, self._free_at = False, max(self._free_at, now)
 

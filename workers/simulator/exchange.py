@@ -16,7 +16,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class ClientLeft(Exception):
-    """There is nobody to answer (any more)."""
+    """There is no client to answer (any more)."""
 
 
 class Exchange:

@@ -2,7 +2,7 @@
 
 Theory, after vLLM's prefix cache: a *full* block is named by a chain hash of (name of the block before it, its
 token ids, extra keys), so one name stands for a whole prefix. A request shares every leading block whose name is
-known and takes fresh ones for the rest. A block that nobody uses goes to the free line but keeps its name until
+known and takes fresh ones for the rest. A block that is not in use goes to the free line but keeps its name until
 it is handed out again; the line is served from the front, which makes it an LRU. A request gives its blocks back
 tail first, so that the end of a prefix is forgotten before its beginning.
 
@@ -79,7 +79,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that are not held."""
         return len(self._free)
 
     @property

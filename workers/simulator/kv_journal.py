@@ -1,4 +1,4 @@
-"""What the prefix cache of an engine has gained and lost, in order, until somebody takes it.
+"""What the prefix cache of an engine has gained and lost, in order, until it is taken.
 
 After vLLM: blocks that become full together are one entry, each block that is handed out again is one. Where two
 requests fill the same block at the same time only the first copy is known here, so it is told and lost once; vLLM

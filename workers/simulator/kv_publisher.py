@@ -65,7 +65,7 @@ class KvEventsConfig:
                 raise ValueError(f"{endpoint!r} is not tcp://HOST:PORT")
 
     def next_to(self, index: int) -> "KvEventsConfig":
-        """The same for another worker of this process, so many ports further; free ports stay free ones."""
+        """The same for another worker of this process, `index` ports further; free ports stay free ones."""
         replay = self.replay_endpoint and _further(self.replay_endpoint, index)
         return replace(self, endpoint=_further(self.endpoint, index), replay_endpoint=replay)
 

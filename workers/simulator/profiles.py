@@ -64,7 +64,7 @@ class Profile:
     """The KV of one token on its way there."""
 
     def transfer_s(self, tokens: int) -> float:
-        """Seconds for which the KV of so many tokens is on its way from another engine."""
+        """Seconds for which the KV of this many tokens is on its way from another engine."""
         return self.transfer_start_s + tokens * self.transfer_token_s
 
     def decode_growth_s(self, sequences: int) -> float:

@@ -223,7 +223,7 @@ class SimulatedWorker:
             self.set_fault(fault)
 
     async def _reopen(self) -> None:
-        """Listen again on the old port, as soon as nobody else has it."""
+        """Listen again on the old port, as soon as it is free."""
         while True:
             try:
                 await self._listen()

@@ -55,7 +55,7 @@ class Plan:
         return k
 
     def rest(self, done: int) -> "Plan | None":
-        """What is left after so many steps, None if nothing is. The next one may have begun: it is not changed."""
+        """What is left after this many steps, or None. The next one may have begun: it is not changed."""
         if done == self.steps:
             return None
         first = self.first_s + done * self.growth_s

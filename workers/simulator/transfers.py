@@ -17,7 +17,7 @@ from workers.simulator.sequences import EngineSequence
 
 
 class Leases:
-    """Blocks of ended prefills that nobody has fetched yet."""
+    """Blocks of ended prefills that were not fetched yet."""
 
     def __init__(self, pool: BlockPool, lease_s: float) -> None:
         self._pool = pool
@@ -34,7 +34,7 @@ class Leases:
         self._held[request_id] = (tuple(blocks), now + self._lease_s)
 
     def let_go(self, request_id: str) -> bool:
-        """The blocks were fetched, or nobody wants them; False where they are not held (any more)."""
+        """The blocks were fetched, or are not wanted; False where they are not held (any more)."""
         blocks, _ = self._held.pop(request_id, ((), 0.0))
         self._pool.release(blocks)
         return bool(blocks)
