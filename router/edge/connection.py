@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from router.edge.errors import BadRequest, HeadersTooLarge, RequestError, to_http
 from router.edge.exchange import EXTENSION, Exchange, Flow
+from router.edge.states import Heard, Incoming, heard
 
 HEAD_WITHIN_S = 30.0
 """From the first byte of a request, or from the connection, to the end of its headers."""
@@ -32,7 +33,7 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 def connection_class(header_bytes: int) -> type[asyncio.Protocol]:
     """The protocol class for uvicorn, with this bound on request line and headers together."""
-    return type("BoundedListener", (Connection,), {"header_bytes": header_bytes, "__slots__": ()})
+    return type("BoundedConnection", (Connection,), {"header_bytes": header_bytes, "__slots__": ()})
 
 
 class Connection(asyncio.Protocol):
@@ -44,12 +45,12 @@ class Connection(asyncio.Protocol):
         "_app_state",
         "_arrived",
         "_client",
-        "_cycle",
         "_deadline",
         "_discarded",
+        "_exchange",
         "_flow",
         "_headers",
-        "_heading",
+        "_incoming",
         "_keep_alive_s",
         "_loop",
         "_parser",
@@ -82,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._parser = self._new_parser()
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._cycle: Exchange | None = None
+        self._exchange: Exchange | None = None
         """Of the request that came last."""
         self._pipeline: deque[Exchange] | None = None
         """Requests that came before the answer to the one before them; their turn comes with its end."""
@@ -97,10 +98,9 @@ class Connection(asyncio.Protocol):
         self._resuming = False
         """A new parser is being told how the body at hand is framed."""
         self._refusal: RequestError | None = None
-        self._discarded: int | None = None
-        """Bytes thrown away since the refusal; None without one."""
-        self._heading = False
-        """A head is awaited, or has begun and is not complete."""
+        self._discarded = 0
+        """Bytes thrown away since the refusal."""
+        self._incoming = Incoming.HEAD
         self._deadline: float | None = None
         """When to close unless something happens before."""
         self._timer: asyncio.TimerHandle | None = None
@@ -131,8 +131,8 @@ class Connection(asyncio.Protocol):
         if exc is None:
             self._transport.close()
         self._parser = None  # the two refer to each other
-        if self._cycle is not None:
-            self._cycle.lost()
+        if self._exchange is not None:
+            self._exchange.lost()
 
     def eof_received(self) -> None:
         """Nothing more is asked; the transport closes."""
@@ -145,13 +145,13 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Uvicorn's server ends: close now, or after the answer under way."""
-        if self._cycle is None or self._cycle.complete:
+        if self._exchange is None or self._exchange.complete:
             self._transport.close()
         else:
-            self._cycle.keep_alive = False
+            self._exchange.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
-        if self._discarded is not None:
+        if self._incoming is Incoming.REFUSED:
             self._discarded += len(data)
             if self._discarded > _LINGER_BYTES:
                 self._transport.close()
@@ -160,7 +160,7 @@ class Connection(asyncio.Protocol):
         self._arrived = len(data)
         self._parse(data)
         # A header that never ends is not seen by `on_header`: what is still to be parsed counts as well.
-        if not self._heading or self._turned:
+        if self._incoming is not Incoming.HEAD or self._turned:
             self._pending = 0
         else:
             self._pending += len(data)
@@ -193,14 +193,15 @@ class Connection(asyncio.Protocol):
             self._url = b""
             self._headers = []
             self._trailing = 0
+            self._incoming = heard(self._incoming, Heard.BEGIN)
             self._await_head()
 
     def on_url(self, url: bytes) -> None:
-        if self._heading:
+        if self._incoming is Incoming.HEAD:
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._heading:
+        if self._incoming is Incoming.HEAD:
             self._headers.append((name.lower(), value))
         else:
             self._trailing += len(name) + len(value) + 4
@@ -210,7 +211,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._resuming:
             return
-        self._heading = False
+        self._incoming = heard(self._incoming, Heard.HEADERS)
         self._deadline = None
         headers = self._headers
         # Counted only if it can be too much: nearly always all that has come is less than the bound.
@@ -218,7 +219,7 @@ class Connection(asyncio.Protocol):
             size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers)
             if size > self.header_bytes:
                 self._give_up()
-        parser, previous = self._parser, self._cycle
+        parser, previous = self._parser, self._exchange
         version = parser.get_http_version()
         scope: dict[str, Any] = {
             "type": "http",
@@ -233,7 +234,7 @@ class Connection(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
         _locate(self._url, scope)
-        cycle = self._cycle = Exchange(
+        exchange = self._exchange = Exchange(
             scope,
             self._transport,
             self._flow,
@@ -242,33 +243,34 @@ class Connection(asyncio.Protocol):
             expects_continue=b"100-continue" in [value.lower() for name, value in headers if name == b"expect"],
             keep_alive=version != "1.0" and parser.should_keep_alive(),
         )
-        scope["extensions"] = {EXTENSION: cycle}
+        scope["extensions"] = {EXTENSION: exchange}
         if previous is None or previous.complete:
-            self._begin(cycle)
+            self._begin(exchange)
         else:
             self._flow.pause_reading()
             self._pipeline = self._pipeline or deque()
-            self._pipeline.append(cycle)
+            self._pipeline.append(exchange)
 
     def on_body(self, body: bytes) -> None:
-        cycle = self._cycle
-        if cycle is not None and not cycle.complete:
-            cycle.take(body)
+        exchange = self._exchange
+        if exchange is not None and not exchange.complete:
+            exchange.take(body)
 
     def on_message_complete(self) -> None:
         self._turned = True
         if self._parser.should_upgrade() and any(name in _FRAMING for name, _ in self._headers):
             return  # the body is still to come, see `_decline_upgrade`
-        cycle = self._cycle
-        if cycle is not None and not cycle.complete:
-            cycle.more_body = False
-            cycle.wake()
+        self._incoming = heard(self._incoming, Heard.END)
+        exchange = self._exchange
+        if exchange is not None and not exchange.complete:
+            exchange.more_body = False
+            exchange.wake()
 
     # -- answering
 
-    def _begin(self, cycle: Exchange) -> None:
+    def _begin(self, exchange: Exchange) -> None:
         tasks = self._state.tasks
-        task = self._loop.create_task(cycle.run(self._app))
+        task = self._loop.create_task(exchange.run(self._app))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -280,7 +282,7 @@ class Connection(asyncio.Protocol):
         self._flow.resume_reading()
         if self._pipeline:
             self._begin(self._pipeline.popleft())
-        elif not self._heading:
+        elif self._incoming is not Incoming.HEAD:
             self._set_deadline(self._keep_alive_s)
 
     def _give_up(self) -> None:
@@ -295,18 +297,18 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what never became a request in the API's own shape, and take nothing more on this connection."""
-        cycle = self._cycle
-        if self._discarded is not None or self._transport.is_closing():
+        exchange = self._exchange
+        if self._incoming is Incoming.REFUSED or self._transport.is_closing():
             return
-        if cycle is not None and cycle.started and not cycle.complete:
+        if exchange is not None and exchange.started and not exchange.complete:
             self._transport.close()  # in the middle of another answer an error would pass for a part of it
             return
-        if cycle is not None and not cycle.complete:
-            cycle.lost()
+        if exchange is not None and not exchange.complete:
+            exchange.lost()
         status, headers, body = to_http(error)
         lines = [STATUS_LINE[status], *(name + b": " + value + b"\r\n" for name, value in headers)]
         self._transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
-        self._discarded = 0
+        self._incoming = heard(self._incoming, Heard.REFUSE)
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._set_deadline(_LINGER_S)
@@ -314,7 +316,6 @@ class Connection(asyncio.Protocol):
     # -- the clock
 
     def _await_head(self) -> None:
-        self._heading = True
         self._set_deadline(HEAD_WITHIN_S)
 
     def _set_deadline(self, within_s: float) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from router.edge.states import Outgoing, Said, said
+
 _log = logging.getLogger("uvicorn.error")
 
 EXTENSION = "fairlead"
@@ -20,6 +22,7 @@ _BODILESS = (204, 304)
 _HELD_BYTES = 65536
 """So much of a request's body waits for its reader before the sender is paused."""
 _FAILED = b"Internal Server Error"
+_ENDED = (Outgoing.COMPLETE, Outgoing.LOST)
 
 
 class Wire(Protocol):
@@ -92,13 +95,11 @@ class Exchange:
         "_pieces",
         "_size",
         "_transport",
-        "complete",
-        "disconnected",
         "flow",
         "keep_alive",
         "more_body",
         "scope",
-        "started",
+        "state",
     )
 
     def __init__(
@@ -114,12 +115,10 @@ class Exchange:
     ) -> None:
         self.scope = scope
         self.keep_alive = keep_alive
-        self.disconnected = False
         self.more_body = True
         """Of the request."""
-        self.started = False
-        """The answer is."""
-        self.complete = False
+        self.state = Outgoing.WAITING
+        """Of the answer."""
         self._transport = transport
         self.flow = flow
         self._default_headers = default_headers
@@ -139,6 +138,15 @@ class Exchange:
         """Bytes of an answer of known length that are still to come."""
         self._gone: Callable[[], None] | None = None
 
+    @property
+    def started(self) -> bool:
+        """The answer has begun, or never can."""
+        return self.state is not Outgoing.WAITING
+
+    @property
+    def complete(self) -> bool:
+        return self.state is Outgoing.COMPLETE
+
     async def run(self, app: ASGIApp) -> None:
         """Have the request answered. Whatever happens, the client hears of an end."""
         try:
@@ -147,12 +155,12 @@ class Exchange:
             _log.error("Exception in ASGI application\n", exc_info=error)
             failed = True
         else:
-            failed = not self.complete and not self.disconnected
+            failed = self.state not in _ENDED
             if failed:
                 _log.error("the application returned without an answer, or in the middle of one")
         finally:
             self._done = _nothing
-        if failed and self.started:
+        if failed and self.state is not Outgoing.WAITING:
             self._transport.close()
         elif failed:
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
@@ -180,14 +188,14 @@ class Exchange:
         if self._expected and not self._transport.is_closing():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._expected = False
-        if not self.disconnected and not self.complete:
+        if self.state not in _ENDED:
             self.flow.resume_reading()
             if not self._news:
                 self._event = event = self._event or asyncio.Event()
                 await event.wait()
                 self._event = None
             self._news = False
-        if self.disconnected or self.complete:
+        if self.state in _ENDED:
             return {"type": "http.disconnect"}
         pieces, self._pieces, self._size = self._pieces, [], 0
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -195,15 +203,14 @@ class Exchange:
 
     def watch(self, gone: Callable[[], None]) -> None:
         self.flow.resume_reading()  # or nobody would hear of it
-        if self.disconnected:
+        if self.state is Outgoing.LOST:
             gone()
         else:
             self._gone = gone
 
     def lost(self) -> None:
         """The connection is gone."""
-        if not self.complete:
-            self.disconnected = True
+        self.state = said(self.state, Said.LOSE)
         gone = self._gone
         self._let_go()
         self.wake()
@@ -213,28 +220,30 @@ class Exchange:
     # -- the answer
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        if self.flow.write_paused and not self.disconnected:
+        if self.flow.write_paused and self.state is not Outgoing.LOST:
             await self.flow.drain()
-        if self.disconnected:
-            return
-        if not self.started:
-            self._begin(message["status"], message.get("headers", ()))
-        elif self.complete:
-            raise RuntimeError("an answer went on after its end")
+        if message["type"] == "http.response.start":
+            event = Said.START
         else:
-            self._go_on(message.get("body", b""), more=message.get("more_body", False))
+            event = Said.BODY if message.get("more_body", False) else Said.END
+        after = said(self.state, event)
+        if after is Outgoing.LOST:
+            return
+        if event is Said.START:
+            self._begin(message["status"], message.get("headers", ()))
+            self.state = after
+        else:
+            self._go_on(message.get("body", b""), after)
 
     def write(self, data: bytes) -> bool:
-        if not self.disconnected:
-            if self._chunked and data and not self._head:  # of all that is sent, nearly everything
-                self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-            else:
-                self._go_on(data, more=True)
+        if self.state is Outgoing.STREAMING and self._chunked and data:  # of all that is sent, nearly everything
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        elif self.state is not Outgoing.LOST:
+            self._go_on(data, said(self.state, Said.BODY))
         return not self.flow.write_paused
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Make the head; RuntimeError for what would break its lines."""
-        self.started = True
         self._expected = False
         lines = [STATUS_LINE[status]]
         closes = measured = False
@@ -257,8 +266,9 @@ class Exchange:
         if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
             raise RuntimeError("a header of an answer holds CR, LF or NUL")
 
-    def _go_on(self, body: bytes, *, more: bool) -> None:
-        """Send a piece of the body, the head before the first."""
+    def _go_on(self, body: bytes, after: Outgoing) -> None:
+        """Send a piece of the body, the head before the first; then the answer is in the state `after`."""
+        more = after is not Outgoing.COMPLETE
         head, self._head = self._head, b""
         if self._chunked:
             framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
@@ -270,6 +280,7 @@ class Exchange:
             if self._missing < 0 or (self._missing and not more):
                 raise RuntimeError("an answer is not as long as its Content-Length says")
             self._write(head + body)
+        self.state = after
         if not more:
             self._end()
 
@@ -278,7 +289,6 @@ class Exchange:
             self._transport.write(data)
 
     def _end(self) -> None:
-        self.complete = True
         self._let_go()
         self.wake()
         if not self.keep_alive:
@@ -286,7 +296,7 @@ class Exchange:
         self._done()
 
     def _let_go(self) -> None:
-        """Scope and cycle refer to each other; that would be work for the collector."""
+        """Scope and exchange refer to each other; that would be work for the collector."""
         self._gone = None
         self.scope.pop("extensions", None)
 

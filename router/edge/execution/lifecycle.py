@@ -182,13 +182,13 @@ class Lifecycle(ABC):
         """Whose key it is. Raises Unauthorized."""
         if self._control.routes().keys_needed:
             self._keys = digests(headers)
-        self._identify(None)
+        self._record.identity = taken(self._control.identify(self._keys, None))
 
     def _identify(self, user: str | None) -> Identity:
-        """Who is asking."""
-        identity = taken(self._control.identify(self._keys, user))
-        self._record.identity = identity
-        return identity
+        """Who is asking, now that the body may name a user."""
+        if user:
+            self._record.identity = taken(self._control.identify(self._keys, user))
+        return self._record.identity
 
     async def _route(self, model: str | None) -> Route:
         """Where a model name leads. A name that is not known may have been loaded a moment ago."""

@@ -119,7 +119,7 @@ async def test_nothing_follows_the_end():
     made, _ = cycle()
     await made.send(start(200, (b"content-length", b"0")))
     await made.send(body(b""))
-    with pytest.raises(RuntimeError, match="end"):
+    with pytest.raises(RuntimeError, match="END cannot follow COMPLETE"):
         await made.send(body(b"x"))
 
 
@@ -144,7 +144,7 @@ async def test_a_client_that_leaves_is_told_once_and_only_before_its_answer_is_c
     told = []
     made, _ = cycle()
     made.watch(lambda: told.append("gone"))
-    made.disconnected = True
+    made.lost()
     made.lost()
     made.lost()
     assert told == ["gone"]
@@ -159,7 +159,7 @@ async def test_a_client_that_leaves_is_told_once_and_only_before_its_answer_is_c
 async def test_a_client_that_had_left_before_is_told_of_at_once_and_nothing_is_written():
     told = []
     made, transport = cycle()
-    made.disconnected = True
+    made.lost()
     made.watch(lambda: told.append("gone"))
     assert told == ["gone"]
     await made.send(start())
@@ -194,5 +194,5 @@ async def test_a_body_is_received_in_one_piece_however_it_came():
     message = await made.receive()
     assert message == {"type": "http.request", "body": b"abcd", "more_body": False}
     assert transport.writes == [b"HTTP/1.1 100 Continue\r\n\r\n"]
-    made.disconnected = True
+    made.lost()
     assert await made.receive() == {"type": "http.disconnect"}
