@@ -1,7 +1,7 @@
 """D²LPM against VTC with round robin, Preble, and round robin with LPM (arXiv 2501.14312, evaluation).
 
-The paper serves Llama 3.1 8B on up to 8 A100, so the simulated workers are A100. Its baselines bind a request to a
-worker as it arrives and order each worker's own line, so all of them are `binding: early` here:
+The paper serves Llama 3.1 8B on up to 8 A100, so the simulated workers are A100. Its baselines bind a request
+to a worker as it arrives and order each worker's own line, so all of them are `binding: early` here:
 
 - *VTC with round robin* is `round_robin` with a VTC per worker. The paper deals each client's requests in turn;
   the lab deals all requests in turn, which spreads every client as evenly.
@@ -9,21 +9,27 @@ worker as it arrives and order each worker's own line, so all of them are `bindi
   `lpm`, which ages too.
 - *D²LPM* is `d2lpm` over lines of `dlpm+lpm`: once as printed, once as it is set here by default.
 
-Beyond the paper: overload once more with a small KV cache, D²LPM with other quanta, and the shipped default with
-other ways to wait for the holder of a prompt.
+The paper's latency is end to end; the time to the first token is kept beside it. Its workloads have one
+misbehaving client; here also two and four of the eight.
+
+Beyond the paper: overload once more with a small KV cache, one worker with a cache from a tenth of the working
+set to all of it, D²LPM with other quanta, and the shipped default bound on arrival.
 """
 
+import dataclasses
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.papers.runner import Replay, Row, Runner, measure
-from router.lab.comparison import Source
+from router.lab.comparison import Source, load
 from router.lab.setup import Setup, make_setup
+from router.lab.workload import Workload
 
 PROFILE = "a100-llama-3.1-8b"
 CLIENTS = 8
-WORKERS = (1, 2, 4, 8)
+WORKERS = (2, 4, 8)
 VTC = "vtc, round robin"
 D2LPM = "d2lpm as printed"
 PREBLE = "preble"
@@ -52,9 +58,20 @@ QUANTA: Mapping[str, Mapping[str, Any]] = {
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     DEFAULT: {},
     "early binding": {"binding": "early"},
-    "hold up to 10 s": {"settings": {"hold_ms": 10_000}},
 }
-"""Of the shipped default: what it does where it would rather wait for the holder of a long prompt."""
+"""Of the shipped default."""
+MISBEHAVING = (1, 2, 4)
+"""Of the eight clients."""
+CACHES = (0.1, 0.25, 0.5, 1.0)
+"""KV cache of one worker over the working set, that is the distinct prompt tokens of the whole workload."""
+ONE_WORKER: Mapping[str, Mapping[str, Any]] = {
+    "fcfs": {"queue": "fcfs"},
+    "lpm": {"queue": "lpm"},
+    "vtc": {"queue": "vtc"},
+    "dlpm+lpm": {"queue": "dlpm+lpm"},
+    DEFAULT: {},
+}
+"""On one worker a placement has nothing to choose, so these are orders."""
 Table = dict[str, dict[int, dict[str, Row]]]
 """By workload, by number of workers, by combination."""
 
@@ -83,6 +100,8 @@ class Situation:
     share: float
     misbehaving: str = "none"
     tight: bool = False
+    clients: int = 1
+    """How many misbehave."""
 
 
 OVERLOAD, TIGHT = Situation(1.5), Situation(1.5, tight=True)
@@ -91,6 +110,11 @@ SITUATIONS: Mapping[str, Situation] = {
     "s1": Situation(0.8, "s1"),
     "s2": Situation(1.0, "s2"),
 }
+CROWDS: Mapping[str, Situation] = {
+    f"{how}, {count} of {CLIENTS}": Situation(share, how, clients=count)
+    for how, share in (("s1", 0.8), ("s2", 1.0))
+    for count in MISBEHAVING
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +122,7 @@ class Reproduction:
     """Where the replays run and which there are."""
 
     runner: Runner
-    seed: int
+    seeds: Sequence[int]
     shapes: Mapping[str, Shape]
 
     def table(
@@ -108,33 +132,82 @@ class Reproduction:
         counts = list(workers)
         table: Table = {}
         for name, shape in self.shapes.items():
-            cache = ", small cache" if situation.tight else ""
-            self.runner.tell(f"d2lpm: {name}, {situation.share:.0%}, misbehaving {situation.misbehaving}{cache}")
             tasks = [
-                Replay(self._source(name, situation, count), _setup(chosen, count, shape, situation))
+                Replay(self._source(name, situation, count, seed), _setup(chosen, count, shape, situation))
                 for count in counts
                 for chosen in combinations.values()
+                for seed in self.seeds
             ]
-            rows = iter(self.runner.run(measure, tasks))
+            cache = ", small cache" if situation.tight else ""
+            misbehaving = f"{situation.clients} x {situation.misbehaving}"
+            title = f"d2lpm: {name}, {situation.share:.0%}, misbehaving {misbehaving}{cache}"
+            rows = self.runner.told(title, measure, tasks, self.seeds)
             table[name] = {count: {each: next(rows) for each in combinations} for count in counts}
         return table
 
-    def _source(self, name: str, situation: Situation, workers: int) -> Source:
+    def sweep(self) -> dict[str, dict[float, dict[str, Row]]]:
+        """One worker at 150% of capacity with caches of several sizes, by workload, share and order."""
+        table: dict[str, dict[float, dict[str, Row]]] = {}
+        for name in self.shapes:
+            tasks = [
+                Cached(Replay(self._source(name, OVERLOAD, 1, seed), make_setup(**_options(chosen))), share)
+                for share in CACHES
+                for chosen in ONE_WORKER.values()
+                for seed in self.seeds
+            ]
+            rows = self.runner.told(f"d2lpm: {name}, one worker, caches", measure_cached, tasks, self.seeds)
+            table[name] = {share: {each: next(rows) for each in ONE_WORKER} for share in CACHES}
+        return table
+
+    def _source(self, name: str, situation: Situation, workers: int, seed: int) -> Source:
         shape = self.shapes[name]
         rate = situation.share * shape.rate * workers
         options = f"clients={CLIENTS},duration_s={shape.duration_s:g},rate={rate:g}"
-        return Source(f"{name}:{options},misbehaving={situation.misbehaving}", seed=self.seed)
+        how = f"misbehaving={situation.misbehaving},misbehaving_clients={situation.clients}"
+        return Source(f"{name}:{options},{how}", seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A replay on one worker whose KV cache is this share of the working set."""
+
+    replay: Replay
+    share: float
+
+
+def measure_cached(task: Cached) -> Row:
+    """As `measure`, with the size of the cache in tokens. One request of the largest kind always has room."""
+    workload = load(task.replay.source)
+    tokens = max(round(task.share * working_set(workload)), largest(workload))
+    setup = dataclasses.replace(task.replay.setup, engine={"kv_tokens": tokens})
+    return {"kv_tokens": tokens, **measure(Replay(task.replay.source, setup))}
+
+
+def working_set(workload: Workload) -> int:
+    """Tokens of all distinct full blocks of the prompts."""
+    units = {unit for one in workload.requests for unit in array("Q", one.key)}
+    return len(units) * workload.block_tokens
+
+
+def largest(workload: Workload) -> int:
+    """Tokens of the longest prompt with its answer, in full blocks."""
+    tokens = max(one.input_tokens + one.output_tokens for one in workload.requests)
+    return -(-tokens // workload.block_tokens) * workload.block_tokens
 
 
 def reproduce(
-    runner: Runner, seed: int, *, shapes: Mapping[str, Shape] = SHAPES, workers: Sequence[int] = WORKERS
+    runner: Runner, seeds: Sequence[int], *, shapes: Mapping[str, Shape] = SHAPES, workers: Sequence[int] = WORKERS
 ) -> dict[str, Any]:
     """Every combination in every situation; then, on one fleet each, what is beyond the paper."""
-    reproduction = Reproduction(runner, seed, shapes)
+    reproduction = Reproduction(runner, seeds, shapes)
     found: dict[str, Any] = {
         name: reproduction.table(situation, workers, COMBINATIONS) for name, situation in SITUATIONS.items()
     }
     middle = workers[-2:-1] or workers
+    found["crowds"] = {
+        name: reproduction.table(situation, middle, COMBINATIONS) for name, situation in CROWDS.items()
+    }
+    found["caches"] = reproduction.sweep()
     found["tight"] = reproduction.table(TIGHT, middle, COMBINATIONS)
     found["quanta"] = {
         name: reproduction.table(situation, middle, QUANTA)
@@ -147,8 +220,13 @@ def reproduce(
 
 
 def _setup(chosen: Mapping[str, Any], workers: int, shape: Shape, situation: Situation) -> Setup:
-    rest = dict(chosen)
-    settings = {"queue_requests": 10**6, "queue_wait_s": 1e6, **rest.pop("settings", {})}
+    options = _options(chosen, workers)
     if situation.tight:
-        settings["engine.kv_tokens"] = shape.tight_kv_tokens
-    return make_setup(profile=PROFILE, workers=workers, settings=settings, **rest)
+        options["settings"]["engine.kv_tokens"] = shape.tight_kv_tokens
+    return make_setup(**options)
+
+
+def _options(chosen: Mapping[str, Any], workers: int = 1) -> dict[str, Any]:
+    """For `make_setup`: the queue turns nobody away."""
+    settings = {"queue_requests": 10**6, "queue_wait_s": 1e6, **chosen.get("settings", {})}
+    return {**chosen, "profile": PROFILE, "workers": workers, "settings": settings}

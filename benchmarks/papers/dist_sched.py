@@ -58,18 +58,18 @@ class Blind:
 
 
 def reproduce(
-    runner: Runner, seed: int, *, rates: Sequence[float] = RATES, duration_s: float = DURATION_S
+    runner: Runner, seeds: Sequence[int], *, rates: Sequence[float] = RATES, duration_s: float = DURATION_S
 ) -> dict[str, Any]:
     """Mean end-to-end time and time to first token of each combination in each pool."""
     table: Table = {}
     for name, shape in SHAPES.items():
-        runner.tell(f"dist_sched: {name}")
-        asked = [rate * LOADS[name] for rate in rates]
-        sources = [Source(f"{shape},duration_s={duration_s:g},rate={rate:g}", seed=seed) for rate in asked]
-        rows = iter(runner.run(_measure, [task for source in sources for task in _tasks(source).values()]))
-        table[name] = {
-            rate: {row: next(rows) for row in _tasks(source)} for rate, source in zip(asked, sources, strict=True)
-        }
+        table[name] = {}
+        for rate in (rate * LOADS[name] for rate in rates):
+            wanted = f"{shape},duration_s={duration_s:g},rate={rate:g}"
+            by_seed = [_tasks(Source(wanted, seed=seed)) for seed in seeds]
+            tasks = [each[row] for row in by_seed[0] for each in by_seed]
+            rows = runner.told(f"dist_sched: {name}, {rate:g}/s", _measure, tasks, seeds)
+            table[name][rate] = dict(zip(by_seed[0], rows, strict=True))
     return {"heatmap": about(shipped_heatmap().measured), "pools": table}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.papers.bound import Job, Load, by_count, lower_bound
 from benchmarks.papers.one_worker import serve
-from benchmarks.papers.runner import Row, Runner
+from benchmarks.papers.runner import Row, Runner, stacked
 from policies.estimates.answer_length import Length
 from router.lab.driver import replay
 from router.lab.report import summarize
@@ -70,34 +70,36 @@ class Burst:
 
 def reproduce(
     runner: Runner,
-    seed: int,
+    seeds: Sequence[int],
     *,
     jobs: int = JOBS,
     instances: int = INSTANCES,
     widths: Sequence[int] = WIDTHS,
     burst_s: float = BURST_S,
 ) -> dict[str, Any]:
-    """Sums of completion times over the bound, by queue; and the lab's means."""
-    seeds = [seed * 1000 + number for number in range(instances)]
+    """Sums of completion times over the bound, by queue, a mean of instances per seed; and the lab's means."""
+    numbers = [seed * 1000 + number for seed in seeds for number in range(instances)]
 
     def ratios(kind: str, width: int) -> dict[str, Row]:
-        tasks = [Instance(kind, each, jobs, width, queue) for queue in QUEUES for each in seeds]
-        rows = list(runner.run(against_the_bound, tasks))
-        return {
-            queue: {
-                "ratio": fmean(row["ratio"] for row in rows[place : place + instances]),
-                "preemptions": fmean(row["preemptions"] for row in rows[place : place + instances]),
-            }
-            for place, queue in zip(range(0, len(rows), instances), QUEUES, strict=True)
-        }
+        tasks = [Instance(kind, each, jobs, width, queue) for queue in QUEUES for each in numbers]
+        rows = iter(runner.run(against_the_bound, tasks))
+        means = {queue: [_means([next(rows) for _ in range(instances)]) for _ in seeds] for queue in QUEUES}
+        return {queue: stacked(rows) for queue, rows in means.items()}
 
-    runner.tell("memory: unit steps, exact lengths")
-    exact = {kind: ratios(kind, 1) for kind in KINDS}
-    runner.tell("memory: unit steps, intervals")
-    intervals = {f"{width}": ratios("log-normal", width) for width in widths}
-    runner.tell("memory: simulated H100")
-    rows = runner.run(in_the_lab, [Burst(seed, queue, burst_s) for queue in QUEUES])
-    return {"exact": exact, "intervals": intervals, "lab": dict(zip(QUEUES, rows, strict=True))}
+    exact, intervals = {}, {}
+    for kind in KINDS:
+        runner.tell(f"memory: unit steps, exact lengths, {kind}")
+        exact[kind] = ratios(kind, 1)
+    for width in widths:
+        runner.tell(f"memory: unit steps, intervals of factor {width}")
+        intervals[f"{width}"] = ratios("log-normal", width)
+    bursts = [Burst(seed, queue, burst_s) for queue in QUEUES for seed in seeds]
+    lab = dict(zip(QUEUES, runner.told("memory: simulated H100", in_the_lab, bursts, seeds), strict=True))
+    return {"exact": exact, "intervals": intervals, "lab": lab}
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    return {key: fmean(row[key] for row in rows) for key in rows[0]}
 
 
 # -- unit steps
@@ -109,7 +111,7 @@ def instance(asked: Instance) -> tuple[list[Job], list[Length], int]:
     jobs = [_job(asked.kind, chance) for _ in range(asked.jobs)]
     spread = Random(f"{asked.seed}/lengths")
     memory = {"equal prompts": 600, "log-normal": 8000, "long prompts, short answers": 4000}[asked.kind]
-    return jobs, [_believed(job.answer, asked.width, spread) for job in jobs], memory
+    return jobs, [believed(job.answer, asked.width, spread) for job in jobs], memory
 
 
 def against_the_bound(asked: Instance) -> Row:
@@ -134,7 +136,7 @@ def _drawn(chance: Random, mean: float, deviation: float, most: int) -> int:
     return max(1, min(most, round(value)))
 
 
-def _believed(answer: int, width: int, chance: Random) -> Length:
+def believed(answer: int, width: int, chance: Random) -> Length:
     """An interval whose ends differ by the factor `width`, the truth anywhere in it; the mean is its middle."""
     if width == 1:
         return Length(answer, answer, answer)
@@ -170,9 +172,7 @@ def in_the_lab(asked: Burst) -> Row:
             "engine.kv_tokens": KV_TOKENS,
             "queue_requests": 10**6,
             "queue_wait_s": 1e6,
-            **({} if asked.queue == "dlpm" else {"queue.patience_s": 1e6}),
         },
-        lenient=True,
     )
     report = summarize(replay(workload, setup), setup)
     jobs = [Job(one.input_tokens, one.output_tokens, one.at) for one in workload.requests]

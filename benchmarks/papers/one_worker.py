@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.papers.bound import Job
 from policies.estimates.answer_length import Length
 from policies.model import Dispatch, PrefixKey, RequestView, Stage, Ticket, Usage, WorkerFacts
+from policies.orders.kit.least_f import Item, batches
 from policies.scheduler.scheduler import Scheduler
 from router.control.scheduler_factory import make_scheduler
 from router.lab.setup import make_setup
@@ -41,6 +42,12 @@ _PROFILE = Profile(
     max_num_seqs=_LARGE,
     max_num_batched_tokens=_LARGE,
 )
+
+
+def sets_of_least_f(prompts: Sequence[int], answers: Sequence[int], memory: int) -> list[list[int]]:
+    """Sorted-F's list as the order `sorted_f` makes it: set after set of jobs by their numbers."""
+    items = [Item(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return list(batches(items, memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +96,8 @@ class _Worker:
                 "queue_requests": _LARGE,
                 "queue_wait_s": float(_LARGE),
                 "prefill_window_tokens": 10**9,
-                "queue.patience_s": float(_LARGE),
                 **settings,
             },
-            lenient=True,
         )
         self._scheduler: Scheduler = make_scheduler(setup.config)
         facts = WorkerFacts(
@@ -116,8 +121,8 @@ class _Worker:
             id=name,
             client=_CLIENT,
             served_name=_SERVED_NAME,
-            key=PrefixKey(self._unlike_others(job.prompt + 1), UNIT_BYTES, 1),
-            input_tokens=job.prompt + 1,
+            key=PrefixKey(self._unlike_others(job.prompt), UNIT_BYTES, 1),
+            input_tokens=job.prompt,
             expected_output_tokens=length.expected,
             arrived=0.0,
             length=length,
@@ -134,12 +139,13 @@ class _Worker:
         ends: list[float] = []
         self._decide(0.0)
         while (at := self.engine.next_step()) is not None:
-            for result in self.engine.advance(at):
-                for sequence in result.finished:
-                    ticket, _, _ = self._running.pop(sequence.request.id)
-                    job = self._jobs[sequence.request.id]
-                    self._scheduler.settled(ticket, Usage(job.prompt + 1, job.answer, 0), at)
-                    ends.append(at)
+            # One step only: the next one is planned after the decisions, so that who starts now is in it.
+            result = self.engine.advance_one(at)
+            for sequence in result.finished if result else ():
+                ticket, _, _ = self._running.pop(sequence.request.id)
+                job = self._jobs[sequence.request.id]
+                self._scheduler.settled(ticket, Usage(job.prompt, job.answer, 0), at)
+                ends.append(at)
             self._tell(at)
             self._decide(at)
         return ends
@@ -158,6 +164,6 @@ class _Worker:
                 raise TypeError(f"a job was turned away: {decision.reason}")
             name = decision.request.id
             job = self._jobs[name]
-            prompt = Blocks((), job.prompt + 1)
+            prompt = Blocks((), job.prompt)
             sequence = self.engine.add(EngineRequest(name, prompt, job.answer, job.answer), now)
             self._running[name] = decision.ticket, sequence, 0

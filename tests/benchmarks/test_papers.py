@@ -94,7 +94,7 @@ def test_a_unit_step_is_a_token_of_everybody():
 def test_an_interval_holds_the_truth_and_is_as_wide_as_it_says():
     chance = Random(1)
     for width, answer in itertools.product((2, 8), range(1, 400, 7)):
-        lower, expected, upper = memory._believed(answer, width, chance)
+        lower, expected, upper = memory.believed(answer, width, chance)
         assert lower <= answer <= upper
         assert lower <= expected <= upper
         assert upper >= width * lower
