@@ -62,7 +62,7 @@ class Runner:
 
 
 def measure(task: Replay) -> Row:
-    """Replay it. Service is that of the steady window; of the well-behaved clients all requests are taken together."""
+    """Replay it. Service is of the steady window; of the well-behaved clients all requests are taken together."""
     workload = load(task.source)
     run = replay(workload, task.setup)
     report = summarize(run, task.setup)
