@@ -29,7 +29,7 @@ from router.lab.workload import Workload
 
 PROFILE = "a100-llama-3.1-8b"
 CLIENTS = 8
-WORKERS = (2, 4, 8)
+WORKERS = (2, 8)
 VTC = "vtc, round robin"
 D2LPM = "d2lpm as printed"
 PREBLE = "preble"
@@ -60,7 +60,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "early binding": {"binding": "early"},
 }
 """Of the shipped default."""
-MISBEHAVING = (1, 2, 4)
+MISBEHAVING = (2, 4)
 """Of the eight clients."""
 CACHES = (0.1, 0.25, 0.5, 1.0)
 """KV cache of one worker over the working set, that is the distinct prompt tokens of the whole workload."""
@@ -87,9 +87,9 @@ class Shape:
 
 
 SHAPES: Mapping[str, Shape] = {
-    "tot": Shape(30.0, 12.0, 60_000),
-    "judge": Shape(5.5, 30.0, 40_000),
-    "longqa": Shape(0.8, 80.0, 120_000),
+    "tot": Shape(30.0, 8.0, 60_000),
+    "judge": Shape(5.5, 20.0, 40_000),
+    "longqa": Shape(0.8, 60.0, 120_000),
 }
 
 

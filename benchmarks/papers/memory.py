@@ -32,7 +32,7 @@ QUEUES = ("fcfs", "shortest_first", "mc_sf", "sorted_f", "svf", "amax", "amin", 
 KINDS = ("equal prompts", "log-normal", "long prompts, short answers")
 WIDTHS = (1, 2, 4, 8, 16)
 """Upper over lower end of an interval."""
-JOBS, INSTANCES = 150, 4
+JOBS, INSTANCES = 150, 2
 BLOCK_TOKENS = 16
 KV_TOKENS = 45_000
 CLIENTS: Mapping[str, tuple[float, float]] = {

@@ -57,8 +57,8 @@ class Optimum:
         return self.total == self.bound
 
 
-def optimum(jobs: Sequence[Job], memory: int, *, limit_s: float = 60.0, exchanges: int = 2000) -> Optimum:
-    """The optimum of jobs that are there from the start, or the best found in `limit_s` seconds of HiGHS.
+def optimum(jobs: Sequence[Job], memory: int, *, nodes: int = 8_000, exchanges: int = 2000) -> Optimum:
+    """The optimum of jobs that are there from the start, or the best found in so many nodes of HiGHS.
 
     Every job fits by itself: `prompt + answer <= memory`. Raises ValueError for one that does not.
     """
@@ -87,7 +87,7 @@ def optimum(jobs: Sequence[Job], memory: int, *, limit_s: float = 60.0, exchange
         ],
         integrality=np.ones(len(kept)),
         bounds=Bounds(0, program.most[kept]),
-        options={"time_limit": limit_s, "mip_rel_gap": 0.0},
+        options={"node_limit": nodes, "mip_rel_gap": 0.0},
     )
     if solved.status == _INFEASIBLE:  # no schedule is better than the list's
         return Optimum(best, best)

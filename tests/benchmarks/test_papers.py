@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.papers import __main__ as papers
-from benchmarks.papers import arena, d2lpm, dist_sched, memory, plots, small_cases
+from benchmarks.papers import arena, d2lpm, dist_sched, memory, optima, plots, small_cases
 from benchmarks.papers.bound import Job, Load, by_count, by_mean_busy_time, lower_bound
 from benchmarks.papers.one_worker import serve
 from benchmarks.papers.optimum import optimum
@@ -107,7 +107,7 @@ def test_an_interval_holds_the_truth_and_is_as_wide_as_it_says():
         assert upper >= width * lower
 
 
-@pytest.mark.parametrize("queue", ["fcfs", "mc_sf", "svf"])
+@pytest.mark.parametrize("queue", ["mc_sf", "shortest_first", "svf"])
 def test_an_order_that_is_served_starts_whom_its_rule_starts_when_all_memory_is_used(queue):
     for seed in (1, 2):
         jobs, lengths, limit = memory.instance(memory.Instance("long prompts, short answers", seed, jobs=30))
@@ -182,9 +182,22 @@ def test_the_optimum_lies_between_the_bound_and_every_rule():
     assert all(run(exact(jobs, limit), rule).total_steps >= found.total for rule in RULES.values())
 
 
+@pytest.mark.parametrize("kind", small_cases.KINDS)
+def test_the_optima_that_are_kept_are_those_of_the_cases(kind):
+    case = small_cases.Small(kind, 1, 0)
+    assert optima.kept()[case.name] == small_cases.solved(case)
+
+
+def test_a_case_that_is_not_kept_is_solved_when_it_is_asked_for(monkeypatch):
+    case = small_cases.Small("equal prompts", 0, 0)
+    known = small_cases.measured(case)
+    monkeypatch.setattr(optima, "kept", dict)
+    assert small_cases.measured(case) == known
+
+
 def test_an_optimum_that_is_not_proven_says_how_far_it_may_be_off():
     jobs, limit = small_cases.drawn(small_cases.Small("log-normal", 0, 0))
-    found = optimum(jobs, limit, limit_s=0.0, exchanges=0)
+    found = optimum(jobs, limit, nodes=0, exchanges=0)
     assert lower_bound(jobs, limit) <= found.total
     assert found.bound < found.total
 
