@@ -354,6 +354,9 @@ async def test_an_error_over_fetched_kv_is_the_pairs_and_the_next_attempt_runs_w
     assert pair.counted == [(dispatch.worker, AttemptFailure.HANDOVER)]
     assert pair.health.heard == [(A, "ok")]
     pair.control.cancelled("r")
+    later = await pair.control.admit(facts("later"))
+    assert (later.prefill, later.worker) != (A, dispatch.worker), "the two are kept apart for a while"
+    pair.control.cancelled("later")
     assert pair.held() == (0, 0, 0, 0, 0)
 
 
