@@ -24,9 +24,9 @@ from policies.placements import (
     ttft_feasible,
     weighted_scores,
 )
-from policies.protocol import PlacementPolicy, QueuePolicy
+from policies.protocol import OrderPolicy, PlacementPolicy
 
-Policy = TypeVar("Policy", PlacementPolicy, QueuePolicy)
+Policy = TypeVar("Policy", OrderPolicy, PlacementPolicy)
 
 DEFAULT_PLACEMENT = "fairlead"
 DEFAULT_QUEUE = "dlpm"
@@ -72,20 +72,20 @@ def placement_policies() -> dict[str, Entry[PlacementPolicy]]:
     return {entry.name: entry for entry in entries}
 
 
-def queue_policies() -> dict[str, Entry[QueuePolicy]]:
+def queue_policies() -> dict[str, Entry[OrderPolicy]]:
     """Who is next."""
-    entries: tuple[Entry[QueuePolicy], ...] = (
+    entries: tuple[Entry[OrderPolicy], ...] = (
         _entry("fcfs", fcfs.Settings, lambda s, _: fcfs.Fcfs(s)),
         _entry("dlpm", dlpm.Settings, dlpm.Dlpm),
         _entry("lpm", lpm.Settings, lpm.Lpm),
-        _entry("priority", priority.Settings, priority.Priority),
+        _entry("priority", priority.Settings, lambda s, _: priority.Priority(s)),
         _entry("vtc", vtc.Settings, vtc.Vtc),
         _entry("shortest_first", shortest_first.Settings, lambda s, _: shortest_first.ShortestFirst(s)),
-        _entry("mc_sf", mc_sf.Settings, mc_sf.McSf),
-        _entry("sorted_f", sorted_f.Settings, sorted_f.SortedF),
-        _entry("svf", svf.Settings, svf.Svf),
-        _entry("amax", amax.Settings, amax.AMax),
-        _entry("amin", amin.Settings, amin.AMin),
+        _entry("mc_sf", mc_sf.Settings, lambda s, _: mc_sf.McSf(s)),
+        _entry("sorted_f", sorted_f.Settings, lambda s, _: sorted_f.SortedF(s)),
+        _entry("svf", svf.Settings, lambda s, _: svf.Svf(s)),
+        _entry("amax", amax.Settings, lambda s, _: amax.AMax(s)),
+        _entry("amin", amin.Settings, lambda s, _: amin.AMin(s)),
     )
     return {entry.name: entry for entry in entries}
 

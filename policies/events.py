@@ -31,6 +31,8 @@ class Placed:
     extend_tokens: int
     """Prompt tokens that the worker has to compute: the service charged at once."""
     now: float
+    borrowed: bool = False
+    """It uses room beside which a candidate whose turn came first waits by choice: its turn has not come yet."""
 
 
 @value

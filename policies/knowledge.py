@@ -15,5 +15,5 @@ class Knowledge:
     prefixes: Prefixes = field(default_factory=Prefixes)
     lengths: AnswerLengths = field(default_factory=AnswerLengths)
     heatmap: LearnedHeatmap = field(default_factory=LearnedHeatmap)
-    """Moved by `Pairs`, which stands in front of the placement policy."""
+    """Moved by `Disaggregation`."""
     rng: Random = field(default_factory=lambda: Random(0))

@@ -7,7 +7,7 @@ or a LoRA adapter of the pool's base model.
 """
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -45,6 +45,8 @@ class RejectReason(Enum):
     QUEUE_FULL = "queue_full"
     WAITED_TOO_LONG = "waited_too_long"
     NO_WORKER = "no_worker"
+    TOO_LARGE = "too_large"
+    """No worker can ever hold it."""
     LEGS_FAILED = "legs_failed"
     """Every worker it was given to failed, or the attempts are used up."""
 
@@ -83,6 +85,8 @@ class Reason(Enum):
     ONLY_CHOICE = "only_choice"
     CHANCE = "chance"
     WARM_UP = "warm_up"
+    NAMED = "named"
+    """Chosen on arrival (`binding: early`)."""
 
 
 @value
@@ -110,10 +114,12 @@ class RequestView:
     """The model name that was asked for: the base model, an alias of it, or a LoRA adapter."""
     key: PrefixKey
     input_tokens: int
-    """Estimated from the prompt; the truth arrives with the worker's usage."""
+    """Of the prompt. The worker's usage says what it really was."""
     expected_output_tokens: int
     """Mean estimate per sequence, at most `max_output_tokens`."""
     arrived: float
+    exact: bool = False
+    """`input_tokens` is the count of the model's own tokenizer, not an estimate."""
     length: Length | None = None
     """The whole estimate, an interval around that mean."""
     max_output_tokens: int | None = None
@@ -122,6 +128,11 @@ class RequestView:
     streams: bool = False
     """The driver sees the first token; otherwise the scheduler has to predict it."""
     weight: float = 1.0
+    """Share of service beside others of the first level of `party`."""
+    party: tuple[str, ...] = ()
+    """Whose request it is, from the top: organisation or key, team, user. Empty: the client alone."""
+    weights: tuple[float, ...] = ()
+    """Weight of each level of `party` among its siblings, 1 where missing. Empty: `weight` is the first."""
     priority: int = 0
     """Lower is earlier, as in vLLM."""
     deadline: float | None = None
@@ -130,6 +141,8 @@ class RequestView:
     media: tuple[str, ...] = ()
     pinned: WorkerId | None = None
     """Only this worker can serve it (it holds the conversation's state)."""
+    bound: "Placement | None" = None
+    """The workers that were named for it on arrival (`binding: early`)."""
     excluded: frozenset[WorkerId] = frozenset()
     """Workers on which an attempt has already failed."""
     whole: bool = False
@@ -182,6 +195,8 @@ class WorkerFacts:
     block_size: int | None = None
     """Tokens per KV block, where its metrics say."""
     max_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    """Tokens that a prompt and its answer may have together."""
     reading: Reading | None = None
     """None while stale or absent."""
 
@@ -214,6 +229,8 @@ class WorkerView:
     profile: Profile
     load_s: float
     """Work in hand, seconds: the prefill owed, and one decode step of every sequence."""
+    prefill_due: float
+    """When the prefill in flight should be done, by the profile; the past if there is none."""
     stalled: bool = False
     """Nothing has come back for long although something is due: used when nobody better is left."""
     named_requests: int = 0
@@ -265,10 +282,15 @@ class Placement(NamedTuple):
     prefill: WorkerId | None = None
     encode: WorkerId | None = None
 
+    @property
+    def ranked(self) -> WorkerId:
+        """The worker that the placement policy chose: it computes the prompt."""
+        return self.prefill or self.decode
+
 
 @value
 class Place:
-    """A policy's choice. It commits nothing: `Placed` does."""
+    """Where the matcher starts a request, and why. It commits nothing: the `Placed` event does."""
 
     placement: Placement
     reason: Reason
@@ -277,26 +299,39 @@ class Place:
 
 
 class Candidate(NamedTuple):
-    """A request that may start now, but not on the workers that are kept for somebody older."""
+    """A waiting request that an order offers to the matcher."""
 
     request: RequestView
-    keep_off: frozenset[WorkerId] = frozenset()
-    bound: Place | None = None
-    """Its worker was chosen when it arrived (early binding)."""
-    behind: RequestView | None = None
-    """It may start only past this one: while that would rather wait, not while it has no room."""
-
-
-@value
-class Hold:
-    """Wait for this worker, at most until then: cheaper than starting elsewhere now."""
-
-    worker: WorkerId
-    until: float
+    overdue: bool = False
+    """It has waited too long to be passed over any longer: if it fits nowhere, one worker is reserved for it."""
+    in_turn: bool = True
+    """False: the turn of earlier candidates comes first, so it leaves them the workers that they would start on
+    next."""
+    may_pass: bool = True
+    """It may use room that an earlier candidate leaves unused because that one waits for a better worker."""
 
 
 Matches = Mapping[WorkerId, int]
 """Tokens of the request's prefix in each worker's cache; workers that hold nothing are absent."""
+
+
+class Question(NamedTuple):
+    """What a placement is asked: which of these workers is best for this request?"""
+
+    request: RequestView
+    matches: Matches
+    workers: Sequence[WorkerView]
+    """All that could ever serve the request, with room or without; never none."""
+    now: float
+
+
+class Ranked(NamedTuple):
+    """One worker in a ranking."""
+
+    worker: WorkerView
+    cost: float
+    """In the rule's own unit, lower is better; comparable within one ranking only."""
+    reason: Reason
 
 
 @value

@@ -1,74 +1,81 @@
-"""The two interfaces: a queue says who is next, a placement says where it runs.
+"""The two interfaces: an order says who is next, a placement ranks the workers; one matcher joins them.
 
 The scheduler owns the knowledge (which worker holds which prefix, load, profiles, length estimates) and hands it
 to policies as read-only values. A policy owns its accounts (deficits, counters, cursors) and moves them only in
 `on`, when it hears that something has happened: asking twice is harmless. The same events go to both policies.
+
+Policies subclass these classes. Methods with a body are defaults; the others have to be written.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
-from policies.events import Event
-from policies.model import Candidate, Hold, Matches, Place, RequestView, WorkerView
+from policies.events import EVENTS, Event
+from policies.model import Candidate, Question, Ranked, RequestView, WorkerView
 
 
-class QueuePolicy(Protocol):
+class OrderPolicy(ABC):
     """Who is next among the requests that wait."""
 
-    def __len__(self) -> int: ...
+    hears: ClassVar[frozenset[type[Event]]] = EVENTS
+    """Kinds of events that `on` uses; others are not sent."""
 
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of waiting requests."""
+
+    @abstractmethod
     def push(self, request: RequestView, *, again: bool = False) -> None:
-        """Take a request in; `again`: an attempt failed, so it goes to the head."""
+        """Add a request; `again`: its attempt failed, so it returns to the place it had."""
 
+    @abstractmethod
     def remove(self, request: RequestView) -> None:
-        """Let a request go: it was placed, cancelled or turned away."""
+        """Remove a request: it was placed, cancelled or rejected."""
 
-    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        """Requests that may start now, best first: few, whatever the length of the queue.
-
-        The scheduler places the first one that the placement policy accepts, then asks afresh. Every order
-        ages: a request that has waited long enough keeps others off the workers that it could use.
-        """
-
+    @abstractmethod
     def waiting(self) -> Iterator[RequestView]:
-        """Everybody in the queue, in no particular order."""
+        """All waiting requests, in no particular order."""
 
-    def on(self, event: Event) -> None: ...
+    @abstractmethod
+    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
+        """Waiting requests in the order in which they may start, best first; bounded, however long the queue is.
 
-
-@runtime_checkable
-class HearsOnly(Protocol):
-    """What a policy has in addition that has no use for most events: it is told of these kinds, at least."""
-
-    hears: frozenset[type[Event]]
-
-
-@runtime_checkable
-class KeepsDeficits(Protocol):
-    """What a queue policy has in addition whose accounts are deficits, for people to look at."""
-
-    def deficit(self, client: str) -> float | None:
-        """What a client is owed (positive) or owes; None for one without an account."""
-
-
-@runtime_checkable
-class EstimatesAnswers(Protocol):
-    """What a queue policy has in addition that holds a request to an estimate of its own, not to the mean."""
-
-    def answer(self, request: RequestView) -> int:
-        """How long it takes the request's answer to be, in tokens per sequence."""
-
-
-class PlacementPolicy(Protocol):
-    """Where a request runs."""
-
-    def choose(
-        self, request: RequestView, matches: Matches, workers: Sequence[WorkerView], now: float
-    ) -> Place | Hold | None:
-        """Pick among `workers`, all of which could serve the request; not all have room for it.
-
-        A `Place` must name a worker that admits the request. `Hold` waits for a better worker than those with
-        room; None means that nobody has room.
+        `workers` are those with room for something. Requests that none of them serves may be left out. The
+        matcher starts the first candidate that has a worker, then asks afresh; it passes over candidates that
+        have no room. A candidate says itself whether it may be passed over for ever (`overdue`), and whether it
+        may use room beside which an earlier candidate waits by choice (`may_pass`).
         """
 
-    def on(self, event: Event) -> None: ...
+    def estimate(self, request: RequestView) -> int:
+        """Expected output tokens per sequence by which this order wants the request to be judged."""
+        return request.expected_output_tokens
+
+    def deficit(self, client: str) -> float | None:  # noqa: ARG002 - for orders that keep accounts
+        """Service that a client is owed (positive) or owes; None where the order keeps no such account."""
+        return None
+
+    def on(self, event: Event) -> None:  # noqa: B027 - most policies keep no accounts
+        """An event has happened: the only place where accounts move."""
+
+
+class PlacementPolicy(ABC):
+    """Which worker is best for a request."""
+
+    hears: ClassVar[frozenset[type[Event]]] = EVENTS
+    """Kinds of events that `on` uses; others are not sent."""
+
+    costs_are_seconds: ClassVar[bool] = False
+    """Whether `Ranked.cost` is time. Then the matcher waits for a better worker only while that saves time; of
+    rules in other units it keeps the first choice until the hold budget is used up."""
+
+    @abstractmethod
+    def rank(self, question: Question) -> list[Ranked]:
+        """Every worker of the question with its cost and reason, best first.
+
+        The workers are all that could ever serve the request, never none. Room and waiting are the matcher's
+        business: a rule compares load, caches and prompts only. Asking commits nothing.
+        """
+
+    def on(self, event: Event) -> None:  # noqa: B027 - most policies keep no accounts
+        """An event has happened: the only place where accounts move."""

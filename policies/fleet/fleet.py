@@ -32,6 +32,9 @@ from policies.model import (
 )
 from policies.prefixes.index import Pinned, Prefixes
 
+MAX_SEQUENCES = 16384
+"""Answers that one request may ask for: vLLM's own limit (`VLLM_MAX_N_SEQUENCES`)."""
+
 
 class Fleet:
     """The workers of one pool.
@@ -59,10 +62,8 @@ class Fleet:
         self._by_served_name: dict[str, list[Worker]] = {}
         self._check_at = -math.inf
         """When to look for stalled workers again."""
-        self.room_returned = 0
-        """How often room has been given back, or a worker has changed."""
-        self.more_room = 0
-        """The same, and how often answers have grown: their end is nearer, so KV may suffice that did not."""
+        self.membership = 0
+        """Counts changes of which workers may serve which requests."""
 
     def __contains__(self, worker: WorkerId) -> bool:
         return worker in self._workers
@@ -80,7 +81,6 @@ class Fleet:
             return False
         before = worker.facts
         worker.update_facts(facts)
-        self._return_room(worker)
         if _service(before) != _service(facts):
             self._regroup()
         return (before.usable and not facts.usable) or not before.served_names <= facts.served_names
@@ -108,8 +108,7 @@ class Fleet:
     def _regroup(self) -> None:
         """Forget which workers could serve what, after a change to that."""
         self._by_served_name.clear()
-        for worker in self._workers.values():
-            self._return_room(worker)
+        self.membership += 1
 
     # -- attempts: what they take, and what they give back exactly once
 
@@ -155,7 +154,6 @@ class Fleet:
         if request.streams:
             self.record_response(decoder, now)
         decoder.record_output(attempt, tokens)
-        self._more_room(decoder)
         if attempt.output_tokens >= attempt.reserved:
             already = attempt.output_tokens // request.sequences
             length = self._lengths.estimate_longer(
@@ -172,7 +170,6 @@ class Fleet:
         decoder = attempt.decoder
         decoder.end_sequences(attempt, now)
         self._unpin(decoder, attempt.pinned.pop(), now)
-        self._return_room(decoder)
         if self._departed:
             self._drop_departed(decoder)
 
@@ -185,7 +182,6 @@ class Fleet:
             prefiller.end_prompt(attempt)
             self._unpin(prefiller, attempt.pinned.pop(), now)
             self._drop_departed(prefiller)
-        self._return_room(prefiller)
 
     def _first_token_not_due(self, attempt: Attempt) -> None:
         """The decode worker of a pair whose prefill is done no longer owes a first token."""
@@ -248,32 +244,6 @@ class Fleet:
     def _forget(self, worker: WorkerId, attempt: Attempt) -> None:
         self._prefixes.forget(worker, attempt.request, attempt.matches.get(worker, 0))
 
-    # -- changes of room
-
-    def dispatches(self, worker: WorkerId) -> int:
-        """How often a request has been placed on a worker; 0 if it is not here."""
-        ledger = self._workers.get(worker)
-        return 0 if ledger is None else ledger.dispatches
-
-    def with_more_room_since(self, count: int) -> list[WorkerView]:
-        """The workers that may admit now what they did not when `more_room` was `count`."""
-        return [
-            worker.view()
-            for worker in self._workers.values()
-            if worker.admits_more_at > count and worker.facts.usable
-        ]
-
-    def _return_room(self, worker: Worker) -> None:
-        """Something has ended on this worker, or the worker has changed."""
-        self.room_returned += 1
-        self.more_room += 1
-        worker.admits_more_at = self.more_room
-
-    def _more_room(self, worker: Worker) -> None:
-        """The worker may admit now what it did not before."""
-        self.more_room += 1
-        worker.admits_more_at = self.more_room
-
     # -- stalled workers
 
     def record_response(self, worker: Worker, now: float) -> None:
@@ -318,6 +288,18 @@ class Fleet:
             return bool(self._by_served_name.get(request.served_name) or self._serving(request.served_name))
         return any(worker.facts.serves(request) for worker in self._workers.values())
 
+    def can_ever_hold(self, request: RequestView) -> bool:
+        """Whether any worker that serves the request could hold it if it were alone there.
+
+        Only prompts that are known exactly are judged: an estimate leaves it to the engine, which refuses what is
+        too long without computing anything.
+        """
+        if request.sequences > MAX_SEQUENCES:
+            return False
+        if not request.exact:
+            return True
+        return any(_holds(view.facts, request.input_tokens) for view in self.eligible(request))
+
     def eligible(self, request: RequestView) -> list[WorkerView]:
         """The workers that could serve the request, with room or without."""
         if request.pinned is None and not request.excluded:
@@ -333,6 +315,12 @@ class Fleet:
         if workers:  # names that no worker serves are not collected
             self._by_served_name[served_name] = workers
         return workers
+
+
+def _holds(facts: WorkerFacts, input_tokens: int) -> bool:
+    """Whether a prompt and one token of its answer fit into the model's context and the worker's KV cache."""
+    length, kv_tokens = facts.max_model_len, facts.kv_tokens
+    return (length is None or input_tokens < length) and (kv_tokens is None or input_tokens < kv_tokens)
 
 
 def _service(facts: WorkerFacts) -> tuple[object, ...]:

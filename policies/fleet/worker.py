@@ -173,10 +173,6 @@ class Worker:
         self._unseen_prefills = 0
         self.current_view: WorkerView | None = None
         """The view of the worker as it is now; None: something has changed since the last one was built."""
-        self.dispatches = 0
-        """Attempts entered so far, or parts of one."""
-        self.admits_more_at = 0
-        """What `Fleet.more_room` was when this worker could last admit more than before."""
 
     # -- entries: each is made once and removed once
 
@@ -390,6 +386,7 @@ class Worker:
             prefill_owed=owed,
             room=replace(OPEN_ROOM, expected_at=max(view.room.expected_at, now) + ahead_s),
             load_s=view.load_s + ahead_s + steps_s,
+            prefill_due=max(self.prefill_due, now) + ahead_s,
         )
 
     def _view_of(self, room: Room) -> WorkerView:
@@ -405,6 +402,7 @@ class Worker:
             room,
             profile,
             profile.prefill_s(self.prefill_owed) + sequences * profile.step_s(sequences, self.decode_tokens),
+            self.prefill_due,
             self.stalled,
             self.named_requests,
             self.named_sequences,
@@ -485,7 +483,6 @@ class Worker:
 
     def _enter(self, attempt: Attempt, member: Member) -> None:
         self.requests += 1
-        self.dispatches += 1
         self._occupants.add(attempt, member)
         if not attempt.request.key.data:
             self._unkeyed += attempt.request.input_tokens

@@ -1,238 +1,153 @@
 """Whose turn is it by the work they have caused, and whose prompt is best placed among those?
 
-Source: DLPM, Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm 1).
+Source: DLPM, Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm 1), at each level of a tree of parties.
 
-Every client has a deficit `q`, in units of service (`w_e` per extend token, `w_q` per output token). Whoever has
-`q > 0` is eligible; when nobody who waits is, every client with `q <= 0` gains a quantum (times its weight), as
-often as it takes. Placing charges the extend tokens, output is charged as it streams past, and the end corrects
-both to what the worker reports.
+Every account has a deficit `q` in units of service (`w_e` per extend token, `w_q` per output token). With
+`q > 0` it is due. When nothing that waits is due, every account with `q <= 0` gains a quantum `Q` times its
+weight, as often as it takes. Placing charges the extend tokens, output is charged as it streams past, and the
+end corrects both to what the worker reports. Among the due the order is free as far as the bound goes: `order`
+says which (`lpm` is the paper's).
 
-Among the eligible the order is free as far as the bound goes: `order` says which (`lpm` is the paper's).
+[ours] Several workers. Refills are counted per account: an account that is not due has its turn in a later
+round, and is offered there, behind the due ones. The first that starts is refilled up to its turn, past accounts
+that have credit but fit nowhere. These keep their claim: they still stand in an earlier round when a worker has
+room for them, up to `arrears`. An account that begins to wait joins the round that was started last; unused
+quanta are forfeited. A request that uses room beside which an earlier one waits by choice (`borrowed`) starts no
+later round than that one's: its account only gets deeper into debt, at most `overdraft` beyond what was due.
 
-Invariants: `q <= Q_u` plus what is charged and not yet settled; between two clients that stay backlogged the
-difference in service is at most `2 (U + Q_u)`, `U = w_e L + w_q M` (paper, theorem on fairness).
+Theorem. Let f and g be siblings of weight 1 that wait, and let each have contended, since both do, for every
+worker on which a request of the other was started: one of its requests would have started there, or waited for
+nothing but the prefill window, or waited for a better worker by choice. Then over any part of that time
 
-Where workers serve different lines, only those count that some worker with room could serve: a client whose
-workers are full keeps its credit, and nobody else off the others.
+    |W_f - W_g| <= 2 (U + Q + overdraft),    U = w_e L + w_q M
 
-A step is cheap: refills are a count of rounds that each account applies to itself when it is looked at, and only
-the first few requests of a bounded number of clients are compared.
+for prompts of at most L tokens and M tokens of output that a full batch can still bring, provided that neither
+falls further behind than `arrears`. With weights u, v it is
+`|W_f/u - W_g/v| <= (U + overdraft) (1/u + 1/v) + 2 Q`.
+
+Proof. Let x be a counter, service by weight. When a request of g starts by its turn, f's turn is not earlier, so
+`x_g < x_f + Q`. When it passes one of f that waits by choice,
+`x_g < turn_f Q + overdraft <= x_f + Q + overdraft`. After the last start of g, at most U is added: its prompt,
+and the output of what runs. So at any time `x_g - x_f < U + Q + overdraft`, likewise with f and g exchanged; a
+difference of service is one of two such values.
+
+It holds at every level, because an account is charged with all that is below it and is compared with its siblings
+only. With one worker and no holds this is the printed algorithm, with `-U < q <= Q` and the paper's bound.
 """
 
-import math
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import floor
 from typing import Literal
 
-from policies.events import Event, Left, Output, Placed
 from policies.knowledge import Knowledge
-from policies.model import Candidate, RequestView, WorkerView
-from policies.orders.kit.ageing import aged_first, arrival
-from policies.orders.kit.charges import Charges
-from policies.orders.kit.lanes import Backlog, Lanes, heads, oldest
-from policies.orders.kit.turns import Turns
-from policies.orders.kit.volume import volume
-
-_LATE_S = 20.0
-"""Service of so long ago counts 1/e of what it counts now, where the order asks who was served least of late."""
-_REBASE = 50.0
-_MAX_CLIENTS = 10_000
-"""Accounts kept of clients that are idle and owe nothing; to forget one that owes would be an amnesty."""
+from policies.model import RequestView
+from policies.orders.kit.accounts import Account, Accounts, Rounds
+from policies.orders.kit.fair_queue import FairQueue, Offer
+from policies.orders.kit.sizes import kv_over_life
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     quantum: int = 1024
-    """Service per refill, Q_u: larger keeps prefixes together longer, smaller is fairer over short times."""
+    """Service per refill, Q: larger keeps prefixes together longer, smaller is fairer over short times."""
     order: Literal["least_served", "lpm", "svf", "fcfs"] = "least_served"
-    """Among eligible requests: those of the client that was served least of late (by weight), longest matched
-    prefix (the paper's), smallest volume, or arrival. Where the placement finds the holder of a prefix by itself,
-    the order need not, and who was served least decides finer than a quantum does (benchmarks/LOG.md)."""
+    """Among due requests: those of the party with the least recent service (by weight), longest matched prefix
+    (the paper's), smallest volume, or arrival. Where the placement finds the holder of a prefix by itself, the
+    order need not, and recent service decides finer than a quantum does (benchmarks/LOG.md)."""
     extend_weight: float = 1.0
     """Service per prompt token that has to be computed, w_e."""
     output_weight: float = 2.0
     """Service per output token, w_q."""
+    overdraft: int = 8192
+    """Service beyond what is due, up to which a party may use room beside which an earlier request waits by choice
+    for a better worker; 0: never."""
+    arrears: int = 65536
+    """Service to which a waiting party keeps its claim while others start on workers that it cannot use."""
     patience_s: float = 10.0
-    """From here on a request comes before the order, if its client is eligible."""
+    """From here on a request whose party is due comes before matches and volumes, and reserves a worker if it fits
+    nowhere. The other orders need no ageing: later arrivals have later turns."""
     window: int = 64
-    """Requests compared per step."""
+    """Requests whose matches or volumes are compared at a time."""
     depth: int = 4
-    """Of each client (and of what the same workers can serve) at most so many."""
+    """Requests of each party (and lane) that are offered, at most."""
     forget_idle: bool = False
-    """An idle client leaves: its debt is forgiven, its credit forfeited. False keeps its account, as printed."""
+    """An idle party leaves: its debt is forgiven, its credit forfeited. False keeps its account, as printed."""
 
 
-@dataclass(slots=True, eq=False)
-class _Account:
-    quantum: float
-    round: int
-    deficit: float = 0.0
-    running: int = 0
-    served: float = 0.0
-    """Service of late, in units that grow as time goes by: comparing two accounts takes no arithmetic."""
-
-
-class Dlpm:
-    """Deficits per client over one queue: that of the fleet, or of one worker under early binding."""
-
-    hears: frozenset[type[Event]] = frozenset({Placed, Output, Left})
+class Dlpm(FairQueue):
+    """Deficits per party over one queue for the whole fleet."""
 
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
+        super().__init__(
+            Accounts(
+                settings.extend_weight,
+                settings.output_weight,
+                level=lambda parent: parent.clock * settings.quantum,
+                forgives=settings.forget_idle,
+            ),
+            patience_s=settings.patience_s,
+            overdraft=settings.overdraft,
+            depth=settings.depth,
+        )
         self._settings = settings
-        self._knowledge = knowledge
-        self._backlog: Backlog[str] = Backlog()
-        self._accounts: OrderedDict[str, _Account] = OrderedDict()
-        self._charges = Charges(settings.extend_weight, settings.output_weight)
-        self._turns = Turns()
-        self._round = 0
-        self._served_from = 0.0
-        """When a unit of `_Account.served` was a unit of service."""
+        self._match = knowledge.prefixes.match
+        self._quantum = settings.quantum
+        self._rounds = Rounds(settings.quantum)
+        self._claim = settings.arrears // settings.quantum
+        self._by_recent = settings.order == "least_served"
 
-    def __len__(self) -> int:
-        return len(self._backlog)
+    def turn(self, account: Account) -> float:
+        return floor(account.counter / self._quantum) + 1
 
-    def push(self, request: RequestView, *, again: bool = False) -> None:
-        account = self._account(request)
-        if self._settings.forget_idle and not again and self._idle(request.client, account):
-            account.deficit = 0.0
-        self._backlog.push(request.client, request, again=again)
-        self._take_turn(request.client)
+    def due(self, turn: float) -> float:
+        return turn * self._quantum
 
-    def remove(self, request: RequestView) -> None:
-        self._backlog.remove(request.client, request)
-        self._take_turn(request.client)
-        self._rest(request.client)
+    def precedence(self, account: Account) -> float:
+        return account.precedence if self._by_recent else 0.0
 
-    def waiting(self) -> Iterator[RequestView]:
-        return iter(self._backlog)
+    def lift(self, account: Account) -> None:
+        if account.parent is None:
+            return
+        round_ = account.parent.clock
+        if self._settings.forget_idle and not account.open and not account.children:
+            account.counter = round_ * self._quantum
+        else:
+            account.counter = self._rounds.lifted(account.counter, round_)
 
-    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        if len(self._backlog) < 2:  # nearly always, as long as the fleet has room
-            return map(Candidate, self._backlog)
-        settings = self._settings
-        lanes = self._backlog.servable(workers)
-        eligible = self._turns.first(None if lanes is self._backlog.groups else lanes, settings.window)
-        compared: list[tuple[float, RequestView]] = []
-        for client in eligible:
-            precedence = self._precedence(client)
-            compared += [(precedence, request) for request in heads(lanes[client], settings.depth)]
-            if len(compared) >= settings.window:
-                break
-        ordered = self._in_order(compared[: settings.window])
-        return aged_first(ordered, workers, now, settings.patience_s)
+    def start(self, account: Account, until: float) -> None:
+        """Start the account's round, or cut its claim to `arrears`."""
+        parent, turn = account.parent, min(floor(account.counter / self._quantum) + 1, until)
+        if parent is None:
+            return
+        if turn < parent.clock - self._claim:
+            account.counter = self._rounds.lifted(account.counter, parent.clock - self._claim)
+        elif turn > parent.clock:
+            parent.clock = int(turn)
 
     def deficit(self, client: str) -> float | None:
-        """What a client is owed (positive) or owes; None for one that is not known."""
-        account = self._accounts.get(client)
-        return None if account is None else self._level(account)
+        """Service that a client is owed (positive) or owes among its siblings; None for one that is not known."""
+        account = self.accounts.find(client)
+        if account is None or account.parent is None:
+            return None
+        round_, counter = account.parent.clock, account.counter
+        if not account.branches:
+            counter = self._rounds.lifted(counter, round_)
+        return min(round_ * self._quantum - counter, self._settings.arrears + self._quantum) * account.weight
 
-    def on(self, event: Event) -> None:
-        """Move the accounts: the only place that does."""
-        if not isinstance(event, (Placed, Output, Left)) or (service := self._charges.of(event)) is None:
+    def arrange(self, walk: Iterator[Offer], now: float) -> Iterator[Offer]:
+        """Step by step: first what has waited for long, by arrival, then by match or volume."""
+        if self._settings.order not in ("lpm", "svf"):
+            yield from walk
             return
-        request = event.request
-        if isinstance(event, Placed):
-            account = self._account(request)
-            self._round += self._rounds_needed(account)
-            self._turns.advance(self._round)
-            account.running += 1
-        self._charge(request.client, service, event.now)
-        if isinstance(event, Left):
-            self._accounts[request.client].running -= 1
-            self._rest(request.client)
+        late = now - self._settings.patience_s
+        while window := list(islice(walk, self._settings.window)):
+            yield from sorted(window, key=lambda offer: (offer.step, *self._rank(offer.request, late)))
 
-    def _charge(self, client: str, service: float, now: float) -> None:
-        account = self._accounts[client]
-        self._level(account)
-        account.deficit -= service
-        unit = self._unit(now)  # may make all of them smaller
-        account.served += service * unit
-        if client in self._backlog.groups:
-            self._take_turn(client)
-
-    def _take_turn(self, client: str) -> None:
-        """Note where the client stands, if it waits: after every move of its account or its oldest request."""
-        lanes = self._backlog.groups.get(client)
-        if lanes is None:
-            self._turns.drop(client)
-        else:
-            round_ = self._round + self._rounds_needed(self._accounts[client])
-            self._turns.put(client, round_, (self._precedence(client), *_first_arrival(lanes)))
-
-    def _unit(self, now: float) -> float:
-        """What a unit of service now is in the units of `served`; they are made smaller before they overflow."""
-        age = (now - self._served_from) / _LATE_S
-        if age > _REBASE:
-            for account in self._accounts.values():
-                account.served *= math.exp(-age)
-            self._served_from, age = now, 0.0
-            for client in self._backlog.groups:
-                self._take_turn(client)
-        return math.exp(age)
-
-    def _level(self, account: _Account) -> float:
-        """Apply the rounds that have gone by: while `q <= 0` each one adds a quantum."""
-        passed = self._round - account.round
-        account.round = self._round
-        if passed and account.deficit <= 0:
-            account.deficit += min(passed, math.floor(-account.deficit / account.quantum) + 1) * account.quantum
-        return account.deficit
-
-    def _rounds_needed(self, account: _Account) -> int:
-        """Refills until this client is eligible; 0 if it is."""
-        deficit = self._level(account)
-        return 0 if deficit > 0 else math.floor(-deficit / account.quantum) + 1
-
-    def _account(self, request: RequestView) -> _Account:
-        account = self._accounts.get(request.client)
-        if account is None:
-            account = self._accounts[request.client] = _Account(0.0, self._round)
-            self._forget_the_oldest()
-        self._level(account)
-        account.quantum = self._settings.quantum * request.weight
-        return account
-
-    def _idle(self, client: str, account: _Account) -> bool:
-        return not account.running and client not in self._backlog.groups
-
-    def _rest(self, client: str) -> None:
-        """Whoever has become idle was active until now."""
-        if self._idle(client, self._accounts[client]):
-            self._accounts.move_to_end(client)
-
-    def _forget_the_oldest(self) -> None:
-        """Bound the table: look at the few that have been quiet longest, and drop those that owe nothing."""
-        for client in list(islice(self._accounts, 8 if len(self._accounts) > _MAX_CLIENTS else 0)):
-            account = self._accounts[client]
-            forgiven = self._settings.forget_idle or self._level(account) >= 0
-            if forgiven and self._idle(client, account):
-                del self._accounts[client]
-            else:
-                self._accounts.move_to_end(client)
-
-    def _precedence(self, client: str) -> float:
-        """By what a client goes before others under `order: least_served`."""
-        if self._settings.order != "least_served":
-            return 0.0
-        account = self._accounts[client]
-        return account.served / account.quantum
-
-    def _in_order(self, compared: list[tuple[float, RequestView]]) -> list[RequestView]:
-        """The requests, each with its client's precedence, as `order` has it."""
-        order, match = self._settings.order, self._knowledge.prefixes.match
-        if order == "lpm":
-            compared = [(-max(match(r).values(), default=0), r) for _, r in compared]
-        elif order == "svf":
-            compared = [(volume(r, max(match(r).values(), default=0)), r) for _, r in compared]
-        ranked = [(rank, request.arrived, request.id, request) for rank, request in compared]
-        ranked.sort()  # ids differ, so that requests themselves are never compared
-        return [request for *_, request in ranked]
-
-
-def _first_arrival(lanes: Lanes) -> tuple[float, str]:
-    if len(lanes) == 1:  # nearly always
-        (lane,) = lanes.values()
-        return arrival(oldest(lane))
-    return min(arrival(oldest(lane)) for lane in lanes.values())
+    def _rank(self, request: RequestView, late: float) -> tuple[int, float, float, str]:
+        if request.arrived <= late:
+            return 0, 0.0, request.arrived, request.id
+        matched = max(self._match(request).values(), default=0)
+        lpm = self._settings.order == "lpm"
+        return 1, -matched if lpm else kv_over_life(request, matched), request.arrived, request.id

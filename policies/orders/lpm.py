@@ -3,7 +3,7 @@
 Source: LPM, Longest Prefix Match, the order of SGLang's scheduler (arXiv 2312.07104, section 3).
 
 Good for throughput, blind to who is asking. It ages, because with one busy prefix a cold prompt would wait for
-ever.
+ever: a request that has waited `patience_s` comes first, oldest first, and reserves a worker if it fits nowhere.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 
-from policies.events import Event
+from policies.events import NONE
 from policies.knowledge import Knowledge
 from policies.model import Candidate, RequestView, WorkerView
-from policies.orders.kit.ageing import aged_first, arrival
-from policies.orders.kit.lanes import Backlog
-
-_EVERYBODY = ""
-"""The one group: nobody's turn matters."""
+from policies.orders.kit.lanes import Lanes, arrival, heads
+from policies.protocol import OrderPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +26,37 @@ class Settings:
     """Requests compared per step, the oldest ones."""
 
 
-class Lpm:
+class Lpm(OrderPolicy):
     """The oldest requests, longest match first."""
+
+    hears = NONE
 
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
-        self._knowledge = knowledge
-        self._waiting: Backlog[str] = Backlog()
+        self._match = knowledge.prefixes.match
+        self._lanes = Lanes()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._lanes)
 
     def push(self, request: RequestView, *, again: bool = False) -> None:
-        self._waiting.push(_EVERYBODY, request, again=again)
+        self._lanes.push(request, again=again)
 
     def remove(self, request: RequestView) -> None:
-        self._waiting.remove(_EVERYBODY, request)
-
-    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        match = self._knowledge.prefixes.match
-        lanes = self._waiting.servable(workers).get(_EVERYBODY, {})
-        oldest = islice(merge(*(lane.values() for lane in lanes.values()), key=arrival), self._settings.window)
-        ordered = sorted(oldest, key=lambda r: (-max(match(r).values(), default=0), *arrival(r)))
-        return aged_first(ordered, workers, now, self._settings.patience_s)
+        """Remove a request. Raises KeyError for one that does not wait here."""
+        self._lanes.remove(request)
 
     def waiting(self) -> Iterator[RequestView]:
-        return iter(self._waiting)
+        return iter(self._lanes)
 
-    def on(self, event: Event) -> None:
-        """What is cached is the scheduler's knowledge; there are no accounts."""
+    def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
+        late, window = now - self._settings.patience_s, self._settings.window
+        lanes = (heads(lane, window) for lane in self._lanes.with_room(workers))
+        oldest = list(islice(merge(*lanes, key=arrival), window))
+        for request in sorted((one for one in oldest if one.arrived < late), key=arrival):
+            yield Candidate(request, overdue=True)
+        for request in sorted((one for one in oldest if one.arrived >= late), key=self._longest_match):
+            yield Candidate(request)
+
+    def _longest_match(self, request: RequestView) -> tuple[int, float, str]:
+        return -max(self._match(request).values(), default=0), *arrival(request)

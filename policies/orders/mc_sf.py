@@ -2,34 +2,31 @@
 
 Source: MC-SF, Memory-Constrained Shortest-First (arXiv 2502.07115).
 
-Ascending predicted output; a request starts if it fits beside what runs until its expected end, and the first
-that does not ends the step: a larger one behind it never takes the memory that it waits for [paper].
+Ascending predicted output; a request starts if it fits beside what runs until its expected end, and the first that
+does not ends the step: a larger one behind it never takes the memory that it waits for [paper].
 
-[ours] Several workers, ageing, and bounded looks at the queue as in `within_memory`. The prediction is the mean
-estimate; for what runs it is the scheduler's, refined as tokens stream past.
+[ours] Several workers: the matcher makes the test of memory (`policies/fleet/kv_fit.py`) for each, and only the
+first request of those that the same workers could run is offered. The prediction is the mean estimate; for what
+runs it is refined as tokens stream past. Sizes age (`kit/sizes.py`).
 
-Invariants: as in `within_memory`; on a worker nobody starts while a shorter answer that could start there does
-not.
+Invariant: no request starts on a worker while one with a shorter (aged) answer that could run there waits.
 """
 
 from dataclasses import dataclass
 
-from policies.knowledge import Knowledge
-from policies.orders.kit.within_memory import WithinMemory, expected
+from policies.orders.kit.sizes import SizedOrder, expected
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    patience_s: float = 10.0
-    """From here on a request comes before shorter ones."""
+    halves_s: float = 120.0
+    """An answer counts as half as long for every so many seconds that its request has waited."""
     window: int = 64
-    """Requests looked at per step, of the shortest and of the oldest."""
+    """Lanes of which the first request is offered per step."""
 
 
-class McSf(WithinMemory):
+class McSf(SizedOrder):
     """Shortest answer first, up to the first that does not fit."""
 
-    def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
-        super().__init__(
-            knowledge, size=expected, skips=False, patience_s=settings.patience_s, window=settings.window
-        )
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(expected, skips=False, halves_s=settings.halves_s, window=settings.window)

@@ -10,18 +10,18 @@ virtual nodes: it needs no state, and the load of a full worker spreads over all
 What is hashed is the first `prefix_tokens` of the prompt; a request without a key goes by its session or client.
 
 Invariants: a worker that leaves moves only the heads that were its own, and one that arrives takes only those that
-become its own; some worker is always below the bound, but where those have no room the first in order that has
-room takes the request.
+become its own; some worker is always below the bound.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import xxhash
 
-from policies.events import Event
-from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
+from policies.events import NONE, Event
+from policies.model import Question, Ranked, Reason, RequestView
+from policies.protocol import PlacementPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +32,29 @@ class Settings:
     """Tokens at the head of the prompt that decide."""
 
 
-class ConsistentHash:
+class ConsistentHash(PlacementPolicy):
     """Rendezvous hashing under a bound; the policy keeps no state."""
+
+    hears: ClassVar[frozenset[type[Event]]] = NONE
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def choose(
-        self,
-        request: RequestView,
-        matches: Matches,
-        workers: Sequence[WorkerView],
-        now: float,  # noqa: ARG002 - hashes do not depend on time
-    ) -> Place | None:
-        head = self._head(request)
-        order = sorted(workers, key=lambda worker: weight(head, worker.id), reverse=True)
-        able = [worker for worker in order if worker.admits(request, matches.get(worker.id, 0))]
-        if not able:
-            return None
-        requests = 1 + sum(worker.requests for worker in workers)
-        bound = math.ceil(self._settings.load_factor * requests / len(workers))
-        chosen = next((worker for worker in able if worker.requests < bound), able[0])
-        matched = matches.get(chosen.id, 0)
-        reason = Reason.SPILL if chosen is not order[0] else Reason.HIT if matched else Reason.MISS
-        return Place(Placement(chosen.id), reason, matched)
-
-    def on(self, event: Event) -> None:
-        """Hashes have no memory."""
+    def rank(self, question: Question) -> list[Ranked]:
+        head, matches = self._head(question.request), question.matches
+        order = sorted(question.workers, key=lambda worker: weight(head, worker.id), reverse=True)
+        requests = 1 + sum(worker.requests for worker in order)
+        bound = math.ceil(self._settings.load_factor * requests / len(order))
+        order.sort(key=lambda worker: worker.requests >= bound)  # stable: the full ones last, each in its place
+        home = max(order, key=lambda worker: weight(head, worker.id))
+        return [
+            Ranked(
+                worker,
+                float(place),
+                Reason.SPILL if worker is not home else Reason.HIT if matches.get(worker.id) else Reason.MISS,
+            )
+            for place, worker in enumerate(order)
+        ]
 
     def _head(self, request: RequestView) -> bytes:
         key = request.key

@@ -18,20 +18,20 @@ that picks among the eligible, so `inside` may be another one. Workers without r
 refill is due when a request is bound to a worker that is not eligible: the choice itself changes nothing.
 
 Invariants: `q[w] <= Q`; with nothing in flight every charge is what workers reported; accounts move only in `on`.
-A client that is idle may be forgotten once there are too many: it starts afresh, which is worth at most a charge
-and a quantum per worker, and nothing to anybody else, as deficits compare a client's workers, not clients.
+The table of clients is bounded (`orders/kit/accounts.py`); one that is idle may be dropped and starts afresh.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal
 
 from policies.events import Bound, Event, Left, Output, Placed, Queued, WorkerGone
 from policies.knowledge import Knowledge
-from policies.model import Hold, Matches, Outcome, Place, Placement, Reason, RequestView, WorkerId, WorkerView
+from policies.model import Outcome, Question, Ranked, RequestView, WorkerId, WorkerView
+from policies.orders.kit.accounts import Account, Party, WorkerDeficits, party_of
 from policies.placements import fairlead, lmetric
-from policies.placements.kit.client_accounts import ClientAccounts
+from policies.placements.kit.ranking import by_cost, longest_match
 from policies.protocol import PlacementPolicy
 
 
@@ -56,6 +56,7 @@ class _Leg:
     """A request as far as it has been heard of."""
 
     waits: bool = False
+    account: Account | None = None
     worker: WorkerId | None = None
     matched: int = 0
     prompt: float = 0.0
@@ -63,40 +64,36 @@ class _Leg:
     output: int = 0
 
 
-class D2lpm:
+class D2lpm(PlacementPolicy):
     """Deficits per client and worker, and the rule that picks among the eligible."""
 
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
         self._prefixes = knowledge.prefixes
         self._inside = _inside(settings, knowledge)
-        self._accounts = ClientAccounts(settings.quantum)
+        self._deficits = WorkerDeficits(settings.quantum)
         self._legs: dict[str, _Leg] = {}
-        self._waiting: Counter[str] = Counter()
-        """Requests in the queue, by client; no zeros."""
+        self._waiting: Counter[Party] = Counter()
+        """Requests in the queue, by party; no zeros."""
 
-    def choose(
-        self, request: RequestView, matches: Matches, workers: Sequence[WorkerView], now: float
-    ) -> Place | Hold | None:
-        able = [worker for worker in workers if worker.admits(request, matches.get(worker.id, 0))]
-        if not able:
-            return None
-        eligible = able
-        if not self._settings.only_under_backlog or len(self._waiting.keys() | {request.client}) > 1:
-            names = self._accounts.eligible(request.client, [worker.id for worker in able])
-            eligible = [worker for worker in able if worker.id in names]
+    def rank(self, question: Question) -> list[Ranked]:
+        request, matches, workers = question.request, question.matches, question.workers
+        eligible: Container[WorkerId] = [worker.id for worker in workers]
+        if not self._settings.only_under_backlog or len(self._waiting.keys() | {party_of(request)}) > 1:
+            eligible = self._deficits.eligible(request, [worker.id for worker in workers])
         if self._inside is not None:
-            among = eligible if len(eligible) < len(able) else workers
-            return self._inside.choose(request, matches, among, now)
-        longest = max(matches.get(worker.id, 0) for worker in able)
-        holders = [worker for worker in eligible if matches.get(worker.id, 0) == longest]
-        best = min(holders or eligible, key=lambda worker: (worker.requests, worker.load_s))
-        reason = Reason.MISS if not longest else Reason.HIT if holders else Reason.SPILL
-        return Place(Placement(best.id), reason, matches.get(best.id, 0), best.requests)
+            ranking = self._inside.rank(question)
+            return sorted(ranking, key=lambda ranked: ranked.worker.id not in eligible)
+        longest = longest_match(matches, workers)
+
+        def cost(worker: WorkerView, matched: int) -> tuple[float, ...]:
+            return worker.id not in eligible, matched != longest, worker.requests, worker.load_s
+
+        return by_cost(question, cost)
 
     def deficit(self, client: str, worker: WorkerId) -> float:
         """What a client is owed (positive) or owes at a worker."""
-        return self._accounts.deficit(client, worker)
+        return self._deficits.deficit(client, worker)
 
     def on(self, event: Event) -> None:
         """Move the accounts: the only place that does."""
@@ -109,36 +106,36 @@ class D2lpm:
         elif isinstance(event, Output):
             if (leg := self._legs.get(event.request.id)) is not None:
                 leg.output += event.tokens
-                self._charge(event.request, leg, 0.0, event.tokens)
+                self._charge(leg, 0.0, event.tokens)
         elif isinstance(event, Left):
             self._leave(event)
         elif isinstance(event, WorkerGone):
-            self._accounts.forget_worker(event.worker)
+            self._deficits.remove_worker(event.worker)
 
     def _bind(self, event: Bound) -> None:
         """Charge the prompt as far as it is known; one that chooses anew takes its charge along."""
-        request, worker = event.request, event.placement.decode
+        request, worker = event.request, event.placement.ranked
         leg = self._legs.setdefault(request.id, _Leg())
-        self._give_back(request, leg)
-        if leg.worker is None:
-            self._accounts.open(request.client)
+        self._give_back(leg)
+        if leg.account is None:
+            leg.account = self._deficits.open(request)
         leg.worker = worker
-        self._accounts.refill(request.client, worker)
+        self._deficits.refill(leg.account, worker)
         leg.prompt = request.input_tokens
         if self._settings.charge == "extend":
             leg.prompt = max(1, request.input_tokens - self._prefixes.match(request).get(worker, 0))
-        self._charge(request, leg, leg.prompt, 0)
+        self._charge(leg, leg.prompt, 0)
 
     def _start(self, event: Placed) -> None:
         """Now the match is certain."""
         request = event.request
         leg = self._legs.setdefault(request.id, _Leg())
-        if leg.worker != event.placement.decode:
+        if leg.worker != event.placement.ranked:
             self._bind(Bound(request, event.placement, event.now))
         self._no_longer_wait(request, leg)
         leg.matched = event.matched_tokens
         if self._settings.charge == "extend":
-            self._correct(request, leg, event.extend_tokens)
+            self._correct(leg, event.extend_tokens)
 
     def _leave(self, event: Left) -> None:
         """Replace what was charged by what was computed, and give it back where no worker has done anything.
@@ -152,40 +149,41 @@ class D2lpm:
             return
         self._no_longer_wait(request, leg)
         if event.placement is None or event.outcome in (None, Outcome.REFUSED):
-            self._give_back(request, leg)
+            self._give_back(leg)
         elif usage is not None and usage.input_tokens > 0:
             cached = leg.matched if usage.cached_tokens is None else usage.cached_tokens
             extend = self._settings.charge == "extend"
-            self._correct(request, leg, max(0, usage.input_tokens - cached) if extend else usage.input_tokens)
-        if leg.worker is not None:
-            self._accounts.close(request.client)
+            self._correct(leg, max(0, usage.input_tokens - cached) if extend else usage.input_tokens)
+        if leg.account is not None:
+            self._deficits.close(leg.account)
 
     # -- one leg
 
     def _wait(self, request: RequestView, leg: _Leg) -> None:
         if not leg.waits:
             leg.waits = True
-            self._waiting[request.client] += 1
+            self._waiting[party_of(request)] += 1
 
     def _no_longer_wait(self, request: RequestView, leg: _Leg) -> None:
         if leg.waits:
             leg.waits = False
-            self._waiting[request.client] -= 1
-            if not self._waiting[request.client]:
-                del self._waiting[request.client]
+            party = party_of(request)
+            self._waiting[party] -= 1
+            if not self._waiting[party]:
+                del self._waiting[party]
 
-    def _correct(self, request: RequestView, leg: _Leg, prompt: float) -> None:
-        self._charge(request, leg, prompt - leg.prompt, 0)
+    def _correct(self, leg: _Leg, prompt: float) -> None:
+        self._charge(leg, prompt - leg.prompt, 0)
         leg.prompt = prompt
 
-    def _charge(self, request: RequestView, leg: _Leg, prompt: float, output: int) -> None:
-        if leg.worker is not None:
+    def _charge(self, leg: _Leg, prompt: float, output: int) -> None:
+        if leg.account is not None and leg.worker is not None:
             settings = self._settings
             service = settings.extend_weight * prompt + settings.output_weight * output
-            self._accounts.charge(request.client, leg.worker, service)
+            self._deficits.charge(leg.account, leg.worker, service)
 
-    def _give_back(self, request: RequestView, leg: _Leg) -> None:
-        self._charge(request, leg, -leg.prompt, -leg.output)
+    def _give_back(self, leg: _Leg) -> None:
+        self._charge(leg, -leg.prompt, -leg.output)
         leg.prompt, leg.output = 0.0, 0
 
 

@@ -2,16 +2,18 @@
 
 Source: the KV router of NVIDIA Dynamo.
 
-`max(0, prefill in flight + prompt - overlap) + decode in flight`, in KV blocks there and in tokens here; the
-lowest cost wins.
+    cost = max(0, prefill tokens in flight + prompt - overlap) + decode tokens in flight
+
+In KV blocks there and in tokens here. Ties go to the worker with fewer requests.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from policies.events import Event
-from policies.model import Matches, Place, RequestView, WorkerView
-from policies.placements.kit.cheapest import cheapest
+from policies.events import NONE, Event
+from policies.model import Question, Ranked, WorkerView
+from policies.placements.kit.ranking import by_cost
+from policies.protocol import PlacementPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,25 +22,19 @@ class Settings:
     """How much a cached token counts against a token to hold."""
 
 
-class KvCost:
-    """Ties go to the worker with fewer requests."""
+class KvCost(PlacementPolicy):
+    """The lowest cost wins."""
+
+    hears: ClassVar[frozenset[type[Event]]] = NONE
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def choose(
-        self,
-        request: RequestView,
-        matches: Matches,
-        workers: Sequence[WorkerView],
-        now: float,  # noqa: ARG002 - the cost does not depend on time
-    ) -> Place | None:
+    def rank(self, question: Question) -> list[Ranked]:
+        prompt, weight = question.request.input_tokens, self._settings.overlap_weight
+
         def cost(worker: WorkerView, matched: int) -> tuple[float, float]:
-            overlap = self._settings.overlap_weight * matched
-            prefill = max(0.0, worker.prefill_owed + request.input_tokens - overlap)
+            prefill = max(0.0, worker.prefill_owed + prompt - weight * matched)
             return prefill + worker.decode_tokens, worker.requests
 
-        return cheapest(request, matches, workers, cost)
-
-    def on(self, event: Event) -> None:
-        """Matches and load are counted by the scheduler."""
+        return by_cost(question, cost)

@@ -2,17 +2,18 @@
 
 Source: the power of two choices (Mitzenmacher, IEEE TPDS 12(10), 2001).
 
-Two choices instead of one make the longest line exponentially shorter, and two looks cost the same however large
-the fleet is.
+Two choices instead of one make the largest load exponentially smaller, and two looks cost the same however large
+the fleet is. The other workers follow by load: they are used where the two have no room.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from policies.events import Event
+from policies.events import NONE, Event
 from policies.knowledge import Knowledge
-from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
-from policies.placements.random_choice import draw
+from policies.model import Question, Ranked, Reason
+from policies.placements.kit.draw import draw
+from policies.protocol import PlacementPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,28 +21,22 @@ class Settings:
     """Two is the whole setting."""
 
 
-class PowerOfTwo:
-    """Two distinct draws among the workers with room; the less loaded one wins."""
+class PowerOfTwo(PlacementPolicy):
+    """Two distinct draws; the less loaded one wins."""
+
+    hears: ClassVar[frozenset[type[Event]]] = NONE
 
     def __init__(self, settings: Settings, knowledge: Knowledge) -> None:
         self._settings = settings
         self._seed = knowledge.rng.getrandbits(64)
 
-    def choose(
-        self,
-        request: RequestView,
-        matches: Matches,
-        workers: Sequence[WorkerView],
-        now: float,  # noqa: ARG002 - neither chance nor load depends on time
-    ) -> Place | None:
-        able = [worker for worker in workers if worker.admits(request, matches.get(worker.id, 0))]
-        if not able:
-            return None
-        bits = draw(request, self._seed)
-        first = bits % len(able)
-        second = (first + 1 + (bits >> 32) % (len(able) - 1)) % len(able) if len(able) > 1 else first
-        worker = min(able[first], able[second], key=lambda w: (w.load_s, w.kv_reserved))
-        return Place(Placement(worker.id), Reason.LOAD, matches.get(worker.id, 0), worker.load_s)
-
-    def on(self, event: Event) -> None:
-        """Load is counted by the scheduler."""
+    def rank(self, question: Question) -> list[Ranked]:
+        workers = question.workers
+        bits = draw(question.request, self._seed)
+        first = bits % len(workers)
+        second = (first + 1 + (bits >> 32) % (len(workers) - 1)) % len(workers) if len(workers) > 1 else first
+        drawn = {first, second}
+        order = sorted(
+            range(len(workers)), key=lambda at: (at not in drawn, workers[at].load_s, workers[at].kv_reserved)
+        )
+        return [Ranked(workers[at], workers[at].load_s, Reason.LOAD) for at in order]

@@ -17,8 +17,8 @@ heavy worker goes to the light one; when the queueing of a hot prefix doubles ne
 chunks of 128 tokens (`preble_window.py`). Decoding workers soak up prefills only if their load is not above the
 mean, or an idle fleet would be passed over. Imbalance counts from `slack_s` of difference on, or the first request
 of all would be one. Queueing has doubled when the later half of the latest waits of a prefix is twice the earlier
-half, and noticeable. Workers without room are left out (late binding). The paper's P priority groups are an order
-of the queue, not of the placement, and no part of this.
+half, and noticeable. The paper's P priority groups are an order of the queue, not of the placement, and no part of
+this.
 
 Invariant: accounts move only in `on`, and each sum is over exactly the requests of the window.
 """
@@ -28,8 +28,10 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from policies.events import Bound, Event, Left, Placed, WorkerArrived, WorkerGone
-from policies.model import Matches, Outcome, Place, Placement, Reason, RequestView, WorkerView
+from policies.model import Matches, Outcome, Question, Ranked, Reason, RequestView, WorkerView
 from policies.placements.kit.preble_window import Entry, Window, chunks_of
+from policies.placements.kit.ranking import longest_match, reason_for
+from policies.protocol import PlacementPolicy
 
 _ENOUGH = 16
 """Waits of a prefix that are compared at least."""
@@ -53,32 +55,29 @@ class Settings:
     """Requests within the window that make the prefix they share a hot one."""
 
 
-class Preble:
-    """E2 over the workers with room."""
+class Preble(PlacementPolicy):
+    """E2: the chosen worker first, the others by load cost."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._window = Window(settings.window_s)
         self._entries: dict[str, Entry] = {}
 
-    def choose(
-        self,
-        request: RequestView,
-        matches: Matches,
-        workers: Sequence[WorkerView],
-        now: float,  # noqa: ARG002 - the window moves with the events
-    ) -> Place | None:
-        able = [worker for worker in workers if worker.admits(request, matches.get(worker.id, 0))]
-        if not able:
-            return None
+    def rank(self, question: Question) -> list[Ranked]:
+        request, matches, workers = question.request, question.matches, question.workers
         costs = _Costs(self._window, request, matches, workers)
-        cached = max(matches.get(worker.id, 0) for worker in able)
+        cached = longest_match(matches, workers)
         if request.input_tokens - cached < cached:
-            holders = [worker for worker in able if matches.get(worker.id, 0) == cached]
-            chosen, reason = self._exploit(request, holders, able, costs)
+            holders = [worker for worker in workers if matches.get(worker.id, 0) == cached]
+            chosen, reason = self._exploit(request, holders, workers, costs)
         else:
-            chosen, reason = self._explore(able, costs), Reason.MISS
-        return Place(Placement(chosen.id), reason, matches.get(chosen.id, 0), costs.load_cost(chosen))
+            chosen, reason = self._explore(workers, costs), Reason.MISS
+        others = [(costs.load_cost(worker), place, worker) for place, worker in enumerate(workers)]
+        others.sort(key=lambda entry: (entry[2] is not chosen, *entry[:2]))
+        return [
+            Ranked(worker, cost, reason if worker is chosen else reason_for(matches.get(worker.id, 0), cached))
+            for cost, _, worker in others
+        ]
 
     def on(self, event: Event) -> None:
         """Move the window: the only place that does."""
@@ -99,7 +98,7 @@ class Preble:
     # -- choosing
 
     def _exploit(
-        self, request: RequestView, holders: list[WorkerView], able: list[WorkerView], costs: "_Costs"
+        self, request: RequestView, holders: list[WorkerView], able: Sequence[WorkerView], costs: "_Costs"
     ) -> tuple[WorkerView, Reason]:
         best = min(holders, key=costs.load_cost)
         if self._settings.replicate and self._queueing_doubled(request):
@@ -111,7 +110,7 @@ class Preble:
             return light, Reason.HIT if light in holders else Reason.SPILL
         return best, Reason.HIT
 
-    def _explore(self, able: list[WorkerView], costs: "_Costs") -> WorkerView:
+    def _explore(self, able: Sequence[WorkerView], costs: "_Costs") -> WorkerView:
         mean = fmean(costs.load(worker) for worker in costs.workers)
         decoding = [
             worker
@@ -136,7 +135,7 @@ class Preble:
 
     def _take(self, event: Bound | Placed) -> None:
         """What a request adds to its worker: as it is bound by an estimate, as it is placed by what is known."""
-        request, worker = event.request, event.placement.decode
+        request, worker = event.request, event.placement.ranked
         entry = self._entries.get(request.id)
         if entry is None or entry.worker != worker or isinstance(event, Bound):
             if entry is not None:

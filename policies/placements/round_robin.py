@@ -1,13 +1,15 @@
-"""Whose turn is it? Workers with room, one after the other.
+"""Which worker's turn is it? One after the other.
 
 Source: round robin, the default of most load balancers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from policies.events import Bound, Event
-from policies.model import Matches, Place, Placement, Reason, RequestView, WorkerView
+from policies.model import Question, Ranked, Reason
+from policies.placements.kit.ranking import in_order
+from policies.protocol import PlacementPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,26 +17,19 @@ class Settings:
     """Taking turns has nothing to set."""
 
 
-class RoundRobin:
+class RoundRobin(PlacementPolicy):
     """The cursor is a count of placements, so workers may come and go without upsetting the turn."""
+
+    hears: ClassVar[frozenset[type[Event]]] = frozenset({Bound})
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._turn = 0
 
-    def choose(
-        self,
-        request: RequestView,
-        matches: Matches,
-        workers: Sequence[WorkerView],
-        now: float,  # noqa: ARG002 - turns do not depend on time
-    ) -> Place | None:
-        for step in range(len(workers)):
-            worker = workers[(self._turn + step) % len(workers)]
-            matched = matches.get(worker.id, 0)
-            if worker.admits(request, matched):
-                return Place(Placement(worker.id), Reason.TURN, matched)
-        return None
+    def rank(self, question: Question) -> list[Ranked]:
+        workers = list(question.workers)
+        first = self._turn % len(workers)
+        return in_order(workers[first:] + workers[:first], Reason.TURN)
 
     def on(self, event: Event) -> None:
         if isinstance(event, Bound):

@@ -1,62 +1,45 @@
 """Should this request run on one worker, or should one compute its prompt and another its answer?
 
-A fleet may have workers for prefill only, for decode only, and *colocated* ones that do both. `Pairs` stands in
-front of any placement policy and asks it about workers of one kind at a time, so that no policy knows of roles:
+A fleet may have workers for prefill only, for decode only, and *colocated* ones that do both. `Disaggregation`
+names the kinds in which a request may run, the better one first; the placement ranks the workers of one kind at a
+time and knows no roles:
 
-- colocated: the policy chooses among the colocated workers;
-- a pair: the policy chooses among the prefill workers, whose caches and queues are what matters there; the decode
-  worker is the one whose step is shortest with the newcomer in its batch. What it holds of the prefix needs no
-  transfer and no KV of its own, so a holder wins as long as its batch is not the larger one by as much.
+- colocated: the placement ranks the colocated workers;
+- a pair: the placement ranks the prefill workers, whose caches and load are what matters there; decode workers
+  are ranked by the length of their step with the newcomer in the batch. What a decode worker holds of the prefix
+  needs no transfer and no KV of its own, so a holder wins as long as its batch is not larger by as much.
 
 Which kind comes first is what the heatmap says of the uncached prompt and the expected answer. It is measured with
 nothing cached and both sides equally busy [ours]: where one of them owes more prefill now, or holds less of the
 prompt, its time is scaled by what that costs. If there is no room in the better kind, the other one takes the
-request: nobody idles for a preference.
+request.
 
 A worker with one role serves whole requests normally. So it does where the other side of the pair is down, for
 requests that cannot be shared (several sequences, for one: the KV that a prefill hands over can be fetched once
 only), and for `never`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
-from policies.estimates.heatmap import EXPLORED
-from policies.events import Bound, Event, FirstToken, Left, Output, Placed
+from policies.estimates.heatmap import EXPLORED, LearnedHeatmap
+from policies.events import Event, Left, Placed
 from policies.fleet.speed import Profile
-from policies.knowledge import Knowledge
-from policies.model import (
-    Hold,
-    Matches,
-    Outcome,
-    Place,
-    Placement,
-    RequestView,
-    Stage,
-    WorkerFacts,
-    WorkerId,
-    WorkerView,
-    reserve,
-)
-from policies.placements.random_choice import draw
-from policies.protocol import PlacementPolicy
-from policies.scheduler.event_dispatch import heard
+from policies.model import Matches, Outcome, Question, RequestView, Stage, WorkerFacts, WorkerView, reserve
+from policies.placements.kit.draw import draw
 from policies.value import value
 
 Disaggregate = Literal["heatmap", "always", "never"]
 """heatmap: as the map says of each request. always: a pair while one has room. never: roles are ignored."""
 
-Able = Callable[[RequestView], Sequence[WorkerView]]
-"""Who could serve a request, with room or without."""
 
+class Option(NamedTuple):
+    """One kind in which a request may run."""
 
-@value
-class PrefillView(WorkerView):
-    """A prefill worker as a placement policy sees it: there is room if the prompt fits."""
-
-    def admits(self, request: RequestView, matched_tokens: int) -> bool:
-        return self.admits_prefill(request, matched_tokens)
+    workers: Sequence[WorkerView]
+    """For the placement to rank: they serve whole requests, or with `decoders` only prompts."""
+    decoders: Sequence[WorkerView] = ()
+    """Decode workers, best first; empty for a whole request on one worker."""
 
 
 class _Kinds(NamedTuple):
@@ -80,65 +63,62 @@ class _Start:
     pair: bool
 
 
-class Pairs:
-    """Any placement policy, over a fleet whose workers may have roles. Without roles it is that policy."""
+class Disaggregation:
+    """The choice of the kind of worker, and what completion times teach the heatmap about it."""
 
-    def __init__(
-        self, inner: PlacementPolicy, knowledge: Knowledge, disaggregate: Disaggregate = "heatmap"
-    ) -> None:
-        self._inner = inner
-        self.hears = heard(inner) | {Placed, Left}
-        self._heatmap = knowledge.heatmap
+    hears: ClassVar[frozenset[type[Event]]] = frozenset({Placed, Left})
+
+    def __init__(self, heatmap: LearnedHeatmap, seed: int, disaggregate: Disaggregate = "heatmap") -> None:
+        """`seed` decides which requests explore undecided cells of the map."""
+        self._heatmap = heatmap
         self._disaggregate = disaggregate
-        self._seed = knowledge.rng.getrandbits(64)
-        self._able: Able | None = None
+        self._seed = seed
         self._roles = False
         """Workers with one role have been seen."""
         self._comparable = False
-        """The fleet has both kinds, so that what requests take says something about either."""
-        self._views: dict[WorkerId, tuple[WorkerView, PrefillView]] = {}
+        """The fleet has both kinds, so that completion times say something about either."""
         self._running: dict[str, _Start] = {}
 
-    def choose_among(self, able: Able) -> None:
-        """Who could serve a request: tells a side that is down from one that merely has no room."""
-        self._able = able
-
-    def choose(
-        self, request: RequestView, matches: Matches, workers: Sequence[WorkerView], now: float
-    ) -> Place | Hold | None:
+    def options(self, question: Question) -> list[Option]:
+        """The kinds in which the request may run, the better one first; never none. Commits nothing."""
+        request, workers = question.request, question.workers
         for worker in workers:
             if len(worker.facts.stages) == 1:
                 break
         else:
-            return self._inner.choose(request, matches, workers, now)
+            return [Option(workers)]
         self._roles = True
         kinds = _split(workers)
-        fleet = kinds if all(kinds) or self._able is None else _split(self._able(request))
-        self._comparable = bool(fleet.colocated) and fleet.pairs
-        if self._disaggregate == "never" or not fleet.pairs:
-            return self._alone(request, matches, workers, now)
+        self._comparable = bool(kinds.colocated) and kinds.pairs
+        if self._disaggregate == "never" or not kinds.pairs:
+            return [Option(workers)]
         if not request.divisible:
             side = kinds.prefill if request.max_output_tokens == 1 else kinds.decode  # a token is all prefill
-            return self._alone(request, matches, kinds.colocated if fleet.colocated else side, now)
-        pair_first = not fleet.colocated or self._pair_first(request, matches, kinds)
-        for ask in (self._pair, self._colocated) if pair_first else (self._colocated, self._pair):
-            choice = ask(request, matches, kinds, now)
-            if choice is not None:
-                return choice
-        return None
+            return [Option(kinds.colocated or side)]
+        pair = Option(kinds.prefill, _by_step(request, question.matches, kinds.decode))
+        if not kinds.colocated:
+            return [pair]
+        colocated = Option(kinds.colocated)
+        return [pair, colocated] if self._pair_first(request, question.matches, kinds) else [colocated, pair]
 
-    def on(self, event: Event) -> None:
-        """The wrapped policy hears of a pair as of the worker that it chose."""
-        if self._roles and isinstance(event, Bound | Placed | FirstToken | Output | Left):
-            self._learn(event)
-            if event.placement is not None and event.placement.prefill is not None:
-                event = replace(event, placement=Placement(event.placement.prefill))
-        self._inner.on(event)
-
-    # -- which kind
+    def on(self, event: Placed | Left) -> None:
+        """Learn from how long requests took, where the fleet has both kinds."""
+        if not self._roles:
+            return
+        request = event.request
+        if isinstance(event, Placed):
+            if self._comparable and request.divisible:
+                pair = event.placement.prefill is not None
+                self._running[request.id] = _Start(event.now, event.extend_tokens, pair)
+            return
+        start, usage = self._running.pop(request.id, None), event.usage
+        if start is not None and event.outcome is Outcome.COMPLETED and usage is not None and usage.output_tokens:
+            self._heatmap.record(
+                start.extend_tokens, usage.output_tokens, event.now - start.at, disaggregated=start.pair
+            )
 
     def _pair_first(self, request: RequestView, matches: Matches, kinds: _Kinds) -> bool:
-        if self._disaggregate == "always" or not all(kinds):
+        if self._disaggregate == "always":
             return True
         held = max(matches.get(view.id, 0) for view in (*kinds.colocated, *kinds.prefill))
         prefill, answer = max(1, request.input_tokens - held), request.expected_output_tokens
@@ -160,53 +140,12 @@ class Pairs:
         )
         return (1 + self._heatmap.gain(prefill, answer)) * colocated_s / pair_s - 1
 
-    # -- which workers
 
-    def _colocated(self, request: RequestView, matches: Matches, kinds: _Kinds, now: float) -> Place | Hold | None:
-        return self._alone(request, matches, kinds.colocated, now)
-
-    def _alone(
-        self, request: RequestView, matches: Matches, workers: Sequence[WorkerView], now: float
-    ) -> Place | Hold | None:
-        return self._inner.choose(request, _among(matches, workers), workers, now) if workers else None
-
-    def _pair(self, request: RequestView, matches: Matches, kinds: _Kinds, now: float) -> Place | Hold | None:
-        decoders = [view for view in kinds.decode if view.admits_decode(request, matches.get(view.id, 0))]
-        if not decoders or not kinds.prefill:
-            return None
-        prefillers = [self._prefill_view(view) for view in kinds.prefill]
-        choice = self._inner.choose(request, _among(matches, prefillers), prefillers, now)
-        if not isinstance(choice, Place):
-            return choice
-        decoder = min(decoders, key=lambda view: (view.stalled, _step_s(request, view, matches.get(view.id, 0))))
-        return replace(choice, placement=Placement(decoder.id, choice.placement.decode))
-
-    def _prefill_view(self, view: WorkerView) -> PrefillView:
-        known = self._views.get(view.id)
-        if known is None or known[0] is not view:
-            values = [getattr(view, name) for name in WorkerView.__match_args__]
-            known = self._views[view.id] = view, PrefillView(*values)
-        return known[1]
-
-    # -- learning
-
-    def _learn(self, event: Bound | Placed | FirstToken | Output | Left) -> None:
-        request = event.request
-        if isinstance(event, Placed) and self._comparable and request.divisible:
-            pair = event.placement.prefill is not None
-            self._running[request.id] = _Start(event.now, event.extend_tokens, pair)
-        elif isinstance(event, Left):
-            start = self._running.pop(request.id, None)
-            usage = event.usage
-            if (
-                start is not None
-                and event.outcome is Outcome.COMPLETED
-                and usage is not None
-                and usage.output_tokens
-            ):
-                self._heatmap.record(
-                    start.extend_tokens, usage.output_tokens, event.now - start.at, disaggregated=start.pair
-                )
+def _by_step(request: RequestView, matches: Matches, workers: Sequence[WorkerView]) -> list[WorkerView]:
+    """Decode workers by the length of their step with the request in the batch; stalled ones last."""
+    return sorted(
+        workers, key=lambda view: (view.stalled, _step_s(request, view, matches.get(view.id, 0)), view.id)
+    )
 
 
 def shortfall(facts: Sequence[WorkerFacts], disaggregate: Disaggregate, *, wants_pairs: bool) -> str | None:
@@ -245,10 +184,6 @@ def _split(workers: Sequence[WorkerView]) -> _Kinds:
         else:
             kinds.decode.append(worker)
     return kinds
-
-
-def _among(matches: Matches, workers: Sequence[WorkerView]) -> Matches:
-    return {worker.id: matches[worker.id] for worker in workers if worker.id in matches}
 
 
 def _first_token_s(request: RequestView, worker: WorkerView, matched: int, profile: Profile) -> float:

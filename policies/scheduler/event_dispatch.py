@@ -1,42 +1,46 @@
-"""Which policies hear of an event? Those that have not said that they have no use for its kind.
+"""Sends events to the policies that use them.
 
-Each request brings several events, and most policies listen to few kinds, or to none. So who listens to what is
-settled once, and an event that nobody listens to is not even built.
+Each request brings several events, and most policies use few kinds, or none. So the listeners of each kind are
+settled once, and an event without listeners is not even built.
 """
 
 from collections.abc import Callable, Iterable
-from typing import ParamSpec
+from typing import Any, ParamSpec, Protocol
 
 from policies.events import EVENTS, Event
-from policies.protocol import HearsOnly, PlacementPolicy, QueuePolicy
 from policies.scheduler.faults import Faults
 
 _Fields = ParamSpec("_Fields")
 
 
-class Audience:
-    """The policies of one pool, by what they listen to."""
+class Listener(Protocol):
+    """Whatever hears events: a policy, or a part of the scheduler."""
 
-    def __init__(self, policies: Iterable[QueuePolicy | PlacementPolicy], faults: Faults) -> None:
-        asked = [(policy, heard(policy)) for policy in policies]
-        self._listeners: dict[Callable[..., Event], list[QueuePolicy | PlacementPolicy]] = {
-            kind: [policy for policy, kinds in asked if kind in kinds] for kind in EVENTS
+    @property
+    def hears(self) -> frozenset[type[Event]]:
+        """Kinds of events that `on` uses."""
+
+    def on(self, event: Any) -> None: ...
+
+
+class EventDispatch:
+    """The listeners of one pool, by the kinds of events that they use."""
+
+    def __init__(self, listeners: Iterable[Listener], faults: Faults) -> None:
+        every = list(listeners)
+        self._listeners: dict[Callable[..., Event], list[Listener]] = {
+            kind: [listener for listener in every if kind in listener.hears] for kind in EVENTS
         }
         self._faults = faults
 
-    def tell(self, kind: Callable[_Fields, Event], *fields: _Fields.args, **named: _Fields.kwargs) -> None:
-        """An event of this kind has happened. A policy that raises has a bug, but that is never an outage."""
+    def publish(self, kind: Callable[_Fields, Event], *fields: _Fields.args, **named: _Fields.kwargs) -> None:
+        """Build the event and send it. What a listener raises is counted, never passed on."""
         listeners = self._listeners[kind]
         if not listeners:
             return
         event = kind(*fields, **named)
-        for policy in listeners:
+        for listener in listeners:
             try:
-                policy.on(event)
+                listener.on(event)
             except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
                 self._faults.add(fault)
-
-
-def heard(policy: QueuePolicy | PlacementPolicy) -> frozenset[type[Event]]:
-    """The kinds of events that a policy listens to."""
-    return policy.hears if isinstance(policy, HearsOnly) else EVENTS

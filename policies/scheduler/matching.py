@@ -1,228 +1,473 @@
-"""Who starts next, and where: asks the two policies, and holds them to their bounds.
+"""Which waiting request starts now, and where: the one place that joins order, ranking, room and waiting.
 
-A queue policy offers candidates, the placement policy accepts one. A placement that would rather wait (`Hold`)
-may let a request do so for `hold_s` in all, and leave a worker's room unused for as long, whoever waits. Then it
-is asked again with only those workers that have room, and if it still would rather wait, the least loaded one (or
-pair) takes the request. A policy that raises an exception, or names workers that do not admit the request, has a
-bug, but that is never an outage: the request goes to the least loaded worker, the queue is taken in order of
-arrival, and the fault is counted for the driver to report.
+The order offers candidates, the placement ranks the workers for each; the matcher decides, candidate by candidate:
+
+    no worker has room for it         it is passed over; if it is overdue, one worker is reserved for it
+    the best-ranked worker has room   it starts there
+    only a worse one has room         it waits for the best one (a hold) while that is worth it, else it starts
+    it was named a worker on arrival  (`binding: early`) it starts there as soon as that one has room
+
+Worth it, where costs are seconds: the prefill that the better worker saves exceeds `hold_gain` times the wait for
+room there, the prefills of earlier candidates that wait for the same worker included. Where costs have another
+unit, the first choice is kept as long as it is expected to have room within the budget. The budget is `hold_s` in
+all per request, under either rule.
+
+Room beside which a candidate waits by choice stands by for it: later candidates use it only if their order says
+that they may (`Candidate.may_pass`), and the `Placed` event then says `borrowed`. So for each worker the
+candidates that would start there are served in the order's sequence, and an order's guarantee holds among the
+requests that contend for a worker (`policies/orders/dlpm.py` states the bound).
+
+A policy that raises, ranks a worker it was not asked about, leaves one out or returns NaN has a bug, but that is
+never an outage: it is counted, and the least loaded worker takes the request.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from policies.fleet.fleet import Fleet
-from policies.knowledge import Knowledge
-from policies.model import Candidate, Hold, Matches, Place, Placement, RequestView, WorkerId, WorkerView
+from policies.model import (
+    Candidate,
+    Matches,
+    Place,
+    Placement,
+    Question,
+    Ranked,
+    Reason,
+    RequestView,
+    WorkerFacts,
+    WorkerId,
+    WorkerView,
+    reserve,
+)
 from policies.placements.least_loaded import LeastLoaded
 from policies.placements.least_loaded import Settings as LeastLoadedSettings
 from policies.prefixes.index import Prefixes
-from policies.protocol import PlacementPolicy, QueuePolicy
-from policies.scheduler.disaggregation import Pairs
+from policies.protocol import OrderPolicy, PlacementPolicy
+from policies.scheduler.disaggregation import Disaggregation, Option
 from policies.scheduler.faults import Faults
-from policies.scheduler.refusals import Refusals
+from policies.scheduler.reservations import Reservations
 from policies.scheduler.settings import SchedulerSettings
+from policies.value import value
+
+_LOOKS = 16
+"""Candidates that are matched against caches and ranked in one step, at most."""
+
+_SHARE = 8
+"""A request that is passed over keeps at most one in so many of the fleet's slots and KV tokens unused."""
+
+Fits = Callable[[WorkerView, RequestView, int], bool]
 
 
-class NoRoomError(Exception):
-    """A placement policy has named workers that do not admit the request."""
+class BadRankingError(Exception):
+    """A placement has not ranked exactly the workers that it was asked about, or with a cost that is no number."""
 
 
-class Choice(NamedTuple):
-    """A request that starts now. `bound`: it had chosen its worker before (early binding)."""
+class BadOrderError(Exception):
+    """An order has forgotten requests that wait, or offers some that do not."""
+
+
+@value
+class Match:
+    """A request that starts now."""
 
     request: RequestView
     place: Place
     matches: Matches
-    bound: bool
+    borrowed: bool
+    """It uses room beside which an earlier candidate waits by choice."""
 
 
-class Chooser:
-    """Asks the policies of one pool. `hold_until` says when to ask again, after `next` has found nobody."""
+@dataclass(slots=True, eq=False)
+class _Hold:
+    """A request that waits by choice for a better worker than those with room."""
+
+    worker: WorkerId
+    since: float
+    """When it began to wait by choice, for this worker or an earlier one: the budget counts from here."""
+    until: float
+    """When the decision is made anew at the latest."""
+    prefill_s: float
+    """Its own prefill at that worker: a later candidate waits for that as well."""
+    matches: Matches
+    accepts: frozenset[WorkerId]
+    """Workers whose room ends the wait: the one it waits for, and those that hold as much of the prompt."""
+
+
+@dataclass(slots=True, eq=False)
+class _Walk:
+    """One pass over the candidates."""
+
+    now: float
+    looks: int = 0
+    holds: list[tuple[RequestView, _Hold]] = field(default_factory=list)
+    """Candidates passed so far that wait by choice."""
+    claimed: set[WorkerId] = field(default_factory=set)
+    """Workers left to candidates passed so far, by candidates whose turn comes later."""
+    closed: set[WorkerId] = field(default_factory=set)
+    """Workers left to overdue candidates passed so far, by all others."""
+    ahead_s: dict[WorkerId, float] = field(default_factory=dict)
+    """Prefill of those, by the worker for which they wait."""
+
+    def add(self, request: RequestView, hold: _Hold) -> None:
+        self.holds.append((request, hold))
+        self.ahead_s[hold.worker] = self.ahead_s.get(hold.worker, 0.0) + hold.prefill_s
+
+
+class Matcher:
+    """Joins the policies of one pool. After `next` has found nothing, `wake_at` says when to ask again."""
 
     def __init__(
         self,
-        queue: QueuePolicy,
+        order: OrderPolicy,
         placement: PlacementPolicy,
         fleet: Fleet,
         prefixes: Prefixes,
+        disaggregation: Disaggregation,
+        *,
         settings: SchedulerSettings,
     ) -> None:
-        self.hold_until: float | None = None
+        self.wake_at: float | None = None
         self.faults = Faults()
-        self._queue = queue
+        self.reservations = Reservations()
+        self._order = order
         self._placement = placement
-        self._fallback = Pairs(LeastLoaded(LeastLoadedSettings()), Knowledge(), settings.disaggregate)
-        self._fallback.choose_among(fleet.eligible)
+        self._fallback = LeastLoaded(LeastLoadedSettings())
         self._fleet = fleet
-        self._refusals = Refusals(fleet, prefixes, _has_room)
-        self._hold_s = settings.hold_s
-        self._held: dict[str, float] = {}
-        """Since when a request has been waiting beside workers with room."""
-        self._unused: dict[WorkerId, float] = {}
-        """Since when a worker's room has been left unused for requests that wait."""
-        self._passed: dict[WorkerId, float] = {}
-        """The same, as far as the present question has come."""
-        self._used: dict[WorkerId, float] = {}
-        """When somebody started on a worker last, since when its room cannot have been unused for longer."""
+        self._prefixes = prefixes
+        self._disaggregation = disaggregation
+        self._settings = settings
+        self._holds: dict[str, _Hold] = {}
 
-    def next(self, now: float) -> Choice | None:
-        """The request that starts now, if any can; nothing is committed."""
-        self.hold_until = None
-        self._passed = {}
-        choice = self._next(now)
-        if choice is None:
-            used = self._used
-            self._unused = {worker: max(since, used.get(worker, since)) for worker, since in self._passed.items()}
-        else:
-            worker = choice.place.placement.decode
-            self._unused.pop(worker, None)
-            if self._passed:
-                self._used[worker] = now
-        return choice
+    def next(self, waiting: Mapping[str, RequestView], now: float) -> Match | None:
+        """The request that starts now, if any can. Asking commits nothing but the beginning of a hold.
+
+        `waiting`: all requests in the queue by id. The order arranges them; what it forgets or invents is a fault.
+        """
+        self.wake_at = None
+        workers = [view for view in self._fleet.views() if view.room.open]
+        if not workers:
+            return None
+        walk = _Walk(now)
+        for candidate in self._candidates(waiting, workers, now):
+            match = self._consider(candidate, walk)
+            if match is not None:
+                return match
+            if walk.looks >= _LOOKS:
+                break
+        for _, hold in walk.holds:
+            self.wake_at = hold.until if self.wake_at is None else min(self.wake_at, hold.until)
+        return None
+
+    def name(self, question: Question) -> Placement:
+        """`binding: early`: the best-ranked worker or pair, where the workers' load counts what waits for them."""
+        option = self._disaggregation.options(question)[0]
+        best = self._rank(question._replace(workers=option.workers))[0].worker.id
+        if not option.decoders:
+            return Placement(best)
+        return Placement(option.decoders[0].id, best)
 
     def forget(self, request: RequestView) -> None:
         """The request has left the queue."""
-        self._held.pop(request.id, None)
-        self._refusals.forget(request)
-        if not len(self._queue):
-            self._unused.clear()
-            self._used.clear()
+        self._holds.pop(request.id, None)
+        self.reservations.release(request)
 
-    def _next(self, now: float) -> Choice | None:
-        views = self._fleet.views()
-        if not _any_open(views):
+    def remove_worker(self, worker: WorkerId) -> None:
+        """The worker has left the fleet."""
+        self.reservations.remove_worker(worker)
+
+    # -- candidates
+
+    def _candidates(
+        self, waiting: Mapping[str, RequestView], workers: Sequence[WorkerView], now: float
+    ) -> Iterator[Candidate]:
+        """What the order offers; by arrival where it fails."""
+        try:
+            yield from self._offered(waiting, workers, now)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
+            self.faults.add(fault)
+            yield from map(Candidate, sorted(waiting.values(), key=lambda request: request.arrived))
+
+    def _offered(
+        self, waiting: Mapping[str, RequestView], workers: Sequence[WorkerView], now: float
+    ) -> Iterator[Candidate]:
+        """What the order offers. Raises BadOrderError if it has lost requests, or has some that do not wait."""
+        for candidate in self._order.candidates(workers, now):
+            if waiting.get(candidate.request.id) is not candidate.request:
+                raise BadOrderError(f"the order offers {candidate.request.id}, which does not wait")
+            yield candidate
+        if len(self._order) != len(waiting):
+            raise BadOrderError(f"{len(waiting)} requests wait, and the order holds {len(self._order)}")
+
+    def _consider(self, candidate: Candidate, walk: _Walk) -> Match | None:
+        request = candidate.request
+        able = self._fleet.eligible(request)
+        blocked = self.reservations.blocked(request)
+        hold = self._holds.get(request.id)
+        if hold is not None and self._stands(request, hold, able, blocked, walk.now):
+            walk.add(request, hold)
             return None
-        waiting: set[str] = set()
-        for candidate in self._candidates(views, now):
-            if candidate.behind is not None and candidate.behind.id not in waiting:
-                continue
-            choice: Choice | Hold | None
-            if candidate.bound is not None:
-                choice = self._start_there(candidate, candidate.bound)
-            elif (told := self._refusals.stands(candidate, now)) is not None:
-                choice = told.hold
-                if told.hold is not None:
-                    self._pass_by(told.beside, told.hold.until)
+        if walk.holds and not candidate.may_pass:
+            blocked = blocked | self._standing_by(able, walk)
+        if walk.closed:
+            blocked = blocked.union(walk.closed)
+        if walk.claimed and not candidate.in_turn:
+            blocked = blocked.union(walk.claimed)
+        reserved = self.reservations.of(request)
+        if reserved in blocked:  # a reservation goes before claims, or the two requests would wait for each other
+            blocked = blocked.difference((reserved,))
+        match, held = None, len(walk.holds)
+        if self._may_fit(request, able, blocked):
+            match = self._match(request, able, blocked, walk)
+        if match is None and len(walk.holds) == held:
+            if _is_beyond(request, able):
+                return self._refused_by_engine(request, able, blocked, walk)
+            self._pass_over(candidate, able, walk)
+        return match
+
+    def _pass_over(self, candidate: Candidate, able: Sequence[WorkerView], walk: _Walk) -> None:
+        """No worker has room for the candidate. What do those behind it leave to it?
+
+        A small request claims every worker: against candidates whose turn comes later, and against all once it is
+        overdue. A large one claims those where only the prefill window keeps it waiting; once it is overdue, one
+        worker is reserved for it.
+        """
+        request, named = candidate.request, candidate.request.bound
+        among = able if named is None else [view for view in able if view.id in named]
+        large = False
+        for view in among:
+            if _is_small(request, view.facts):
+                (walk.closed if candidate.overdue else walk.claimed).add(view.id)
             else:
-                choice = self._start_anywhere(candidate, now)
-            if isinstance(choice, Choice):
-                return choice
-            if choice is not None:
-                waiting.add(candidate.request.id)
+                large = True
+                if view.room.open and view.admits_decode(request, 0):
+                    walk.claimed.add(view.id)
+        if large and candidate.overdue:
+            self.reservations.reserve(request, among, len(able))
+
+    def _refused_by_engine(
+        self, request: RequestView, able: list[WorkerView], blocked: frozenset[WorkerId], walk: _Walk
+    ) -> Match | None:
+        """By its estimate the prompt is larger than the KV cache of every worker: let an engine answer at once.
+
+        An engine refuses a prompt beyond its context without computing it; if the estimate is wrong, it runs.
+        """
+        matches = self._prefixes.match(request)
+        for ranked in self._rank(Question(request, matches, able, walk.now)):
+            if ranked.worker.id not in blocked:
+                place = Place(Placement(ranked.worker.id), ranked.reason, matches.get(ranked.worker.id, 0))
+                return Match(request, place, matches, borrowed=False)
         return None
 
-    def _candidates(self, views: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        try:
-            yield from self._queue.candidates(views, now)
-        except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
-            self.faults.add(fault)
-            yield from map(Candidate, sorted(self._queue.waiting(), key=lambda request: request.arrived))
+    def _match(
+        self, request: RequestView, able: list[WorkerView], blocked: frozenset[WorkerId], walk: _Walk
+    ) -> Match | None:
+        """Start the request, or let it wait by choice; None if it does not start."""
+        walk.looks += 1
+        matches = self._prefixes.match(request)
+        if request.bound is not None:
+            place = self._start_named(request, request.bound, able, matches, blocked)
+            return None if place is None else self._start(request, place, matches, walk)
+        question = Question(request, matches, able, walk.now)
+        for option in self._disaggregation.options(question):
+            choice = self._choose(question, option, blocked, walk)
+            if isinstance(choice, _Hold):
+                self._holds[request.id] = choice
+                walk.add(request, choice)
+                return None
+            if choice is not None:
+                return self._start(request, choice, matches, walk)
+        return None
 
-    def _start_there(self, candidate: Candidate, bound: Place) -> Choice | None:
-        """On the worker or pair that was chosen when the request arrived."""
-        request = candidate.request
-        workers = [view for view in self._fleet.eligible(request) if view.id in bound.placement]
-        if not _any_open(workers):
-            return None
-        matches = self._refusals.matches(request)
-        admitted = _admitted(bound.placement, request, matches, workers)
-        return Choice(request, bound, matches, bound=True) if admitted else None
+    def _start(self, request: RequestView, place: Place, matches: Matches, walk: _Walk) -> Match:
+        borrowed = any(
+            _has_room(view, other, hold.matches.get(view.id, 0))
+            for view in (self._fleet[place.placement.decode].view(),)
+            for other, hold in walk.holds
+        )
+        return Match(request, place, matches, borrowed)
 
-    def _start_anywhere(self, candidate: Candidate, now: float) -> Choice | Hold | None:
-        request, keep_off = candidate.request, candidate.keep_off
-        workers = self._fleet.eligible(request)
-        if keep_off:
-            workers = [view for view in workers if view.id not in keep_off]
-        if not _any_open(workers):
-            return None
-        matches = self._refusals.matches(request)
-        choice = self._ask(request, matches, workers, now)
-        if isinstance(choice, Hold):
-            workers = [view for view in workers if _has_room(view, request, matches.get(view.id, 0))]
-            if (hold := self._may_wait(candidate, matches, choice, workers, now)) is not None:
-                return hold
-            choice = self._ask(request, matches, workers, now)
-            if isinstance(choice, Hold):
-                choice = self._fall_back(request, matches, workers, now)
-        if choice is None:
-            self._refusals.no_room(candidate, matches)
-            return None
-        return Choice(request, choice, matches, bound=False)
+    # -- one candidate
 
-    def _ask(
-        self, request: RequestView, matches: Matches, workers: list[WorkerView], now: float
-    ) -> Place | Hold | None:
-        try:
-            choice = self._placement.choose(request, matches, workers, now)
-        except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
-            self.faults.add(fault)
-            return self._fall_back(request, matches, workers, now)
-        if isinstance(choice, Place) and not _admitted(choice.placement, request, matches, workers):
-            self.faults.add(NoRoomError(f"{choice.placement} does not admit the request that was placed there"))
-            return self._fall_back(request, matches, workers, now)
-        return choice
+    def _choose(
+        self, question: Question, option: Option, blocked: frozenset[WorkerId], walk: _Walk
+    ) -> Place | _Hold | None:
+        """The best worker (or pair) of one kind that has room, or the hold for a better one."""
+        request, matches = question.request, question.matches
+        decoder = None
+        if option.decoders:
+            decoder = next(
+                (
+                    view
+                    for view in option.decoders
+                    if view.id not in blocked and view.admits_decode(request, matches.get(view.id, 0))
+                ),
+                None,
+            )
+            if decoder is None:
+                return None
+        fits = WorkerView.admits_prefill if option.decoders else WorkerView.admits
+        best, least = None, 0.0
+        for ranked in self._rank(question._replace(workers=option.workers)):
+            view = ranked.worker
+            if view.id in blocked:
+                continue
+            if best is None:
+                best, least = view, ranked.cost
+            if view.room.open and fits(view, request, matches.get(view.id, 0)):
+                if ranked.cost > least and (hold := self._hold(question, best, view, walk)) is not None:
+                    return hold
+                placement = Placement(view.id) if decoder is None else Placement(decoder.id, view.id)
+                reason = Reason.ONLY_CHOICE if len(question.workers) == 1 else ranked.reason
+                return Place(placement, reason, matches.get(view.id, 0), ranked.cost)
+        return None
 
-    def _fall_back(
-        self, request: RequestView, matches: Matches, workers: list[WorkerView], now: float
+    def _start_named(
+        self,
+        request: RequestView,
+        named: Placement,
+        able: Sequence[WorkerView],
+        matches: Matches,
+        blocked: frozenset[WorkerId],
     ) -> Place | None:
-        choice = self._fallback.choose(request, matches, workers, now)
-        return choice if isinstance(choice, Place) else None
-
-    def _may_wait(
-        self, candidate: Candidate, matches: Matches, hold: Hold, workers: list[WorkerView], now: float
-    ) -> Hold | None:
-        """How long the request may still wait beside these workers with room, if at all; that is noted."""
-        since = self._held.setdefault(candidate.request.id, now)
-        beside = {view.id: self._unused.setdefault(view.id, now) for view in workers}
-        until = min(hold.until, min(beside.values(), default=since) + self._hold_s, since + self._hold_s)
-        if until <= now:
+        """On the worker or pair that was named on arrival, if it has room."""
+        views = {view.id: view for view in able if view.id in named and view.id not in blocked}
+        decoder = views.get(named.decode)
+        if decoder is None:
             return None
-        hold = Hold(hold.worker, until)
-        self._pass_by(beside, until)
-        self._refusals.holds(candidate, matches, hold, beside)
-        return hold
+        matched = matches.get(decoder.id, 0)
+        if named.prefill is None:
+            return Place(named, Reason.NAMED, matched) if decoder.admits(request, matched) else None
+        prefiller = views.get(named.prefill)
+        if prefiller is None or not decoder.admits_decode(request, matched):
+            return None
+        matched = matches.get(prefiller.id, 0)
+        return Place(named, Reason.NAMED, matched) if prefiller.admits_prefill(request, matched) else None
 
-    def _pass_by(self, beside: Mapping[WorkerId, float], until: float) -> None:
-        """Somebody waits although there is room beside: until then, and leaves it unused since then."""
-        self._passed.update(beside)
-        self.hold_until = until if self.hold_until is None else min(until, self.hold_until)
+    def _hold(self, question: Question, best: WorkerView, other: WorkerView, walk: _Walk) -> _Hold | None:
+        """Whether to wait for `best`, which has no room, although `other` has some."""
+        request, matches, now = question.request, question.matches, walk.now
+        known = self._holds.get(request.id)
+        since = now if known is None else known.since
+        left_s = since + self._settings.hold_s - now
+        if left_s <= 0:
+            return None
+        room_s = _room_wait_s(request, best, matches.get(best.id, 0), now)
+        wait_s = room_s + walk.ahead_s.get(best.id, 0.0)
+        matched = matches.get(best.id, 0)
+        prefill_s = _prefill_s(request, best, matched)
+        if self._placement.costs_are_seconds:
+            saved_s = _prefill_s(request, other, matches.get(other.id, 0)) - prefill_s
+            if saved_s <= self._settings.hold_gain * wait_s:
+                return None
+        elif wait_s >= self._settings.hold_s:
+            return None
+        accepts = frozenset(
+            view.id
+            for view in question.workers
+            if view is best or (matched and matches.get(view.id, 0) >= matched)
+        )
+        return _Hold(best.id, since, now + min(room_s, left_s), prefill_s, matches, accepts)
 
+    def _stands(
+        self,
+        request: RequestView,
+        hold: _Hold,
+        able: Sequence[WorkerView],
+        blocked: frozenset[WorkerId],
+        now: float,
+    ) -> bool:
+        """Whether a hold would be decided the same way again."""
+        if now >= hold.until:
+            return False
+        serves = False
+        for view in able:
+            serves = serves or view.id == hold.worker
+            if (
+                view.id in hold.accepts
+                and view.room.open
+                and view.id not in blocked
+                and _has_room(view, request, hold.matches.get(view.id, 0))
+            ):
+                return False
+        return serves
 
-def _any_open(views: Sequence[WorkerView]) -> bool:
-    for view in views:  # noqa: SIM110 - it is asked all the time, and a generator takes three times as long
-        if view.room.open:
-            return True
-    return False
+    def _standing_by(self, able: Iterable[WorkerView], walk: _Walk) -> frozenset[WorkerId]:
+        """Workers whose room stands by for a candidate that waits by choice."""
+        return frozenset(
+            view.id
+            for view in able
+            if view.room.open
+            and any(_has_room(view, request, hold.matches.get(view.id, 0)) for request, hold in walk.holds)
+        )
 
-
-def _view(worker: WorkerId, workers: Sequence[WorkerView]) -> WorkerView | None:
-    for view in workers:
-        if view.id == worker:
-            return view
-    return None
-
-
-def _admitted(placement: Placement, request: RequestView, matches: Matches, workers: Sequence[WorkerView]) -> bool:
-    """Whether the request can start there now, on one worker or on a pair."""
-    decoder = _view(placement.decode, workers)
-    if decoder is None:
+    def _may_fit(self, request: RequestView, able: Sequence[WorkerView], blocked: frozenset[WorkerId]) -> bool:
+        """Whether some worker would have room if it held the whole prompt: cheap, and mostly the end of it."""
+        named = request.bound
+        for view in able:
+            if (
+                view.room.open
+                and view.id not in blocked
+                and (named is None or view.id in named)
+                and _has_room(view, request, request.input_tokens)
+            ):
+                return True
         return False
-    matched = matches.get(decoder.id, 0)
-    if placement.prefill is None:
-        return decoder.admits(request, matched)
-    prefiller = _view(placement.prefill, workers)
-    if prefiller is None or prefiller is decoder:
-        return False
-    return decoder.admits_decode(request, matched) and prefiller.admits_prefill(
-        request, matches.get(prefiller.id, 0)
+
+    def _rank(self, question: Question) -> Sequence[Ranked]:
+        try:
+            ranking = self._placement.rank(question)
+            _check(ranking, question.workers)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
+            self.faults.add(fault)
+            return self._fallback.rank(question)
+        return ranking
+
+
+def _is_beyond(request: RequestView, workers: Iterable[WorkerView]) -> bool:
+    """Whether the prompt is larger than the KV cache of each of these workers, all of which report theirs."""
+    prompt = request.input_tokens
+    return all(view.facts.kv_tokens is not None and prompt >= view.facts.kv_tokens for view in workers)
+
+
+def _is_small(request: RequestView, facts: WorkerFacts) -> bool:
+    """Whether the request needs at most one in `_SHARE` of the worker: keeping room for it idles no more."""
+    tokens = request.input_tokens + reserve(request)
+    return (facts.slots is None or request.sequences * _SHARE <= facts.slots) and (
+        facts.kv_tokens is None or tokens * _SHARE <= facts.kv_tokens
     )
 
 
+def _check(ranking: Sequence[Ranked], workers: Sequence[WorkerView]) -> None:
+    """Raise BadRankingError unless each worker stands in the ranking once, with a number for its cost."""
+    if len(ranking) != len(workers):
+        raise BadRankingError(f"{len(workers)} workers were to be ranked, not {len(ranking)}")
+    asked = {id(worker) for worker in workers}
+    for worker, cost, _ in ranking:
+        if cost != cost:  # noqa: PLR0124 - only NaN differs from itself, and `math.isnan` is a call
+            raise BadRankingError(f"the cost of {worker.id} is not a number")
+        asked.discard(id(worker))
+    if asked:
+        raise BadRankingError("the ranking names workers that it was not asked about, or one of them twice")
+
+
 def _has_room(view: WorkerView, request: RequestView, matched: int) -> bool:
-    """Whether the worker could take the request, or what it is there for of it."""
+    """Whether the worker could take the request, or the part of it that the worker's role allows."""
     return (
         view.admits(request, matched)
         or (not view.room.decodes and view.admits_prefill(request, matched))
         or (not view.room.prefills and view.admits_decode(request, matched))
     )
+
+
+def _room_wait_s(request: RequestView, worker: WorkerView, matched: int, now: float) -> float:
+    """Seconds until a worker without room for the request is expected to have some, at least to its next step.
+
+    What is overdue was predicted too short, and is taken to last as long again.
+    """
+    expected_at = worker.room_expected_at(request, matched)
+    return max(abs(expected_at - now), worker.profile.step_s(worker.sequences, worker.decode_tokens))
+
+
+def _prefill_s(request: RequestView, worker: WorkerView, matched: int) -> float:
+    """Seconds of computing the part of its prompt that the worker does not hold."""
+    return worker.profile.prefill_s(max(1, request.input_tokens - matched), matched)

@@ -11,8 +11,8 @@ Invariants (tests/policies/test_scheduler.py):
 - an event whose ticket is not the current attempt changes nothing;
 - policies hear of an attempt in one order: Queued, Bound, Placed, FirstToken, Output ..., Left;
 - with nothing in flight every counter of every worker is zero, and with no event nothing is decided twice;
-- while a request waits that some worker admits, `decisions` places one (unless the placement holds it back, or
-  the queue keeps that worker for somebody older).
+- while a request waits that some worker admits, `decisions` places one (unless it waits by choice for a better
+  worker, or that worker is reserved for an overdue request).
 
 Late binding: a request stays in the queue until a worker has room for it (`room.py`), so that order and fairness
 are ours for as long as possible.
@@ -31,6 +31,7 @@ from policies.model import (
     Decision,
     Dispatch,
     Outcome,
+    Question,
     Reject,
     RejectReason,
     RequestView,
@@ -41,10 +42,13 @@ from policies.model import (
     WorkerId,
     WorkerView,
 )
-from policies.protocol import EstimatesAnswers, KeepsDeficits, PlacementPolicy, QueuePolicy
-from policies.scheduler.event_dispatch import Audience
+from policies.protocol import OrderPolicy, PlacementPolicy
+from policies.scheduler.binding import NamedWorkers
+from policies.scheduler.disaggregation import Disaggregation
+from policies.scheduler.event_dispatch import EventDispatch
 from policies.scheduler.faults import Faults
-from policies.scheduler.matching import Choice, Chooser
+from policies.scheduler.matching import Match, Matcher
+from policies.scheduler.queue_bound import QueueBound
 from policies.scheduler.settings import SchedulerSettings
 from policies.scheduler.timers import Timers
 
@@ -64,7 +68,7 @@ class Scheduler:
 
     def __init__(
         self,
-        queue: QueuePolicy,
+        order: OrderPolicy,
         placement: PlacementPolicy,
         settings: SchedulerSettings | None = None,
         knowledge: Knowledge | None = None,
@@ -75,8 +79,7 @@ class Scheduler:
         self.lengths = knowledge.lengths
         self.prefixes = knowledge.prefixes
         self.heatmap = knowledge.heatmap
-        self._queue = queue
-        self._estimate = queue.answer if isinstance(queue, EstimatesAnswers) else None
+        self._order = order
         self._fleet = Fleet(
             self.settings.prefill_window_s,
             self.settings.prefill_window_tokens,
@@ -85,12 +88,23 @@ class Scheduler:
             lengths=self.lengths,
         )
         self._entries: dict[str, _Entry] = {}
+        self._waiting: dict[str, RequestView] = {}
+        """All requests in the queue, whatever the order does with them."""
+        self._bound = QueueBound()
+        self._named = NamedWorkers(self._fleet, self.prefixes) if self.settings.binding == "early" else None
+        self._membership = 0
+        """Of the fleet, when named workers were looked at last."""
         self._rejects: list[Decision] = []
         self._waits = Timers(self._is_waiting, self._entries)
         self._predictions = Timers(self._is_predictable, self._entries)
         self._serials = count(1)
-        self._chooser = Chooser(queue, placement, self._fleet, self.prefixes, self.settings)
-        self._tell = Audience((queue, placement), self._chooser.faults).tell
+        self._disaggregation = Disaggregation(
+            knowledge.heatmap, knowledge.rng.getrandbits(64), self.settings.disaggregate
+        )
+        self._matcher = Matcher(
+            order, placement, self._fleet, self.prefixes, self._disaggregation, settings=self.settings
+        )
+        self._publish = EventDispatch((order, placement, self._disaggregation), self._matcher.faults).publish
 
     # -- events: requests
 
@@ -98,16 +112,19 @@ class Scheduler:
         """Take a request in. What becomes of it is said by `decisions`. Raises ValueError if its id is in use."""
         if request.id in self._entries:
             raise ValueError(f"a request with the id {request.id} is already here")
-        if self._estimate is not None:
-            request = replace(request, expected_output_tokens=self._estimate(request))
+        expected = self._estimate(request)
+        if expected != request.expected_output_tokens:
+            request = replace(request, expected_output_tokens=expected)
         ticket = Ticket(request.id, 1, next(self._serials))
         entry = self._entries[request.id] = _Entry(request, ticket)
-        if len(self._queue) >= self.settings.max_queued:
-            self._reject(entry, RejectReason.QUEUE_FULL, now)
-        elif not self._fleet.can_serve(request):
+        if not self._fleet.can_serve(request):
             self._reject(entry, RejectReason.NO_WORKER, now)
+        elif not self._fleet.can_ever_hold(request):
+            self._reject(entry, RejectReason.TOO_LARGE, now)
         else:
             self._enqueue(entry, now, again=False)
+            if len(self._waiting) > self.settings.max_queued:
+                self._reject_one(now)
         return ticket
 
     def cancel(self, ticket: Ticket, now: float, usage: Usage | None = None) -> None:
@@ -134,7 +151,7 @@ class Scheduler:
         if running is not None and tokens > 0:
             self._first_token(running, now)
             self._fleet.record_output(running, tokens, now)
-            self._tell(Output, running.request, running.placement, tokens, now)
+            self._publish(Output, running.request, running.placement, tokens, now)
 
     def settled(self, ticket: Ticket, usage: Usage, now: float, outcome: Outcome = Outcome.COMPLETED) -> None:
         """The worker has answered: the accounts are corrected to what it reports."""
@@ -157,11 +174,16 @@ class Scheduler:
         entry.running = None
         self._fleet.release(running, now, finished=False)
         self._fleet.record_failure(running, worker, reason)
-        self._tell(Left, request, running.placement, None, None, now)
+        self._publish(Left, request, running.placement, None, None, now)
         apart = reason is AttemptFailure.HANDOVER  # either of the two does well by itself
-        entry.request = (
-            replace(request, whole=True) if apart else replace(request, excluded=request.excluded | {worker})
-        )
+        if apart:
+            entry.request = replace(request, whole=True)
+        else:
+            elsewhere = replace(request, excluded=request.excluded | {worker})
+            # A kept connection may die without fault of its worker: where there is no other, it is tried again.
+            once_more = reason is AttemptFailure.LOST and entry.last_failure is None
+            if not once_more or self._fleet.can_serve(elsewhere):
+                entry.request = elsewhere
         entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
         entry.last_failure = reason
         used_up = ticket.attempt >= self.settings.attempts and not apart
@@ -183,16 +205,19 @@ class Scheduler:
         serves_less = self._fleet.update_facts(facts)
         self.prefixes.update_facts(facts)
         if not known:
-            self._tell(WorkerArrived, facts, now)
+            self._publish(WorkerArrived, facts, now)
         elif serves_less:
             self._reject_the_unserved(now)
 
     def worker_left(self, worker: WorkerId, now: float) -> None:
         """A worker is gone. Its running legs end as the driver sees them end."""
+        if self._named is not None:
+            self._named.remove_worker(worker)
         if not self._fleet.remove(worker):
             return
         self.prefixes.remove_worker(worker)
-        self._tell(WorkerGone, worker, now)
+        self._matcher.remove_worker(worker)
+        self._publish(WorkerGone, worker, now)
         self._reject_the_unserved(now)
 
     # -- decisions
@@ -202,56 +227,63 @@ class Scheduler:
         self._predict(now)
         self._expire(now)
         self._fleet.check_stalled(now)
+        self._name_anew(now)
         decisions: list[Decision] = []
         if self._rejects:
             decisions, self._rejects = self._rejects, []
-        self._chooser.hold_until = None
-        while len(self._queue) and (choice := self._chooser.next(now)):
-            decisions.append(self._place(choice, now))
+        self._matcher.wake_at = None
+        while self._waiting and (match := self._matcher.next(self._waiting, now)):
+            decisions.append(self._place(match, now))
         return decisions
+
+    @property
+    def undecided(self) -> bool:
+        """Whether requests wait or were rejected, so that an event may lead to a decision."""
+        return bool(self._waiting or self._rejects)
 
     def next_deadline(self) -> float | None:
         """When `decisions` should be asked again, if nothing happens before."""
         predicted = self._predictions.next()
-        if not len(self._queue):  # nobody waits, and all else is about those who do
+        if not self._waiting:  # everything else is about waiting requests
             self._waits.clear()
             return predicted
-        times = (predicted, self._waits.next(), self._chooser.hold_until, self._fleet.next_check())
+        times = (predicted, self._waits.next(), self._matcher.wake_at, self._fleet.next_check())
         return min((at for at in times if at is not None), default=None)
 
     def snapshot(self) -> Snapshot:
         """Counts for metrics and the admin pages."""
         views = tuple(worker.view() for worker in self._fleet.workers())
-        return Snapshot(len(self._queue), len(self._entries) - len(self._queue), views)
+        return Snapshot(len(self._waiting), len(self._entries) - len(self._waiting), views)
 
     def waiting(self) -> Iterator[RequestView]:
-        """Everybody in the queue, in no particular order."""
-        return self._queue.waiting()
+        """All waiting requests, in no particular order."""
+        return iter(self._waiting.values())
 
     def deficit(self, client: str) -> float | None:
-        """What a client is owed (positive) or owes; None where the order keeps no such account."""
-        return self._queue.deficit(client) if isinstance(self._queue, KeepsDeficits) else None
+        """Service that a client is owed (positive) or owes; None where the order keeps no such account."""
+        return self._order.deficit(client)
 
     @property
     def faults(self) -> Faults:
         """Exceptions of policies, for the driver to report."""
-        return self._chooser.faults
+        return self._matcher.faults
 
     def able(self, request: RequestView) -> list[WorkerView]:
         """Who could serve a request, or a stage of it, with room or without."""
         return self._fleet.eligible(request)
 
-    def _place(self, choice: Choice, now: float) -> Dispatch:
-        request, place, matches, bound = choice
+    def _place(self, match: Match, now: float) -> Dispatch:
+        request, place = match.request, match.place
         entry, placement = self._entries[request.id], place.placement
         self._dequeue(request)
-        entry.running = self._fleet.start(request, placement, matches, now)
-        if not entry.running.prefill_seen:
-            self._predictions.set(entry.running.prefiller.prefill_due, entry.ticket)
-        if not bound:
-            self._tell(Bound, request, placement, now)
-        matched = matches.get(placement.prefill or placement.decode, 0)
-        self._tell(Placed, request, placement, matched, entry.running.extend_tokens, now)
+        running = entry.running = self._fleet.start(request, placement, match.matches, now)
+        if not running.prefill_seen:
+            self._predictions.set(running.prefiller.prefill_due, entry.ticket)
+        if request.bound != placement:
+            self._publish(Bound, request, placement, now)
+        extend = running.extend_tokens
+        matched = match.matches.get(placement.ranked, 0)
+        self._publish(Placed, request, placement, matched, extend, now, borrowed=match.borrowed)
         return Dispatch(entry.ticket, request, place, now - request.arrived)
 
     # -- the passing of time
@@ -283,18 +315,67 @@ class Scheduler:
         """Nothing the second time."""
         if running.first_token_at is None:
             self._fleet.first_token(running, now)
-            self._tell(FirstToken, running.request, running.placement, now)
+            self._publish(FirstToken, running.request, running.placement, now)
 
     def _enqueue(self, entry: _Entry, now: float, *, again: bool) -> None:
+        self._push(entry, now, again=again)
         request = entry.request
-        self._queue.push(request, again=again)
         latest = now + self.settings.max_wait_s  # time spent on a worker that failed is not waiting
         self._waits.set(latest if request.deadline is None else min(latest, request.deadline), entry.ticket)
-        self._tell(Queued, request, now, again=again)
+        self._publish(Queued, request, now, again=again)
+        if request.bound is not None:
+            self._publish(Bound, request, request.bound, now)
+
+    def _push(self, entry: _Entry, now: float, *, again: bool) -> None:
+        """Put the request into the queue, under early binding with a worker that is named now."""
+        if self._named is not None:
+            entry.request = self._name(entry.request, now)
+        request = entry.request
+        self._waiting[request.id] = request
+        self._bound.add(request)
+        try:
+            self._order.push(request, again=again)
+        except Exception as fault:  # noqa: BLE001 - the matcher offers what the order has not taken
+            self.faults.add(fault)
 
     def _dequeue(self, request: RequestView) -> None:
-        self._queue.remove(request)
-        self._chooser.forget(request)
+        del self._waiting[request.id]
+        try:
+            self._order.remove(request)
+        except Exception as fault:  # noqa: BLE001 - the matcher ignores what does not wait
+            self.faults.add(fault)
+        self._matcher.forget(request)
+        self._bound.remove(request)
+        if self._named is not None:
+            self._named.remove(request)
+
+    def _name(self, request: RequestView, now: float) -> RequestView:
+        """`binding: early`: the request with the worker or pair that it will wait for."""
+        assert self._named is not None  # noqa: S101 - asked under early binding only
+        workers, matches = self._named.workers(request, now), self._named.matches(request)
+        placement = self._matcher.name(Question(request, matches, workers, now))
+        request = replace(request, bound=placement)
+        self._named.add(request, placement, matches.get(placement.ranked, 0), now)
+        return request
+
+    def _name_anew(self, now: float) -> None:
+        """When workers have changed: requests whose named worker may not serve them any longer get another one."""
+        if self._named is None or self._membership == self._fleet.membership:
+            return
+        self._membership = self._fleet.membership
+        for request in [one for one in self._waiting.values() if not self._named.stands(one)]:
+            entry = self._entries[request.id]
+            self._dequeue(request)
+            self._push(entry, now, again=True)
+            if entry.request.bound is not None:
+                self._publish(Bound, entry.request, entry.request.bound, now)
+
+    def _estimate(self, request: RequestView) -> int:
+        try:
+            return _tokens(self._order.estimate(request))
+        except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
+            self.faults.add(fault)
+            return request.expected_output_tokens
 
     def _end(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, now: float) -> None:
         """The one way out for a request that was not rejected."""
@@ -307,7 +388,7 @@ class Scheduler:
         del self._entries[ticket.request]
         if running is None:
             self._dequeue(entry.request)
-            self._tell(Left, entry.request, None, outcome, usage, now)
+            self._publish(Left, entry.request, None, outcome, usage, now)
             return
         if outcome is Outcome.COMPLETED or outcome is Outcome.REFUSED:
             self._fleet.record_response(running.decoder, now)
@@ -318,24 +399,31 @@ class Scheduler:
                 self._fleet.learn(running, usage.output_tokens, now)
             correction = usage.output_tokens - running.output_tokens
             if correction:
-                self._tell(Output, running.request, running.placement, correction, now)
+                self._publish(Output, running.request, running.placement, correction, now)
         self._fleet.record_answer(running, usage)
         self._fleet.release(running, now, finished=outcome is Outcome.COMPLETED)
-        self._tell(Left, entry.request, running.placement, outcome, usage, now)
+        self._publish(Left, entry.request, running.placement, outcome, usage, now)
 
     def _reject(self, entry: _Entry, reason: RejectReason, now: float) -> None:
         """Turn away a request that is not (or no longer) in the queue."""
         del self._entries[entry.request.id]
         waited = now - entry.request.arrived
         self._rejects.append(Reject(entry.ticket, entry.request, reason, waited, entry.last_failure))
-        self._tell(Left, entry.request, None, Outcome.REJECTED, None, now)
+        self._publish(Left, entry.request, None, Outcome.REJECTED, None, now)
+
+    def _reject_one(self, now: float) -> None:
+        """The queue is full: turn away the newest request of the party that holds most of it, by weight."""
+        request = self._bound.to_reject()
+        self._dequeue(request)
+        self._reject(self._entries[request.id], RejectReason.QUEUE_FULL, now)
 
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
-        for request in [r for r in self._queue.waiting() if not self._fleet.can_serve(r)]:
+        for request in [r for r in self._waiting.values() if not self._fleet.can_serve(r)]:
             self._dequeue(request)
-            failed = RejectReason.LEGS_FAILED if request.excluded else RejectReason.NO_WORKER
-            self._reject(self._entries[request.id], failed, now)
+            entry = self._entries[request.id]
+            failed = RejectReason.NO_WORKER if entry.last_failure is None else RejectReason.LEGS_FAILED
+            self._reject(entry, failed, now)
 
     # -- looking up
 
@@ -354,3 +442,10 @@ class Scheduler:
     def _is_predictable(self, ticket: Ticket) -> bool:
         running = self._running(ticket)
         return running is not None and running.predictable
+
+
+def _tokens(number: int) -> int:
+    """A number of tokens as it is; raises TypeError for anything else, which an order with a fault may return."""
+    if not isinstance(number, int) or number < 0:
+        raise TypeError(f"{number!r} is no number of tokens")
+    return number

@@ -1,6 +1,7 @@
 """The bounds that one pool's scheduler keeps to, whatever its policies."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from policies.scheduler.disaggregation import Disaggregate
 
@@ -19,7 +20,11 @@ class SchedulerSettings:
     """The same in uncached tokens; set, it replaces the time."""
     kv_margin: float = 0.02
     """Share of a worker's KV cache that is left free: lengths are estimates, and output is heard of late."""
+    binding: Literal["late", "early"] = "late"
+    """late: a request gets its worker when that has room. early: it is named one on arrival and waits for it."""
     hold_s: float = 5.0
-    """How long in all a placement may let a request wait beside workers with room for it; 0: never."""
+    """How long in all a request may wait for a better worker beside workers with room for it; 0: never."""
+    hold_gain: float = 0.5
+    """Seconds of prefill that each second of such a wait has to save, for rules whose costs are seconds."""
     disaggregate: Disaggregate = "heatmap"
-    """For requests whose placement policy has failed; the policy itself knows what it was built with."""
+    """Whether a request runs on one worker or on a prefill/decode pair."""

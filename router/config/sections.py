@@ -199,7 +199,11 @@ class Policies(Section):
         default=0.02, description="Share of a worker's KV cache that is left free, as lengths are estimates."
     )
     hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
-        default=5000.0, description="How long a request may wait for the worker that holds its prefix; 0: never."
+        default=5000.0,
+        description="How long a request may wait for a better worker beside one with room; 0: never.",
+    )
+    hold_gain: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.5, description="Seconds of prefill that each second of such a wait has to save."
     )
     disaggregate: Disaggregate = Field(
         default="heatmap",

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from policies import model as policies
-from policies.model import AttemptFailure, Outcome, Usage, WorkerId
+from policies.fleet.fleet import MAX_SEQUENCES
+from policies.model import AttemptFailure, Outcome, RequestView, Usage, WorkerId
 from router.control.attempt_outcomes import OUTCOMES, Effect
 from router.control.dispatcher import Admitted, Pool
 from router.control.pair_compatibility import PairCompatibility
@@ -286,7 +287,7 @@ class ControlPlane:
             decision = await request.admitted.place()
             if isinstance(decision, policies.Reject):
                 self._end(request)
-                return _rejection(decision, request.why)
+                return _rejection(decision, request.why, request.pool)
             placement, ticket = decision.place.placement, decision.ticket
             if placement.prefill is not None and self._misfit(
                 request.admitted, placement.prefill, placement.decode
@@ -410,7 +411,19 @@ def _reject_for(reason: AttemptFailure, why: str) -> Reject:
     return Reject(row.answer, f"{row.last_words}: {why}", retry_after_s=row.retry_after_s)
 
 
-def _rejection(reject: policies.Reject, why: str) -> Reject:
+def _too_large(request: RequestView, pool: Pool) -> str:
+    """As vLLM says it."""
+    if request.sequences > MAX_SEQUENCES:
+        return f"{request.sequences} answers are asked for; at most {MAX_SEQUENCES} are possible (`n`, prompts)."
+    facts = [view.facts for view in pool.scheduler.able(request)]
+    limits = [min(limit for limit in (one.max_model_len, one.kv_tokens) if limit) for one in facts]
+    return (
+        f"This model's maximum context length is {max(limits, default=0)} tokens. However, your prompt contains "
+        f"{request.input_tokens} input tokens. Please reduce the length of the input prompt."
+    )
+
+
+def _rejection(reject: policies.Reject, why: str, pool: Pool) -> Reject:
     """What a client is told of the scheduler's reasons; `why` is what the last failed attempt said."""
     match reject.reason:
         case policies.RejectReason.QUEUE_FULL:
@@ -422,4 +435,6 @@ def _rejection(reject: policies.Reject, why: str) -> Reject:
             return Reject(RejectKind.OVERLOADED, message, retry_after_s=10)
         case policies.RejectReason.NO_WORKER:
             return _nobody(reject.request.served_name)
+        case policies.RejectReason.TOO_LARGE:
+            return Reject(RejectKind.BAD_REQUEST, _too_large(reject.request, pool))
     return _reject_for(reject.last_failure or AttemptFailure.LOST, why)

@@ -1,8 +1,8 @@
 """Futures around the scheduler: a request asks where it may run, and waits until that is decided.
 
-A pool drives one `policies.scheduler.Scheduler` with the event loop's clock: every event is followed by `pump`,
-which hands the decisions out, and one timer stands for the scheduler's next deadline. If a decision falls at
-once, as on an idle fleet it does, no future is made and nobody waits.
+A pool drives one `Scheduler` with the event loop's clock, through the same `SchedulerLoop` as the lab: every event
+is followed by `after_event`, which hands out the decisions, and one timer stands for the scheduler's next
+deadline. If a decision falls at once, as on an idle fleet it does, no future is made.
 """
 
 import asyncio
@@ -19,14 +19,12 @@ from policies.model import (
     WorkerFacts,
     WorkerId,
 )
+from policies.scheduler.loop import SchedulerLoop
 from policies.scheduler.scheduler import Scheduler
 
 _log = logging.getLogger("fairlead.policies")
-_SOONEST_S = 0.005
-"""So late a deadline may be met: about the shortest step of an engine. What was predicted of an answer that has
-come by then need not be told any more."""
 _FAULTS_EVERY_S = 60.0
-"""At most so often the log speaks of policies that raise; requests go on without them."""
+"""Time between two log lines about policies that raise; requests go on without them."""
 
 
 class Admitted:
@@ -63,17 +61,19 @@ class Admitted:
     def first_token(self) -> None:
         pool = self._pool
         pool.scheduler.first_token(self._ticket, pool.loop.time())
-        pool.stir()
+        pool.after_event()
 
     def prefill_done(self) -> None:
         """The prefill worker of a pair has the prompt; the decode worker is next."""
         pool = self._pool
         pool.scheduler.prefill_done(self._ticket, pool.loop.time())
-        pool.stir()
+        pool.after_event()
 
     def output(self, tokens: int) -> None:
-        # Output frees nothing, so nobody can be placed because of it.
-        self._pool.scheduler.output(self._ticket, tokens, self._pool.loop.time())
+        """More output tokens have passed: the end of the answer is nearer, so KV may suffice that did not."""
+        pool = self._pool
+        pool.scheduler.output(self._ticket, tokens, pool.loop.time())
+        pool.after_event()
 
     def failed(self, reason: AttemptFailure, tokens_so_far: int, worker: WorkerId | None = None) -> None:
         """The leg broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
@@ -89,14 +89,14 @@ class Admitted:
         again = self._pool.scheduler.leg_failed(dispatch.ticket, worker, reason, tokens_so_far, now)
         self._over = again is None
         self.ticket = again or dispatch.ticket
-        self._pool.pump()
+        self._pool.after_event()
 
     def settle(self, usage: Usage, outcome: Outcome) -> None:
         if not self._over:
             self._over = True
             pool = self._pool
             pool.scheduler.settled(self._ticket, usage, pool.loop.time(), outcome)
-            pool.stir()
+            pool.after_event()
 
     def cancel(self) -> None:
         """Give back whatever is still held. Harmless after the end."""
@@ -104,7 +104,7 @@ class Admitted:
             self._over = True
             pool = self._pool
             pool.scheduler.cancel(self._ticket, pool.loop.time())
-            pool.stir()
+            pool.after_event()
 
     def decide(self, decision: Dispatch | Reject) -> None:
         """The pool has a decision for this request."""
@@ -135,10 +135,10 @@ class Pool:
         self.scheduler = scheduler
         self.loop = loop
         self._admitted: dict[str, Admitted] = {}
+        self._steps = SchedulerLoop(scheduler, self._perform, self._wake_at)
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
         self._faults_seen = 0
-        self._faults_told_at = -float("inf")
+        self._faults_logged_at = -float("inf")
 
     @property
     def streams(self) -> int:
@@ -149,36 +149,26 @@ class Pool:
         admitted = Admitted(self, view)
         self._admitted[view.id] = admitted
         admitted.ticket = self.scheduler.submit(view, self.loop.time())
-        self.pump()
+        self.after_event()
         return admitted
-
-    def stir(self) -> None:
-        """Something has happened to a request; whoever waits may have become placeable by it."""
-        if next(self.scheduler.waiting(), None) is not None:
-            self.pump()
 
     def joined(self, facts: WorkerFacts) -> None:
         self.scheduler.worker_joined(facts, self.loop.time())
-        self.pump()
+        self.after_event()
 
     def changed(self, facts: WorkerFacts) -> None:
         self.scheduler.worker_changed(facts, self.loop.time())
-        self.pump()
+        self.after_event()
 
     def left(self, worker: WorkerId) -> None:
         self.scheduler.worker_left(worker, self.loop.time())
-        self.pump()
+        self.after_event()
 
-    def pump(self) -> None:
-        """Hand out what the scheduler has decided, and set the timer for what it will."""
-        now = self.loop.time()
-        for decision in self.scheduler.decisions(now):
-            admitted = self._admitted.get(decision.request.id)
-            if admitted is not None:
-                admitted.decide(decision)
-        self._arm(self.scheduler.next_deadline(), now)
+    def after_event(self) -> None:
+        """Hand out what the scheduler has decided after an event, and set the timer for what it will."""
+        self._steps.after_event(self.loop.time())
         if self.scheduler.faults.count != self._faults_seen:
-            self._tell_of_faults(now)
+            self._log_faults()
 
     def forget(self, admitted: Admitted) -> None:
         """The last step of a request's life: nothing of it stays behind, whatever happened before."""
@@ -186,31 +176,35 @@ class Pool:
         self._admitted.pop(admitted.view.id, None)
 
     def close(self) -> None:
-        self._arm(None, 0.0)
+        self._wake_at(None)
 
-    def _tell_of_faults(self, now: float) -> None:
-        """Say that a policy is broken, and where; the next minute's faults are told together."""
-        if now - self._faults_told_at < _FAULTS_EVERY_S:
+    def _log_faults(self) -> None:
+        """Log that a policy is broken, and where; at most once a minute, with the number of faults since."""
+        now = self.loop.time()
+        if now - self._faults_logged_at < _FAULTS_EVERY_S:
             return
         faults = self.scheduler.faults
         _log.error(
-            "a policy of %s raised an exception, %d times since it was last said",
+            "a policy of %s raised an exception, %d times since it was last logged",
             self.model,
             faults.count - self._faults_seen,
             exc_info=faults.last,
         )
-        self._faults_seen, self._faults_told_at = faults.count, now
+        self._faults_seen, self._faults_logged_at = faults.count, now
 
-    def _arm(self, deadline: float | None, now: float) -> None:
-        if deadline == self._timer_at and (deadline is None or deadline > now):
-            return
+    def _perform(self, decision: Dispatch | Reject, now: float) -> bool:  # noqa: ARG002 - the lab needs the time
+        admitted = self._admitted.get(decision.request.id)
+        if admitted is not None:
+            admitted.decide(decision)
+        return False
+
+    def _wake_at(self, deadline: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timer_at = deadline
         if deadline is not None:
-            self._timer = self.loop.call_at(max(deadline, now + _SOONEST_S), self._ring)
+            self._timer = self.loop.call_at(deadline, self._wake)
 
-    def _ring(self) -> None:
-        self._timer = self._timer_at = None
-        self.pump()
+    def _wake(self) -> None:
+        self._timer = None
+        self._steps.wake(self.loop.time())

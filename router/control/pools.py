@@ -176,6 +176,7 @@ def facts(worker: Worker) -> WorkerFacts:
         kv_tokens=spec.kv_tokens or (scrape.kv_tokens if scrape is not None else None),
         block_size=scrape.block_size if scrape is not None else None,
         max_batched_tokens=spec.max_num_batched_tokens,
+        max_model_len=worker.max_model_len,
         reading=None if scrape is None or worker.stale else Reading(scrape.at, scrape.running, scrape.waiting),
     )
 

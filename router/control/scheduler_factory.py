@@ -6,9 +6,7 @@ from random import Random
 from policies import catalog
 from policies.knowledge import Knowledge
 from policies.model import WorkerFacts
-from policies.protocol import QueuePolicy
-from policies.scheduler.disaggregation import Pairs, shortfall
-from policies.scheduler.early import EarlyLines
+from policies.scheduler.disaggregation import shortfall
 from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 from router.config.schema import Config
 from router.heatmap.file import read_heatmap, shipped_heatmap
@@ -22,12 +20,8 @@ def make_scheduler(config: Config, seed: int = 0) -> Scheduler:
     chosen, limits = config.policies, config.limits
     heatmap = shipped_heatmap() if chosen.heatmap is None else read_heatmap(chosen.heatmap)
     knowledge = Knowledge(heatmap=heatmap, rng=Random(seed))
-    rule = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings, knowledge)
-    placement = Pairs(rule, knowledge, chosen.disaggregate)
-
-    def make_queue() -> QueuePolicy:
-        return catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings, knowledge)
-
+    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings, knowledge)
+    order = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings, knowledge)
     settings = SchedulerSettings(
         max_queued=limits.queue_requests,
         max_wait_s=limits.queue_wait_s,
@@ -36,16 +30,11 @@ def make_scheduler(config: Config, seed: int = 0) -> Scheduler:
         prefill_window_tokens=chosen.prefill_window_tokens,
         kv_margin=chosen.kv_margin,
         hold_s=chosen.hold_ms / 1000,
+        hold_gain=chosen.hold_gain,
+        binding=chosen.binding,
         disaggregate=chosen.disaggregate,
     )
-    if chosen.binding == "late":
-        scheduler = Scheduler(make_queue(), placement, settings, knowledge)
-    else:
-        lines = EarlyLines(make_queue, placement, knowledge.prefixes)
-        scheduler = Scheduler(lines, placement, settings, knowledge)
-        lines.choose_among(scheduler.able, scheduler.faults)
-    placement.choose_among(scheduler.able)
-    return scheduler
+    return Scheduler(order, placement, settings, knowledge)
 
 
 def roles_shortfall(config: Config, workers: Sequence[WorkerFacts]) -> str | None:

@@ -2,7 +2,7 @@
 
 from policies.estimates.answer_length import AnswerLengths
 from policies.model import PrefixKey, RequestView, WorkerId
-from router.port import Facts
+from router.port import Facts, Identity
 
 _ID_BYTES = 4
 _MEDIA_TOKENS = 576
@@ -25,16 +25,25 @@ def request_view(
         expected_output_tokens=length.expected,
         length=length,
         arrived=now - facts.age_s,
+        exact=facts.input_tokens is not None and not facts.media,
         max_output_tokens=facts.max_output_tokens,
         sequences=facts.sequences,
         streams=facts.streams,
         weight=identity.weight,
+        party=_party(identity),
         priority=facts.priority,
         session=facts.session,
         media=facts.media,
         whole=facts.whole,
         pinned=pinned,
     )
+
+
+def _party(identity: Identity) -> tuple[str, ...]:
+    """The account first, its user inside it: users of one key share what the key is owed."""
+    if not identity.account or identity.account == identity.client:
+        return (identity.client,)
+    return identity.account, identity.client
 
 
 def prefix_key(facts: Facts, tokens_per_byte: float) -> PrefixKey:

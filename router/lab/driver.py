@@ -25,7 +25,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from heapq import heappop, heappush
 
-from policies.model import AttemptFailure, Dispatch, PrefixKey, RequestView, Stage, Usage, WorkerFacts
+from policies.model import AttemptFailure, Decision, Dispatch, PrefixKey, RequestView, Stage, Usage, WorkerFacts
+from policies.scheduler.loop import SchedulerLoop
 from router.control.scheduler_factory import make_scheduler
 from router.control.token_ratio import TokenRatio
 from router.lab.results import RequestResult, Run
@@ -40,8 +41,6 @@ from workers.simulator.steps import StepResult
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.25
 """How often the scheduler is told of output, as in the gateway: whichever comes first."""
-_SOONEST_S = 1e-4
-"""A deadline that has passed already is met so much later, as in the gateway."""
 _SUSPECT_AFTER = 3
 """Failed attempts in a row after which the gateway prefers other workers."""
 _PROGRESS_EVERY = 100
@@ -85,6 +84,7 @@ class _Driver:
         self._limits = setup.engine_config(workload.block_tokens)
         self._progress = progress
         self._scheduler = make_scheduler(setup.config, setup.seed)
+        self._steps = SchedulerLoop(self._scheduler, self._perform, self._wake_at)
         self._by_id: dict[str, int] = {}
         self._requests = enumerate(workload.requests)
         self._heap: list[tuple[float, int, int]] = []
@@ -178,7 +178,7 @@ class _Driver:
                 attempt.reported_at = now
                 output(attempt.ticket, tokens, now)
         self._report_later(number, now)
-        self._decide(now)
+        self._steps.after_event(now)
 
     def _read(self, number: int, now: float) -> None:
         """A worker's metrics are scraped."""
@@ -186,7 +186,7 @@ class _Driver:
         if worker.lost or worker.gone:
             return
         self._scheduler.worker_changed(worker.read(now), now)
-        self._decide(now)
+        self._steps.after_event(now)
         coming = self._deadline is not None or self._held or self._changes_left or self._sent
         if not coming and not any(each.attempts for each in self.workers):
             raise NeverEndsError(
@@ -219,12 +219,12 @@ class _Driver:
             return
         self._open[number] = request
         self._scheduler.submit(self._view(number, request, now), now)
-        self._decide(now)
+        self._steps.after_event(now)
 
     def _ask(self, _: int, now: float) -> None:
         if self._deadline == now:
             self._deadline = None
-            self._decide(now)
+            self._steps.wake(now)
 
     # -- the scheduler
 
@@ -244,6 +244,7 @@ class _Driver:
             served_name=name,
             key=key,
             input_tokens=tokens,
+            exact=not self._texts,
             expected_output_tokens=length.expected,
             arrived=now,
             length=length,
@@ -254,29 +255,19 @@ class _Driver:
             session=request.session,
         )
 
-    def _decide(self, now: float) -> None:
-        """Carry out what the scheduler has decided, and note when it wants to be asked again."""
-        while self._carry_out_decisions(now):
-            pass
-        deadline = self._scheduler.next_deadline()
-        if deadline is not None and deadline <= now:
-            deadline = now + _SOONEST_S
-        if deadline != self._deadline:
-            self._deadline = deadline
-            if deadline is not None:
-                heappush(self._heap, (deadline, _ASK, 0))
+    def _wake_at(self, deadline: float | None) -> None:
+        self._deadline = deadline
+        if deadline is not None:
+            heappush(self._heap, (deadline, _ASK, 0))
 
-    def _carry_out_decisions(self, now: float) -> bool:
-        """Returns whether an attempt has failed at once, so that there may be more to decide."""
-        failed = False
-        for decision in self._scheduler.decisions(now):
-            number = int(decision.request.id)
-            if isinstance(decision, Dispatch):
-                failed |= not self._dispatch(number, decision, now)
-            else:
-                self._open.pop(number)
-                self._rejected(number, decision.reason.value, now)
-        return failed
+    def _perform(self, decision: Decision, now: float) -> bool:
+        """Carry out a decision; returns whether an attempt has failed at once, so that there is more to decide."""
+        number = int(decision.request.id)
+        if isinstance(decision, Dispatch):
+            return not self._dispatch(number, decision, now)
+        self._open.pop(number)
+        self._rejected(number, decision.reason.value, now)
+        return False
 
     def _dispatch(self, number: int, decision: Dispatch, now: float) -> bool:
         """Begin an attempt. False where its worker is dead: then it has failed, and the request waits again."""
@@ -309,7 +300,7 @@ class _Driver:
         if self.workers[first].lost:
             self._open[number] = attempt.request
             self._scheduler.leg_failed(attempt.ticket, self._failed_on(first, now), AttemptFailure.CONNECT, 0, now)
-            self._decide(now)
+            self._steps.after_event(now)
             return
         self.workers[first].take(attempt, now)
         self._touched.add(first)
@@ -350,7 +341,7 @@ class _Driver:
                     scheduler.settled(ended.ticket, usage, now)
                     self._end(ended.number, now)
         self._leave_if_drained(number, now)
-        self._decide(now)
+        self._steps.after_event(now)
 
     def _hand_over(self, prefiller: int, sequence: EngineSequence, now: float) -> None:
         """The prompt of a pair is computed: its answer begins with fetching the KV."""
@@ -420,7 +411,7 @@ class _Driver:
             self._leave_if_drained(change.worker, now)
         else:
             self._lose(change.worker, now)
-        self._decide(now)
+        self._steps.after_event(now)
 
     def _leave_if_drained(self, number: int, now: float) -> None:
         worker = self.workers[number]
@@ -445,7 +436,7 @@ class _Driver:
     def _found_lost(self, number: int, now: float) -> None:
         self.workers[number].gone = True
         self._scheduler.worker_left(self.workers[number].facts.id, now)
-        self._decide(now)
+        self._steps.after_event(now)
 
     def _break_off(self, attempt: Attempt, number: int, now: float) -> None:
         """An attempt ends because a worker is dead, and its request with it if the client has seen output."""

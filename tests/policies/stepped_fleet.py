@@ -1,8 +1,8 @@
-"""A fleet in steps of one second, driven through the real scheduler, that measures who is served how much.
+"""A fleet in steps of one second, driven through the real scheduler, that measures the service of each party.
 
-Each step every running request gets one output token (its prefill takes the first step). The service is measured
-by a listener on the scheduler's events, with weights of its own: `extend tokens + 2 x output tokens`, whatever
-the queue policy charges.
+Each step every running request gets one output token (its prefill takes the first step). Service is measured by a
+listener on the scheduler's events, with weights of its own: `extend tokens + 2 x output tokens`, whatever the
+order charges.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from itertools import combinations, count
 from policies import catalog
 from policies.events import EVENTS, Left, Output, Placed, Queued
 from policies.knowledge import Knowledge
-from policies.model import Dispatch, PrefixKey, RequestView, Usage, WorkerFacts
-from policies.scheduler.early import EarlyLines
+from policies.model import PrefixKey, Reject, RequestView, Usage, WorkerFacts
 from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 WE, WQ = 1.0, 2.0
@@ -20,7 +19,10 @@ WE, WQ = 1.0, 2.0
 
 @dataclass(frozen=True)
 class Wish:
-    """A request to come: who asks, when, how many tokens in and out, which prompt it begins with."""
+    """A request to come: whose, when, how many tokens in and out, which prompt it begins with.
+
+    A client with slashes is a party, `organisation/team/user`.
+    """
 
     client: str
     at: int
@@ -41,6 +43,7 @@ def view(name, wish, now):
     return RequestView(
         id=name,
         client=wish.client,
+        party=tuple(wish.client.split("/")),
         served_name=fields.pop("served_name", "base"),
         key=PrefixKey(wish.prompt[: wish.tokens], 1, 1.0),
         input_tokens=wish.tokens,
@@ -53,7 +56,7 @@ def view(name, wish, now):
 
 
 class Measured:
-    """Hears what the queue policy hears, and what each client has been given, after every event."""
+    """An order that notes after every event what each client has been served."""
 
     hears = EVENTS
 
@@ -63,6 +66,8 @@ class Measured:
         self.asking = {}
         self.samples = []
         """(service of each client so far, the clients with a request in the queue)"""
+        self.borrowed = 0
+        """Requests that used room beside which an earlier one waited by choice."""
 
     def __getattr__(self, name):
         return getattr(self.queue, name)
@@ -80,6 +85,7 @@ class Measured:
             self.asking[client] = self.asking.get(client, 0) + 1
         elif isinstance(event, Placed):
             self.asking[client] -= 1
+            self.borrowed += event.borrowed
             self.served[client] += WE * event.extend_tokens
         elif isinstance(event, Output):
             self.served[client] += WQ * event.tokens
@@ -100,6 +106,8 @@ class SteppedFleet:
         make=None,
         hold_s=0.0,
         served_names=None,
+        kv_tokens=None,
+        window_tokens=10**9,
         on_start=lambda worker, request: None,
     ):
         knowledge = Knowledge()
@@ -107,27 +115,36 @@ class SteppedFleet:
         placements = catalog.placement_policies()
         chosen = placements[placement].build(knowledge=knowledge) if isinstance(placement, str) else placement
 
-        def make_queue():
-            return make(knowledge) if make is not None else entry.build(knowledge=knowledge)
-
-        self.queue = make_queue() if binding == "late" else EarlyLines(make_queue, chosen, knowledge.prefixes)
+        self.queue = make(knowledge) if make is not None else entry.build(knowledge=knowledge)
         self.measured = Measured(self.queue)
-        settings = SchedulerSettings(max_wait_s=float("inf"), prefill_window_tokens=10**9, hold_s=hold_s)
+        settings = SchedulerSettings(
+            max_wait_s=float("inf"),
+            prefill_window_tokens=window_tokens,
+            hold_s=hold_s,
+            binding=binding,
+            kv_margin=0.0,
+        )
         self.scheduler = Scheduler(self.measured, chosen, settings, knowledge)
-        if binding == "early":
-            self.queue.choose_among(self.scheduler.able)
         served = served_names or [frozenset({"base"})] * workers
         for number, names in enumerate(served):
-            self.scheduler.worker_joined(WorkerFacts(f"w{number}", names, slots=slots), 0.0)
+            facts = WorkerFacts(f"w{number}", names, slots=slots, kv_tokens=kv_tokens)
+            self.scheduler.worker_joined(facts, 0.0)
         self.slots = slots
         self.now = 0.0
         self.running = []
         self.views = {}
         self.started = {}
+        self.rejected = {}
+        """The reason for each request that was turned away."""
         self.on_start = on_start
         self.checks = []
         """Called with the fleet after all decisions of a moment."""
         self._names = count()
+
+    @property
+    def sequences(self):
+        """Sequences that run."""
+        return sum(decision.request.sequences for decision, _ in self.running)
 
     def submit(self, wish):
         one = view(f"r{next(self._names):04}", wish, self.now)
@@ -138,7 +155,9 @@ class SteppedFleet:
 
     def decide(self):
         for decision in self.scheduler.decisions(self.now):
-            assert isinstance(decision, Dispatch), decision
+            if isinstance(decision, Reject):
+                self.rejected[decision.request.id] = decision.reason
+                continue
             self.started[decision.request.id] = self.now
             self.running.append([decision, 0])
             self.on_start(decision.place.placement.decode, decision.request.id)
@@ -146,7 +165,7 @@ class SteppedFleet:
             check(self)
 
     def step(self, outputs):
-        """One token for each running request; who is complete makes room."""
+        """One token for each running request; those that are complete make room."""
         self.now += 1.0
         for leg in list(self.running):
             decision, done = leg
@@ -160,8 +179,8 @@ class SteppedFleet:
                 self.scheduler.settled(decision.ticket, usage, self.now)
             self.decide()
 
-    def play(self, wishes, *, steps=10_000):
-        """Everything that is wished for, until all have been answered."""
+    def play(self, wishes, *, steps=10_000, rejected=()):
+        """Everything that is wished for, until all have been answered but those that are `rejected`."""
         due, outputs = sorted(wishes, key=lambda wish: wish.at), {}
         for _ in range(steps):
             while due and due[0].at <= self.now:
@@ -169,9 +188,12 @@ class SteppedFleet:
                 outputs[f"r{len(outputs):04}"] = wish.output
                 self.submit(wish)
             if not due and not self.running and not len(self.queue):
+                if self.scheduler.faults.last is not None:
+                    raise self.scheduler.faults.last
+                assert self.rejected.keys() == set(rejected)
                 return self
             self.step(outputs)
-        raise AssertionError("not everybody was answered")
+        raise AssertionError("not every request was answered")
 
 
 def unfairness(samples, weights=None):
@@ -189,6 +211,21 @@ def unfairness(samples, weights=None):
             high = difference if high is None else max(high, difference)
             worst[pair] = max(worst.get(pair, 0.0), high - low)
     return worst
+
+
+def at_level(samples, depth):
+    """The same by the first levels of each party."""
+
+    def above(name):
+        return "/".join(name.split("/")[:depth])
+
+    summed = []
+    for served, waiting in samples:
+        totals = {}
+        for name, service in served.items():
+            totals[above(name)] = totals.get(above(name), 0.0) + service
+        summed.append((totals, {above(name) for name in waiting}))
+    return summed
 
 
 def head_starts(samples):

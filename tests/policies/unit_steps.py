@@ -1,17 +1,18 @@
 """One worker in the unit steps of the papers on memory: a real order, and beside it a program without ideas.
 
-Both answer when each job starts. `ordered` asks the real order, and tells it what it would hear from a scheduler;
-`naive` walks through every step and sums up what is held.
+Both answer when each job starts. `ordered` offers the real order's candidates to the worker as the matcher does,
+and counts lengths as the scheduler does: by the order's estimate, raised when an answer reaches it. `naive`
+walks through every step and sums up what is held.
 """
 
 from dataclasses import dataclass, replace
 
+from views import worker
+
 from policies.estimates.answer_length import Length
 from policies.events import Left, Output, Placed, Queued
-from policies.fleet.capacity import Room
 from policies.fleet.kv_fit import Batch, Member
-from policies.fleet.worker import Worker
-from policies.model import Outcome, Placement, PrefixKey, RequestView, Usage, WorkerFacts
+from policies.model import Outcome, Placement, PrefixKey, RequestView, Usage
 
 WORKER = "w0"
 
@@ -49,48 +50,49 @@ def request(number, job, **fields):
     )
 
 
-def view(members, capacity, *, name=WORKER, served_names=("base",)):
-    """A worker with all the room in the world but for its memory."""
-    bare = Worker(
-        WorkerFacts(name, frozenset(served_names), kv_tokens=capacity), window_s=0.2, window_tokens=None
-    ).view()
-    batch = None if capacity is None else Batch(members, capacity)
-    room = Room(not members, True, 10**9, None, capacity, 0.0, capacity, batch)
-    return replace(bare, room=room)
-
-
-def ordered(queue, jobs, capacity):
-    """When each job starts under an order, by its number."""
-    placement, running, started = Placement(WORKER), {}, {}
-    asked = {number: request(number, job) for number, job in enumerate(jobs)}
+def ordered(order, jobs, capacity, raises=lambda job, done: done + 1):
+    """When each job starts, by its number; `raises` is the new estimate of an answer that has reached its own."""
+    placement, running, estimates, started = Placement(WORKER), {}, {}, {}
+    asked = {number: estimated(order, request(number, job)) for number, job in enumerate(jobs)}
     for now in range(sum(job.output for job in jobs) + max(job.at for job in jobs) + 1):
         for number, one in asked.items():
             if jobs[number].at == now:
-                queue.push(one)
-                queue.on(Queued(one, now))
-        while (number := _next(queue, asked, running, capacity, now)) is not None:
-            queue.remove(asked[number])
-            queue.on(Placed(asked[number], placement, 0, jobs[number].prompt, now))
+                order.push(one)
+                order.on(Queued(one, now))
+        while True:
+            members = [Member(asked[n].input_tokens, done, estimates[n] - done) for n, done in running.items()]
+            number = _next(order, members, capacity, now)
+            if number is None:
+                break
+            order.remove(asked[number])
+            order.on(Placed(asked[number], placement, 0, jobs[number].prompt, now))
             running[number], started[number] = 0, now
+            estimates[number] = asked[number].expected_output_tokens
         for number in list(running):
             running[number] += 1
-            queue.on(Output(asked[number], placement, 1, now))
+            if running[number] >= estimates[number]:
+                estimates[number] = raises(jobs[number], running[number])
+            order.on(Output(asked[number], placement, 1, now))
         for number in [n for n, done in running.items() if done == jobs[n].output]:
             del running[number]
             usage = Usage(jobs[number].prompt, jobs[number].output)
-            queue.on(Left(asked[number], placement, Outcome.COMPLETED, usage, now))
-    assert len(queue) == 0
+            order.on(Left(asked[number], placement, Outcome.COMPLETED, usage, now))
+    assert len(order) == 0
     return started
 
 
-def _next(queue, asked, running, capacity, now):
-    """Whom the order starts first, if anybody."""
-    members = [
-        Member(asked[n].input_tokens, done, asked[n].expected_output_tokens - done) for n, done in running.items()
-    ]
-    for offer in queue.candidates([view(members, capacity)], float(now)):
-        if WORKER not in offer.keep_off:
-            return int(offer.request.id[1:])
+def estimated(order, one):
+    """The request as the scheduler hands it to the order."""
+    return replace(one, expected_output_tokens=order.estimate(one))
+
+
+def _next(order, members, capacity, now):
+    """The first candidate that fits, by number."""
+    batch = Batch(members, capacity)
+    for offer in order.candidates([worker(WORKER, kv_tokens=capacity)], float(now)):
+        one = offer.request
+        if not members or batch.fits(Member(one.input_tokens, 0, one.expected_output_tokens)):
+            return int(one.id[1:])
     return None
 
 

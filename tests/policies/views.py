@@ -2,7 +2,7 @@
 
 from policies.fleet.capacity import Room
 from policies.fleet.speed import Profile
-from policies.model import PrefixKey, RequestView, WorkerFacts, WorkerView
+from policies.model import PrefixKey, Question, RequestView, WorkerFacts, WorkerView
 
 OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None, expected_at=0.0)
 
@@ -38,10 +38,26 @@ def worker(name, *, requests=0, owed=0, kv=0, kv_tokens=None, room=OPEN, profile
         room=room,
         profile=speed,
         load_s=speed.prefill_s(owed) + requests * speed.step_s(requests),
+        prefill_due=0.0,
     )
 
 
+def ranking(policy, workers, matches=None, asked=None, now=0.0):
+    """All workers with cost and reason, best first."""
+    return policy.rank(Question(asked or request(), matches or {}, workers, now))
+
+
+def first(policy, workers, matches=None, asked=None, now=0.0):
+    """The best-ranked worker, its cost and the reason."""
+    return ranking(policy, workers, matches, asked, now)[0]
+
+
 def chosen(policy, workers, matches=None, asked=None, now=0.0):
-    """The worker's name, or what else was answered."""
-    choice = policy.choose(asked or request(), matches or {}, workers, now)
-    return choice.placement.decode if hasattr(choice, "placement") else choice
+    """The best-ranked worker's name, and why it is the best."""
+    best = first(policy, workers, matches, asked, now)
+    return best.worker.id, best.reason
+
+
+def named(policy, workers, matches=None, asked=None, now=0.0):
+    """The best-ranked worker's name."""
+    return first(policy, workers, matches, asked, now).worker.id

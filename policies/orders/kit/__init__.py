@@ -1,1 +1,1 @@
-"""What several orders are built from: lanes, accounts, sizes."""
+"""What orders share: lanes, accounts of parties, the fair queue over both, sizes, and the search of Sorted-F."""

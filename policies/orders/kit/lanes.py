@@ -1,89 +1,96 @@
-"""Who waits: by whose turn it is, and by which workers could serve them.
+"""Which workers could run a request: the lane in which it waits.
 
-A request stands in a lane with those that the same workers can serve, and lanes stand in groups (one per client,
-per level). Within a lane it is first in, first out. A lane whose workers are full does not hide the others: orders
-choose among the lanes that some worker with room could serve.
+Requests that the same workers could run wait in one lane. So a lane whose workers have no room is left out as a
+whole, and hides no other: an order looks at lanes, however many requests wait in them.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Generic, TypeVar
 
-from policies.model import RequestView, WorkerView
-from policies.orders.kit.ageing import arrival
+from policies.model import Placement, RequestView, WorkerFacts, WorkerId, WorkerView
 
-Group = TypeVar("Group", str, int)
-_Name = tuple[str, str | None, frozenset[str]]
-Lane = OrderedDict[str, RequestView]
-Lanes = Mapping[_Name, Lane]
-"""By what decides who could serve a request: its line, where it is pinned to, which workers have failed it."""
+LaneName = tuple[str, WorkerId | None, Placement | None, frozenset[WorkerId]]
+"""The served name it asks for, where it is pinned to, which workers were named on arrival, where it has failed."""
+Fifo = OrderedDict[str, RequestView]
 
 
-class Backlog(Generic[Group]):
-    """Lanes by group; a request that comes back stands where it stood."""
+def lane_of(request: RequestView) -> LaneName:
+    """The lane of a request, by what decides who could run it."""
+    return request.served_name, request.pinned, request.bound, request.excluded
+
+
+def room_of(workers: Sequence[WorkerView]) -> dict[WorkerId, WorkerFacts]:
+    """The workers with room for something, by name."""
+    return {worker.id: worker.facts for worker in workers if worker.room.open}
+
+
+def has_room(lane: LaneName, room: Mapping[WorkerId, WorkerFacts]) -> bool:
+    """Whether a worker with room could run requests of the lane; of a pair that was named both need room."""
+    served_name, pinned, bound, excluded = lane
+    if bound is not None:
+        return all(worker is None or worker in room for worker in bound)
+    if pinned is not None:
+        facts = room.get(pinned)
+        return facts is not None and facts.usable and served_name in facts.served_names and pinned not in excluded
+    for worker, facts in room.items():
+        if facts.usable and served_name in facts.served_names and worker not in excluded:
+            return True
+    return False
+
+
+class Lanes:
+    """Waiting requests by lane, first in, first out within one; a request that returns stands where it stood."""
+
+    __slots__ = ("_lanes", "_where")
 
     def __init__(self) -> None:
-        self.groups: dict[Group, dict[_Name, Lane]] = {}
-        self._kinds: dict[_Name, dict[Group, None]] = {}
-        """Which groups have such a lane."""
-        self._count = 0
+        self._lanes: dict[LaneName, Fifo] = {}
+        self._where: dict[str, LaneName] = {}
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._where)
 
     def __iter__(self) -> Iterator[RequestView]:
-        return (one for lanes in self.groups.values() for lane in lanes.values() for one in lane.values())
+        return (request for lane in self._lanes.values() for request in lane.values())
 
-    def push(self, group: Group, request: RequestView, *, again: bool) -> None:
-        name = _name(request)
-        lane = self.groups.setdefault(group, {}).setdefault(name, OrderedDict())
-        self._kinds.setdefault(name, {})[group] = None
-        lane[request.id] = request
-        if again:  # back to where it stood
-            for younger in [other.id for other in lane.values() if other.arrived > request.arrived]:
-                lane.move_to_end(younger)
-        self._count += 1
+    def push(self, request: RequestView, *, again: bool) -> None:
+        """Add a request at the end of its lane; `again`: before those of the lane that arrived later."""
+        name = self._where[request.id] = lane_of(request)
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = OrderedDict()
+        append(lane, request, again=again)
 
-    def remove(self, group: Group, request: RequestView) -> None:
-        name, lanes = _name(request), self.groups[group]
-        del lanes[name][request.id]
-        self._count -= 1
-        if lanes[name]:
-            return
-        del lanes[name], self._kinds[name][group]
-        if not lanes:
-            del self.groups[group]
-        if not self._kinds[name]:
-            del self._kinds[name]
+    def remove(self, request: RequestView) -> None:
+        """Remove a request. Raises KeyError for one that does not wait here."""
+        name = self._where.pop(request.id)
+        lane = self._lanes[name]
+        del lane[request.id]
+        if not lane:
+            del self._lanes[name]
 
-    def servable(self, workers: Sequence[WorkerView]) -> Mapping[Group, Lanes]:
-        """The lanes that some worker with room could serve; where there is no such lane, all."""
-        room = [worker.facts for worker in workers if worker.room.open]
-        served = {
-            name
-            for name, groups in self._kinds.items()
-            if any(worker.serves(oldest(self.groups[next(iter(groups))][name])) for worker in room)
-        }
-        if not served or len(served) == len(self._kinds):
-            return self.groups
-        return {
-            group: {name: lane for name, lane in lanes.items() if name in served}
-            for group, lanes in self.groups.items()
-            if not served.isdisjoint(lanes)
-        }
+    def with_room(self, workers: Sequence[WorkerView]) -> list[Fifo]:
+        """The lanes that some worker with room could run."""
+        if len(self._lanes) == 1:  # the matcher only asks while there is room
+            return list(self._lanes.values())
+        room = room_of(workers)
+        return [lane for name, lane in self._lanes.items() if has_room(name, room)]
 
 
-def oldest(lane: Lane) -> RequestView:
-    """The head of a lane; lanes are never empty."""
-    return next(iter(lane.values()))
+def append(lane: Fifo, request: RequestView, *, again: bool) -> None:
+    """Add a request to a lane; `again`: to the place it had, by arrival."""
+    lane[request.id] = request
+    if again and len(lane) > 1:
+        for younger in [other.id for other in lane.values() if other.arrived > request.arrived]:
+            lane.move_to_end(younger)
 
 
-def heads(lanes: Lanes, depth: int) -> list[RequestView]:
-    """The oldest few of each lane, in order of arrival."""
-    first = [request for lane in lanes.values() for request in islice(lane.values(), depth)]
-    return sorted(first, key=arrival) if len(lanes) > 1 else first
+def heads(lane: Fifo, depth: int) -> Iterator[RequestView]:
+    """The oldest few of a lane."""
+    return islice(lane.values(), depth)
 
 
-def _name(request: RequestView) -> _Name:
-    return request.served_name, request.pinned, request.excluded
+def arrival(request: RequestView) -> tuple[float, str]:
+    """Order of arrival, the same for every run."""
+    return request.arrived, request.id

@@ -1,12 +1,13 @@
-"""Which of these requests should run together, so that many end soon?
+"""Sets of requests that run well together: the search of Sorted-F.
 
-Source: Sorted-F (arXiv 2508.06133): of all sets X that fit into memory when they start together, the one with
-the least `F(X) = sum(o_i) / |X|^2`, where o_i are lengths of answers.
+Source: Sorted-F (arXiv 2508.06133): of all sets X that fit into memory when they start together, the one with the
+least `F(X) = sum(o_i) / |X|^2`, where o_i are lengths of answers. [ours] In F an answer counts by its `cost`, its
+length as aged by waiting; memory is tested with the length itself.
 
-To find it is hard: small answers may come with long prompts. [ours] Bounded search: sets grown greedily along
-four orders (answer, peak, volume, prompt), each prefix looked at; then the best is improved by adding one,
-exchanging one for one or for two, or leaving one out, as long as F falls, so many times at most. A search over n
-requests makes at most `_IMPROVEMENTS` rounds of O(n^2) tests, each in O(n).
+The minimum is hard to find: small answers may come with long prompts. [ours] Bounded search: sets grown greedily
+along four orders (answer, peak, volume, prompt), each prefix looked at; then the best is improved by adding one,
+exchanging one for one or for two, or leaving one out, as long as F falls, `_IMPROVEMENTS` times at most. A
+search over n requests makes that many rounds of O(n^2) tests, each in O(n).
 
 Invariant: what is returned fits, or is a single request that does not fit by itself.
 """
@@ -21,11 +22,17 @@ _PAIRS = 8
 
 
 class Item(NamedTuple):
-    """A request: tokens of its prompt, tokens of each answer, and how many answers."""
+    """A request: tokens of its prompt, tokens of each answer, how many answers, and what an answer counts in F."""
 
     prompt: int
     answer: int
     sequences: int = 1
+    aged: float | None = None
+    """None: as its length."""
+
+    @property
+    def cost(self) -> float:
+        return self.answer if self.aged is None else self.aged
 
 
 _Set = list[int]
@@ -34,11 +41,11 @@ _Some = tuple[int, ...]
 
 
 def batches(items: Sequence[Item], capacity: float) -> Iterator[list[int]]:
-    """All requests in the order of Sorted-F: set after set of least F, each by ascending answer; indices."""
+    """All requests in the order of Sorted-F: set after set of least F, each by ascending cost; indices."""
     left = sorted(range(len(items)), key=lambda i: (items[i].answer, i))
     while left:
         chosen = least_f(items, left, capacity)
-        yield chosen
+        yield sorted(chosen, key=lambda i: (items[i].cost, i))
         taken = set(chosen)
         left = [i for i in left if i not in taken]
 
@@ -58,7 +65,7 @@ def least_f(items: Sequence[Item], among: Sequence[int], capacity: float) -> lis
 
 def f(items: Sequence[Item], chosen: Sequence[int]) -> float:
     """The measure of a set that is not empty: mean length of an answer, per member."""
-    return sum(items[i].answer for i in chosen) / len(chosen) ** 2
+    return sum(items[i].cost for i in chosen) / len(chosen) ** 2
 
 
 def together(items: Sequence[Item], chosen: Sequence[int], capacity: float) -> bool:
@@ -68,7 +75,7 @@ def together(items: Sequence[Item], chosen: Sequence[int], capacity: float) -> b
     """
     prompts = growing = 0
     for i in reversed(chosen):
-        prompt, answer, sequences = items[i]
+        prompt, answer, sequences, _ = items[i]
         prompts += prompt
         growing += sequences
         if prompts + growing * answer > capacity:
@@ -77,7 +84,7 @@ def together(items: Sequence[Item], chosen: Sequence[int], capacity: float) -> b
 
 
 _ORDERS: tuple[Callable[[Item], float], ...] = (
-    lambda item: item.answer,
+    lambda item: item.cost,
     lambda item: item.prompt + item.sequences * item.answer,
     lambda item: item.prompt * item.answer + item.sequences * item.answer * (item.answer + 1) / 2,
     lambda item: item.prompt,
@@ -89,7 +96,7 @@ def _by_f(items: Sequence[Item]) -> Callable[[_Set], float]:
 
 
 def _grown(items: Sequence[Item], order: Sequence[int], capacity: float) -> _Set:
-    """Along an order, whoever still fits; the best of all sets on the way."""
+    """Along an order, all that still fit; the best of all sets on the way."""
     chosen: _Set = []
     best: _Set = [order[0]]
     for i in order:
@@ -104,10 +111,10 @@ def _grown(items: Sequence[Item], order: Sequence[int], capacity: float) -> _Set
 def _better(items: Sequence[Item], chosen: _Set, among: Sequence[int], capacity: float) -> _Set | None:
     """The best neighbour of a set, if there is one with a smaller F that fits."""
     best, least = None, f(items, chosen)
-    total = sum(items[i].answer for i in chosen)
+    total = sum(items[i].cost for i in chosen)
     for gone, come in _exchanges(chosen, among):
         number = len(chosen) - len(gone) + len(come)
-        value = total - sum(items[i].answer for i in gone) + sum(items[i].answer for i in come)
+        value = total - sum(items[i].cost for i in gone) + sum(items[i].cost for i in come)
         if number and value < least * number**2:  # cheap, and mostly not so
             other = [i for i in chosen if i not in gone]
             for i in come:
@@ -118,7 +125,7 @@ def _better(items: Sequence[Item], chosen: _Set, among: Sequence[int], capacity:
 
 
 def _exchanges(chosen: _Set, among: Sequence[int]) -> Iterator[tuple[_Some, _Some]]:
-    """Who goes and who comes: one more; one less; one for one; one for two."""
+    """What to take out and what to put in: one more; one less; one for one; one for two."""
     inside = set(chosen)
     outside = [i for i in among if i not in inside]
     pairs = list(combinations(outside[:_PAIRS], 2))

@@ -17,6 +17,7 @@ from policies.model import (
 )
 from policies.orders.fcfs import Fcfs
 from policies.orders.fcfs import Settings as FcfsSettings
+from policies.protocol import PlacementPolicy
 from policies.scheduler.scheduler import Scheduler
 from router.config.schema import Config
 from router.control import dispatcher as admission
@@ -167,14 +168,11 @@ async def test_events_after_the_end_change_nothing(pool):
     assert at_rest(one)
 
 
-class Broken:
+class Broken(PlacementPolicy):
     """A placement with a bug."""
 
-    def choose(self, *_):
+    def rank(self, question):
         raise LookupError("a bug")
-
-    def on(self, event):
-        pass
 
 
 async def test_a_policy_that_raises_is_spoken_of_once_in_a_while_and_requests_go_on(caplog, monkeypatch):
@@ -190,12 +188,12 @@ async def test_a_policy_that_raises_is_spoken_of_once_in_a_while_and_requests_go
         for name in "1234":
             await ask(name)
         (told,) = caplog.records
-        assert told.getMessage() == "a policy of m raised an exception, 1 times since it was last said"
+        assert told.getMessage() == "a policy of m raised an exception, 1 times since it was last logged"
         assert isinstance(told.exc_info[1], LookupError)
         monkeypatch.setattr(admission, "_FAULTS_EVERY_S", 0.0)
         await ask("5")
         assert [record.getMessage().split(", ")[1].split()[0] for record in caplog.records] == ["1", "4"]
-        one.pump()
+        one.after_event()
         assert len(caplog.records) == 2
     one.close()
     assert at_rest(one)

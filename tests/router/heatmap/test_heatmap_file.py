@@ -6,7 +6,7 @@ import pytest
 
 from policies.estimates.heatmap import Heatmap, Layer
 from policies.estimates.heatmap_file import HeatmapError
-from policies.model import PrefixKey, RequestView, Stage, WorkerFacts
+from policies.model import Stage, WorkerFacts
 from router.config.schema import Config
 from router.config.yaml_lines import ConfigError
 from router.control.scheduler_factory import make_scheduler, roles_shortfall
@@ -91,19 +91,6 @@ def test_what_the_chosen_policies_want_of_roles_is_told_before_the_first_request
     assert roles_shortfall(config(placement="dist_sched"), [*both, prefill, decode]) is None
     assert "none for decode" in roles_shortfall(config(placement="fairlead"), [*both, prefill])
     assert "roles are ignored" in roles_shortfall(config(disaggregate="never"), [*both, prefill, decode])
-
-
-def test_a_side_that_has_no_room_is_not_taken_for_one_that_is_down():
-    """Whom the queue keeps a request off is left out of the workers that the placement is asked about."""
-    scheduler = make_scheduler(config())
-    for name, stage in (("p", Stage.PREFILL), ("d", Stage.DECODE)):
-        scheduler.worker_joined(WorkerFacts(name, frozenset({"m"}), frozenset((stage,))), 0.0)
-    request = RequestView("r", "anna", "m", PrefixKey(), 1000, 10, 0.0)
-    placement, (prefill, decode) = scheduler._chooser._placement, scheduler.snapshot().workers
-    assert placement.choose(request, {}, [prefill], 0.0) is None
-    assert placement.choose(request, {}, [prefill, decode], 0.0).placement == ("d", "p", None)
-    scheduler.worker_left("d", 1.0)
-    assert placement.choose(request, {}, [prefill], 1.0).placement == ("p", None, None)
 
 
 def test_a_written_map_is_json_that_others_can_read(tmp_path):

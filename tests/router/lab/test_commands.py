@@ -48,10 +48,10 @@ def test_json_is_one_object_and_nothing_else():
 
 @pytest.mark.parametrize("command", [["simulate"], ["compare", "--binding", "late"]])
 def test_a_policy_that_raises_does_not_pass_for_one_that_ran(monkeypatch, command):
-    def choose(*_):
+    def rank(*_):
         raise LookupError("no such thing")
 
-    monkeypatch.setattr(LMetric, "choose", choose)
+    monkeypatch.setattr(LMetric, "rank", rank)
     result = invoke(command[0], SMALL, *command[1:], "--placement", "lmetric", "--json")
     assert result.exit_code == 0, result.output
     assert "the policies raised 40 times, at last LookupError('no such thing')" in result.stderr

@@ -246,23 +246,13 @@ def test_the_deficit_of_a_client_is_the_policys_own(metrics, pool):
     scheduler.submit(view("a"), 0.0)
     scheduler.decisions(0.0)
     shown = value(metrics, "client_deficit", model="tiny", client="team")
-    assert shown == scheduler._queue.deficit("team")
+    assert shown == scheduler._order.deficit("team")
     assert shown is not None
 
 
 def test_an_order_without_accounts_shows_no_deficit(pool):
-    pool.scheduler._queue = Fcfs(FcfsSettings())
+    pool.scheduler._order = Fcfs(FcfsSettings())
     assert pool.scheduler.deficit("team") is None
-
-
-def test_deficits_of_lines_add_up_under_early_binding():
-    config = Config.load(env={}, overrides={"policies": {"binding": "early"}})
-    scheduler = make_scheduler(config)
-    assert scheduler.deficit("team") is None
-    scheduler.worker_joined(WorkerFacts("w", frozenset({"tiny"})), 0.0)
-    scheduler.submit(view("a"), 0.0)
-    (line,) = scheduler._queue._lines.values()
-    assert scheduler.deficit("team") == line.queue.deficit("team")
 
 
 def test_the_hottest_beginnings_are_shares_of_recent_requests(metrics, pool):
