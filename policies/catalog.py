@@ -6,7 +6,20 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from policies.knowledge import Knowledge
-from policies.orders import amax, amin, dlpm, fcfs, lpm, mc_sf, priority, shortest_first, sorted_f, svf, vtc
+from policies.orders import (
+    amax,
+    amin,
+    dlpm,
+    fcfs,
+    lpm,
+    mc_sf,
+    priority,
+    shortest_first,
+    sorted_f,
+    svf,
+    svf_1bit,
+    vtc,
+)
 from policies.placements import (
     cache_aware,
     consistent_hash,
@@ -84,6 +97,7 @@ def queue_policies() -> dict[str, Entry[OrderPolicy]]:
         _entry("mc_sf", mc_sf.Settings, lambda s, _: mc_sf.McSf(s)),
         _entry("sorted_f", sorted_f.Settings, lambda s, _: sorted_f.SortedF(s)),
         _entry("svf", svf.Settings, lambda s, _: svf.Svf(s)),
+        _entry("svf_1bit", svf_1bit.Settings, lambda s, _: svf_1bit.OneBitSvf(s)),
         _entry("amax", amax.Settings, lambda s, _: amax.AMax(s)),
         _entry("amin", amin.Settings, lambda s, _: amin.AMin(s)),
     )
