@@ -4,6 +4,9 @@ Eight workers: four that do both stages beside two pairs, as in the paper's mixe
 pairs. Placed on arrival, first come first served, as in the paper, except for the shipped default. The heatmap is
 the shipped one, made for the simulated H100 that also serves here.
 
+`dist_sched as printed` takes the heatmap as it was measured, by the whole prompt: ours looks at the uncached part,
+at what either side owes, and explores.
+
 The paper's round robin is *blind*: colocated workers and pairs take turns, whatever a request looks like. The
 lab's `round_robin` takes turns among the workers of the kind that the heatmap has picked, which is half of what
 `dist_sched` does; so the blind one is put together from two replays, each with the requests whose turn it is.
@@ -33,6 +36,12 @@ POOLS: Mapping[str, str] = {
 BLIND = "round_robin, blind"
 COMBINATIONS: Mapping[str, Mapping[str, Any]] = {
     "dist_sched": {"placement": "dist_sched", "queue": "fcfs", "binding": "early"},
+    "dist_sched as printed": {
+        "placement": "dist_sched",
+        "queue": "fcfs",
+        "binding": "early",
+        "settings": {"disaggregate": "printed"},
+    },
     "round_robin": {"placement": "round_robin", "queue": "fcfs", "binding": "early"},
     "as shipped": {},
 }
@@ -93,7 +102,8 @@ def _tasks(source: Source) -> dict[str, Replay | Blind]:
 
 
 def _setup(chosen: Mapping[str, Any], roles: str) -> Setup:
-    return make_setup(roles=roles, settings={"queue_requests": 10**6, "queue_wait_s": 1e6}, **chosen)
+    settings = {"queue_requests": 10**6, "queue_wait_s": 1e6, **chosen.get("settings", {})}
+    return make_setup(**{**chosen, "roles": roles, "settings": settings})
 
 
 def _measure(task: Replay | Blind) -> Row:

@@ -29,8 +29,10 @@ from policies.model import Matches, Outcome, Question, RequestView, Stage, Worke
 from policies.placements.kit.draw import draw
 from policies.value import value
 
-Disaggregate = Literal["heatmap", "always", "never"]
-"""heatmap: as the map says of each request. always: a pair while one has room. never: roles are ignored."""
+Disaggregate = Literal["heatmap", "printed", "always", "never"]
+"""heatmap: as the map says of each request. printed: as the map was measured, by the length of the whole prompt,
+whatever is cached, owed or learned (DeepServe, arXiv 2501.14417). always: a pair while one has room. never: roles
+are ignored."""
 
 
 class Option(NamedTuple):
@@ -120,6 +122,8 @@ class Disaggregation:
     def _pair_first(self, request: RequestView, matches: Matches, kinds: _Kinds) -> bool:
         if self._disaggregate == "always":
             return True
+        if self._disaggregate == "printed":
+            return self._heatmap.measured.gain(request.input_tokens, request.expected_output_tokens) > 0
         held = max(matches.get(view.id, 0) for view in (*kinds.colocated, *kinds.prefill))
         prefill, answer = max(1, request.input_tokens - held), request.expected_output_tokens
         advised = self._gain(request, matches, kinds, prefill) > 0

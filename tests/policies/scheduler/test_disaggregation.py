@@ -113,6 +113,19 @@ def test_always_and_never():
     assert options(kinds("never")) == [([view.id for view in FLEET], [])]
 
 
+def test_printed_is_what_was_measured_whatever_is_cached_owed_or_learned():
+    short, long = request(tokens=5_000, output=50), request()
+    made, busy = kinds("printed"), [worker("c1"), worker("p1", prefill_owed=10**6), worker("d1")]
+    assert first(made, busy, long, {"c1": 9_900}) == ("p1", "d1")
+    assert first(kinds(), busy, long, {"c1": 9_900}) == ("c1", None)
+    for _ in range(200):
+        made._heatmap.record(10_000, 100, 1.0, disaggregated=False)
+        made._heatmap.record(10_000, 100, 9.0, disaggregated=True)
+    assert first(made, asked=long) == ("p1", "d1")
+    asked = [replace(short, id=str(number)) for number in range(300)]
+    assert len({first(kinds("printed", ((0.01, 0.01), (0.01, 0.01))), asked=one) for one in asked}) == 1
+
+
 def test_without_colocated_workers_every_request_goes_to_a_pair():
     assert options(kinds(), FLEET[2:], request(tokens=100, output=100)) == [(["p1", "p2"], ["d1", "d2"])]
 
