@@ -207,8 +207,8 @@ class Policies(Section):
     )
     disaggregate: Disaggregate = Field(
         default="heatmap",
-        description="Use pairs of a prefill and a decode worker: as the heatmap says; printed, as it was measured and "
-        "for the whole prompt, whatever is cached or owed; always; never (no roles).",
+        description="Use pairs of a prefill and a decode worker: as the heatmap says; printed, as it was measured "
+        "and for the whole prompt, whatever is cached or owed; always; never (no roles).",
     )
     heatmap: Annotated[Path | None, AfterValidator(_readable_heatmap)] = Field(
         default=None, description="A file of `fairlead heatmap measure`; unset: the one that is shipped."
