@@ -60,10 +60,10 @@ class Settings:
     """Service per prompt token that has to be computed, w_e."""
     output_weight: float = 2.0
     """Service per output token, w_q."""
-    overdraft: int = 8192
+    overdraft: int = 131_072
     """Service beyond what is due, up to which a party may use room beside which an earlier request waits by choice
     for a better worker; 0: never."""
-    arrears: int = 65536
+    arrears: int = 262_144
     """Service to which a waiting party keeps its claim while others start on workers that it cannot use."""
     patience_s: float = 10.0
     """From here on a request whose party is due comes before matches and volumes, and reserves a worker if it fits

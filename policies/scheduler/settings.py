@@ -24,7 +24,7 @@ class SchedulerSettings:
     """late: a request gets its worker when that has room. early: it is named one on arrival and waits for it."""
     hold_s: float = 5.0
     """How long in all a request may wait for a better worker beside workers with room for it; 0: never."""
-    hold_gain: float = 0.5
+    hold_gain: float = 0.2
     """Seconds of prefill that each second of such a wait has to save, for rules whose costs are seconds."""
     disaggregate: Disaggregate = "heatmap"
     """Whether a request runs on one worker or on a prefill/decode pair."""

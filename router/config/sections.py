@@ -203,7 +203,7 @@ class Policies(Section):
         description="How long a request may wait for a better worker beside one with room; 0: never.",
     )
     hold_gain: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
-        default=0.5, description="Seconds of prefill that each second of such a wait has to save."
+        default=0.2, description="Seconds of prefill that each second of such a wait has to save."
     )
     disaggregate: Disaggregate = Field(
         default="heatmap",
