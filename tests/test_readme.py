@@ -53,15 +53,6 @@ def test_every_file_that_is_named_exists():
     assert named
 
 
-def test_every_file_in_the_map_of_rooms_stands_in_its_room():
-    (rooms,) = [text for text in blocks("") if text.startswith("policies/")]
-    room = ""
-    for line in rooms.splitlines():
-        room = line.split("/")[0] if not line.startswith(" ") else room
-        for name in re.findall(r"\b\w+\.py\b", line):
-            assert any((ROOT / room).rglob(name)), f"{room}/.../{name}"
-
-
 def test_the_demo_prints_what_the_readme_shows_and_answers_the_openai_client():
     (shown,) = [text for text in blocks("") if text.startswith("starting")]
     (program,) = blocks("python")
