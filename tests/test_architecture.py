@@ -267,3 +267,14 @@ def test_the_order_starts_the_newest_request(registered):
     assert started(made, 4.0) == {}
     made.cancel(first, 5.0)
     assert started(made, 5.0) == {"new": "a"}
+
+
+def test_the_order_starts_a_request_that_has_waited_too_long_before_newer_ones(registered):
+    order = registered["newest_first"].build()
+    made = scheduler(order, catalog.placement_policies()["least_loaded"].build(), "a")
+    first = made.submit(asked("running"), 0.0)
+    assert started(made, 0.0) == {"running": "a"}
+    made.submit(asked("old", 1.0), 1.0)
+    made.submit(asked("new", 11.0), 11.0)
+    made.cancel(first, 12.0)
+    assert started(made, 12.0) == {"old": "a"}
