@@ -40,6 +40,7 @@ from router.edge.server import Server, make_server, stop
 from router.observability import request_log
 from router.observability.cache_metrics import CacheMetrics
 from router.observability.gauges import Gauges
+from router.observability.log_writer import LogSeries
 from router.observability.loop_delay import watch
 from router.observability.metrics import Metrics
 from router.observability.request_log import RequestLog
@@ -159,6 +160,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     metrics.registry.register(Gauges(pools, connections.counts, metrics.observed))
     metrics.registry.register(CacheMetrics(pools, fleet))
     metrics.registry.register(TokenizationSeries(tokenization))
+    metrics.registry.register(LogSeries(log_lines.lines))
     announced = False
 
     def on_fleet(event: FleetEvent) -> None:
@@ -182,7 +184,6 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         await tokenization.aclose()
         pools.close()
         await connections.aclose()
-        log_lines.lines.flush()
 
 
 def _fleet_settings(config: Config) -> FleetSettings:

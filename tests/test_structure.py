@@ -23,7 +23,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("policies", "workers", "router")
-TOP_LEVEL = {"pyproject.toml", "README.md", "router", "workers", "policies", "deploy", "tests", "benchmarks"}
+DOCUMENTS = {"README.md", "ARCHITECTURE.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"}
+TOP_LEVEL = {"pyproject.toml", *DOCUMENTS, "router", "workers", "policies", "deploy", "tests", "benchmarks"}
 LEFT_BY_TOOLS = {"build", "dist", "__pycache__"}
 VAGUE = {"utils", "util", "common", "base", "manager", "service", "helper", "helpers", "handler", "context"}
 
@@ -94,7 +95,7 @@ def texts():
         yield from (
             path for path in (ROOT / room).rglob("*") if path.is_file() and "__pycache__" not in path.parts
         )
-    yield from (ROOT / name for name in ("README.md", "pyproject.toml") if (ROOT / name).exists())
+    yield from (ROOT / name for name in ("pyproject.toml", *sorted(DOCUMENTS)) if (ROOT / name).exists())
 
 
 def remarks(text):

@@ -7,7 +7,6 @@ from typing import Any
 from benchmarks.lab.cases import Case, misbehaving
 from benchmarks.lab.cells import LIMIT, Cell, Combination
 from policies import catalog
-from router.lab.setup import known_settings
 
 BINDINGS = ("late", "early")
 UNFAIR = ("round_robin", "least_loaded", "cache_aware", "lmetric", "kv_cost")
@@ -15,13 +14,15 @@ UNFAIR = ("round_robin", "least_loaded", "cache_aware", "lmetric", "kv_cost")
 QUEUES = ("lpm", "vtc", "dlpm", "dlpm+lpm", "dlpm+svf")
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no hold": {"hold_ms": 0},
+    "a hold for any saving": {"hold_gain": 0.0},
+    "no overdraft": {"queue.overdraft": 0},
     "no harm to others": {"placement.harm": 0.0},
     "no decode in the cost": {"placement.decode": 0.0},
     "decode as heavy as prefill": {"placement.decode": 1.0},
     "no warm-up slice": {"placement.warm_up": 0.0},
     "no prefill window": {"prefill_window_tokens": 10_000_000},
 }
-"""One part of the default changed; one whose settings do not exist (any more) is left out."""
+"""One part of the default changed: settings by name, as `fairlead simulate --set` takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +88,7 @@ def limit_of() -> Combination:
 def ablations() -> dict[str, Combination]:
     """The default with one part changed, by what is changed."""
     names = (catalog.DEFAULT_PLACEMENT, catalog.DEFAULT_QUEUE)
-    known = known_settings([names[0]], [names[1]])
-    changed = {
-        name: Combination(*names, "late", tuple(changes.items()))
-        for name, changes in ABLATIONS.items()
-        if changes.keys() <= set(known)
-    }
+    changed = {name: Combination(*names, "late", tuple(changes.items())) for name, changes in ABLATIONS.items()}
     return {**changed, "early binding": Combination(*names, "early")}
 
 

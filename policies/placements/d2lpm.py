@@ -5,7 +5,7 @@ Source: D²LPM, Double Deficit Longest Prefix Match (arXiv 2501.14312, Algorithm
 Every client has a deficit `q[w]` per worker, in units of service. A worker is eligible for a client while
 `q[w] > 0`; when none is, all of the client's deficits that are used up gain a quantum, as often as it takes. So a
 client uses a worker for about a quantum, keeping its prefixes together, and then has to use the others as well:
-with a fair order in each worker's line (DLPM, `binding: early`), clients are served alike by the whole fleet.
+with a fair order in each worker's queue (DLPM, `binding: early`), clients are served alike by the whole fleet.
 
     select:  A = eligible workers, G = those with the longest match; the fewest requests in G ∩ A, else in A
     bound:   charge the prompt              output:  charge `output_weight` per token

@@ -18,13 +18,13 @@ warm when it is needed. Load and locality are thus one number; nothing switches 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import ClassVar
 
 from policies.events import NONE, Event
 from policies.knowledge import Knowledge
 from policies.model import Question, Ranked, Reason, RequestView, WorkerView
 from policies.placements.kit.draw import draw
-from policies.placements.kit.ranking import reason_for
 from policies.protocol import PlacementPolicy
 
 
@@ -62,9 +62,11 @@ class Fairlead(PlacementPolicy):
             cost = equal.get(looks)
             if cost is None:
                 cost = equal[looks] = self._cost(request, worker, matched)
-            owed = worker.prefill_due - now
-            ranking.append(Ranked(worker, cost + owed if owed > 0 else cost, reason_for(matched, longest)))
-        ranking.sort(key=_cost_of)
+            if worker.prefill_due > now:
+                cost += worker.prefill_due - now
+            reason = Reason.MISS if not longest else Reason.HIT if matched == longest else Reason.SPILL
+            ranking.append(Ranked(worker, cost, reason))
+        ranking.sort(key=itemgetter(1))
         if longest and self._is_for_warming(request) and (cold := self._cold(workers)) is not None:
             ranking.sort(key=lambda ranked: ranked.worker is not cold)
             ranking[0] = ranking[0]._replace(reason=Reason.WARM_UP)
@@ -90,7 +92,3 @@ class Fairlead(PlacementPolicy):
         most = max(tokens for tokens, _ in held)
         tokens, coldest = min(held, key=lambda entry: entry[0])
         return coldest if tokens < self._settings.cold_share * most else None
-
-
-def _cost_of(ranked: Ranked) -> float:
-    return ranked.cost

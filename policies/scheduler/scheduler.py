@@ -6,7 +6,7 @@
 
 The gateway drives it with a real clock and sockets, the lab with a virtual clock and simulated engines.
 
-Invariants (tests/policies/test_scheduler.py):
+Invariants (tests/policies/scheduler/test_scheduler.py):
 - each submitted request ends exactly once: by `settled`, `cancel`, a failed leg, or a `Reject`;
 - an event whose ticket is not the current attempt changes nothing;
 - policies hear of an attempt in one order: Queued, Bound, Placed, FirstToken, Output ..., Left;
@@ -14,8 +14,8 @@ Invariants (tests/policies/test_scheduler.py):
 - while a request waits that some worker admits, `decisions` places one (unless it waits by choice for a better
   worker, or that worker is reserved for an overdue request).
 
-Late binding: a request stays in the queue until a worker has room for it (`room.py`), so that order and fairness
-are ours for as long as possible.
+Late binding: a request stays in the queue until a worker has room for it (`policies/fleet/capacity.py`), so that
+order and fairness are ours for as long as possible.
 """
 
 from collections.abc import Iterator

@@ -126,7 +126,7 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
         _refuse("there are no workers: name them under `workers:`, or switch on `admin:` to add them later")
 
     from router import app
-    from router.commands.startup import claim_port
+    from router.commands.startup import claim_port, say
     from router.config.schema import Config
 
     async def gateway() -> None:
@@ -135,7 +135,7 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
         final = Config.load(config, overrides=claimed)
         await app.run(
             final,
-            on_ready=lambda: typer.echo(f"ready {final.listen.url}"),
+            on_ready=lambda: say(f"ready {final.listen.url}"),
             reload=lambda: Config.load(config, overrides=claimed),
         )
 
@@ -205,7 +205,7 @@ def up(
 
 async def _up(options: Any, path: Path | None, loaded: "Config") -> None:
     from router import app
-    from router.commands.startup import cancelled_by_signals, claim_port
+    from router.commands.startup import cancelled_by_signals, claim_port, say
     from router.commands.up import launched
     from router.config.schema import Config
 
@@ -216,7 +216,7 @@ async def _up(options: Any, path: Path | None, loaded: "Config") -> None:
             config = Config.load(path, overrides=overrides)
             await app.run(
                 config,
-                on_ready=lambda: typer.echo(f"ready {config.listen.url}"),
+                on_ready=lambda: say(f"ready {config.listen.url}"),
                 reload=lambda: Config.load(path, overrides=overrides),
             )
 

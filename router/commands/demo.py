@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from router.commands.startup import StartError, cancelled_by_signals, claim_port
+from router.commands.startup import StartError, cancelled_by_signals, claim_port, say
 from router.config.schema import Config
 
 _PAIRS = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
@@ -76,10 +76,8 @@ def _listen(host: str | None, port: int | None) -> dict[str, object]:
 
 def _announce(url: str, model: str) -> None:
     """Called once the gateway is ready."""
-    say(f"fairlead listens on {url}  (API: {url}/docs, metrics: {url}/metrics; Ctrl-C ends it)")
-    say("Try it:")
-    say(curl_line(url, model))
-    say(f"ready {url}")
+    listens = f"fairlead listens on {url}  (API: {url}/docs, metrics: {url}/metrics; Ctrl-C ends it)"
+    say(f"{listens}\nTry it:\n{curl_line(url, model)}\nready {url}")
 
 
 def curl_line(url: str, model: str) -> str:
@@ -87,11 +85,6 @@ def curl_line(url: str, model: str) -> str:
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32})
     command = ["curl", f"{url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
     return shlex.join(command)
-
-
-def say(line: str) -> None:
-    """To the person, or to the program that waits for `ready`: never held back in a buffer."""
-    print(line, flush=True)  # noqa: T201  # this is the command's output
 
 
 async def _first_to_end(gateway: "asyncio.Task[None]", workers: "asyncio.Task[int]") -> None:

@@ -1,12 +1,17 @@
-"""What has to be settled before the gateway runs: its port, and signals that arrive while it starts."""
+"""The start of the gateway as commands see it: its port, signals that arrive meanwhile, what they print."""
 
 import asyncio
 import errno
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from router.observability.log_writer import Lines
+
+SAY_WITHIN_S = 0.2
+"""How long a printed line may keep the event loop waiting for what reads standard output."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -42,6 +47,16 @@ def _why_not(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine"
     return f"cannot listen on {host}:{port}: {error.strerror}"
+
+
+def say(text: str) -> None:
+    """Print lines for the person, or the program, that waits for `ready`: not held back in a buffer.
+
+    Waits for `SAY_WITHIN_S` at most: a reader that stalls must not keep the gateway from serving.
+    """
+    lines = Lines(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer))
+    lines.write(f"{text}\n".encode())
+    lines.close(SAY_WITHIN_S)
 
 
 @contextmanager

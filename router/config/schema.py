@@ -42,7 +42,7 @@ class Config(Section):
     models: dict[str, str] = Field(default={}, description="Other names for models: `alias: model`.")
     limits: Limits = Field(default=Limits(), description="Bounds on what is taken in.")
     timeouts: Timeouts = Field(default=Timeouts(), description="How long a worker may keep us waiting.")
-    policies: Policies = Field(default_factory=Policies, description="Who is next, and where it runs.")
+    policies: Policies = Field(default_factory=Policies, description="Which request is next, and where it runs.")
     tokenization: TokenizationSettings = Field(
         default=TokenizationSettings(), description="Whether prompts are known by their token ids."
     )

@@ -174,7 +174,7 @@ def _readable_heatmap(path: Path | None) -> Path | None:
 
 
 class Policies(Section):
-    """Who is next, and where it runs."""
+    """Which request is next, and where it runs."""
 
     placement: PlacementChoice = Field(
         default_factory=lambda: choose("placement", None),
@@ -182,28 +182,29 @@ class Policies(Section):
     )
     queue: QueueChoice = Field(
         default_factory=lambda: choose("queue", None),
-        description="Who is next: a name, or a mapping with `name` and that policy's settings.",
+        description="Which request is next: a name, or a mapping with `name` and that policy's settings.",
     )
     binding: Literal["late", "early"] = Field(
         default="late",
-        description="late: wait here until a worker has room; early: go to a worker's line at once.",
+        description="late: wait until a worker has room; early: be named a worker on arrival, and wait for it.",
     )
     prefill_window_s: Seconds = Field(
         default=0.2,
-        description="Prompts in flight per worker, in time by its profile; more on slow ways.",
+        description="Prefill in flight per worker, in seconds by its profile; more where the network is slow.",
     )
     prefill_window_tokens: Whole | None = Field(
-        default=None, description="The same in tokens; set, it replaces the time."
+        default=None, description="The same in uncached tokens; set, it replaces the time."
     )
     kv_margin: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, lt=1)] = Field(
         default=0.02, description="Share of a worker's KV cache that is left free, as lengths are estimates."
     )
     hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
         default=5000.0,
-        description="How long a request may wait for a better worker beside one with room; 0: never.",
+        description="How long in all a request may wait for a better worker beside one with room; 0: never.",
     )
     hold_gain: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
-        default=0.2, description="Seconds of prefill that each second of such a wait has to save."
+        default=0.2,
+        description="Seconds of prefill that each second of such a wait saves, where a placement counts seconds.",
     )
     disaggregate: Disaggregate = Field(
         default="heatmap",

@@ -99,7 +99,8 @@ def simulate(
     profile: ProfileName = "h100-llama-3.1-8b",
     placement: Annotated[str | None, typer.Option(help="Where a request runs.", show_default="as shipped")] = None,
     queue: Annotated[
-        str | None, typer.Option(help="Who is next; dlpm+svf names an order too.", show_default="as shipped")
+        str | None,
+        typer.Option(help="Which request is next; dlpm+svf names an order too.", show_default="as shipped"),
     ] = None,
     binding: Annotated[
         Literal["late", "early"] | None,

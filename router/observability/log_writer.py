@@ -1,49 +1,118 @@
-"""The one way out for log lines of every kind, so that they keep their order and never mix."""
+"""The one way out for log lines of every kind, so that they keep their order and never mix.
 
-import asyncio
+A stream is written to by a thread of its own. A write blocks for as long as the reader at the other end takes
+nothing (a terminal in scroll mode, a log collector that hangs): in the event loop it would stop every request.
+"""
+
+import select
 import threading
+from collections.abc import Iterable
 from typing import BinaryIO
 
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 MAX_HELD_BYTES = 4 * 1024 * 1024
-"""Lines that no loop has come to flush yet; beyond this they are written at once."""
+"""Lines that are not written yet; a line that does not fit beside them is dropped."""
+FLUSH_WITHIN_S = 1.0
+"""How long `flush` waits for a reader that takes nothing."""
 
 
 class Lines:
-    """Whole lines to one stream, joined into one write per turn of the event loop.
+    """Whole lines to one stream, in order, from any thread; `write` never blocks.
 
-    A stream that is gone or full costs lines, not requests: `lost` counts them.
+    `stream` is unbuffered where the other end may stall: the interpreter takes a buffer's lock when it ends, and
+    would abort if the thread held it. The thread starts with the first line. A stream that is gone or full costs
+    lines, not requests: `dropped` counts them.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.lost = 0
+        self.dropped = 0
         self._stream = stream
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._flushed_by: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.RLock()
+        """Of `_held` and of what the thread is writing."""
+        self._accepted = 0
+        self._finished = 0
+        """How many of the accepted lines are written, or dropped because the stream is gone."""
+        self._changed = threading.Condition()  # reentrant: the garbage collector may log while a line is added
+        self._thread: threading.Thread | None = None
 
     def write(self, line: bytes) -> None:
-        """Add a line, newline included; from the event loop's thread it is written a moment later."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        with self._lock:
+        """Add a line, newline included, for the thread to write."""
+        with self._changed:
+            if self._held_bytes + len(line) > MAX_HELD_BYTES:
+                self.dropped += 1
+                return
             self._held.append(line)
             self._held_bytes += len(line)
-            if loop is None or self._held_bytes >= MAX_HELD_BYTES:
-                self.flush()
-            elif self._flushed_by is not loop:
-                loop.call_soon(self.flush)
-                self._flushed_by = loop
+            self._accepted += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
 
-    def flush(self) -> None:
-        with self._lock:
-            held, self._held, self._held_bytes, self._flushed_by = self._held, [], 0, None
-            if not held:
-                return
+    def flush(self, within_s: float = FLUSH_WITHIN_S) -> bool:
+        """Wait until every line added so far has left, for `within_s` at most; returns whether it has."""
+        with self._changed:
+            target = self._accepted
+            return self._changed.wait_for(lambda: self._finished >= target, within_s)
+
+    def close(self, within_s: float = FLUSH_WITHIN_S) -> None:
+        """Flush and end the thread, which a later line would start again."""
+        self.flush(within_s)
+        with self._changed:
+            self._thread = None
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        """The thread: takes everything that is held, writes it, and waits for more until it is not wanted."""
+        me = threading.current_thread()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._held or self._thread is not me)
+                if self._thread is not me:
+                    return
+                held, self._held = self._held, []
+            text = b"".join(held)
             try:
-                self._stream.write(b"".join(held))
-                self._stream.flush()
+                _write_all(self._stream, text)
+                lost = 0
             except (OSError, ValueError):
-                self.lost += len(held)
+                lost = len(held)
+            with self._changed:
+                self.dropped += lost
+                self._held_bytes -= len(text)
+                self._finished += len(held)
+                self._changed.notify_all()
+
+
+def _write_all(stream: BinaryIO, text: bytes) -> None:
+    """Write every byte, whatever it takes. Raises OSError or ValueError if the stream is gone."""
+    rest = memoryview(text)
+    while rest:
+        written = stream.write(rest)
+        if written is None:  # full, and somebody who shares it has made it non-blocking
+            writable = select.poll()
+            writable.register(stream, select.POLLOUT)
+            writable.poll()
+        else:
+            rest = rest[written:]
+    stream.flush()
+
+
+class LogSeries(Collector):
+    """What the log's readers missed, for Prometheus."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields one counter without labels."""
+        text = "Log lines that were not written: standard error is gone, or what reads it was too slow"
+        dropped = CounterMetricFamily("fairlead_log_lines_dropped", text)
+        dropped.add_metric([], self._lines.dropped)
+        yield dropped

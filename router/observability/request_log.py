@@ -67,18 +67,20 @@ class RequestLog:
 
 
 def configure(settings: Log, stream: TextIO) -> RequestLog:
-    """Send everybody's log lines to `stream` (its `buffer`) in one format; returns the writer of request lines.
+    """Send all log lines to `stream` (its unbuffered bytes) in one format; returns the writer of request lines.
 
+    At the end of the process the standard library's logging flushes what is left, for `FLUSH_WITHIN_S` at most.
     Uvicorn has to be started with `log_config=None`. Its access lines are off: the request lines say more.
     """
     text = settings.format == "text" or (settings.format == "auto" and stream.isatty())
     level = LEVELS[settings.level]
-    lines = Lines(stream.buffer)
+    lines = Lines(getattr(stream.buffer, "raw", stream.buffer))
     handler = LineHandler(lines, text=text)
     root = logging.getLogger()
     for old in root.handlers[:]:
         if isinstance(old, LineHandler):
             root.removeHandler(old)
+            old.close()
     root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(capture=True)
@@ -110,11 +112,19 @@ class LineHandler(logging.Handler):
             self.handleError(record)
         else:
             self._lines.write(line)
-            if record.levelno >= logging.WARNING:
-                self._lines.flush()  # it may be the last one
 
     def flush(self) -> None:
         self._lines.flush()
+
+    def close(self) -> None:
+        self._lines.close()
+        super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
+        """Say where the bad log call is; the standard library would write to standard error by itself."""
+        event = f"a log call cannot be formatted: {record.pathname}:{record.lineno}"
+        line = _printable(event).encode(errors="replace") + b"\n" if self._text else _json({"event": event})
+        self._lines.write(line)
 
     def _as_json(self, record: logging.LogRecord) -> bytes:
         line = {

@@ -6,9 +6,18 @@ import pytest
 
 from benchmarks.lab.cases import Case, generated, misbehaving, traces
 from benchmarks.lab.cells import LIMIT, Cell, CellFile, Combination, measure
-from benchmarks.lab.plan import Wanted, ablation_cells, ablations, default, misbehaving_cells, placement_cells
+from benchmarks.lab.plan import (
+    ABLATIONS,
+    Wanted,
+    ablation_cells,
+    ablations,
+    default,
+    misbehaving_cells,
+    placement_cells,
+)
 from benchmarks.lab.tables import grouped, markdown, verdicts
 from policies import catalog
+from router.lab.setup import make_setup
 from router.lab.workloads.generators import options_of
 
 SMALL = Case("small", "poisson:requests=30,rate={rate}", 20.0, 2)
@@ -165,7 +174,12 @@ def test_cases_name_workloads_that_exist_and_floods_begin_like_them():
     assert {cell.case.name for cell in floods} == {"judge s1"}
 
 
-def test_an_ablation_changes_something_that_exists():
+@pytest.mark.parametrize("changes", ABLATIONS.values(), ids=ABLATIONS)
+def test_an_ablation_changes_settings_that_exist(changes):
+    assert make_setup(settings=changes).config.policies != make_setup().config.policies
+
+
+def test_every_ablation_is_a_cell_of_its_own():
     assert all(combination != default() for combination in ablations().values())
     assert "early binding" in ablations()
     cells = list(ablation_cells(wanted(seeds=(0,))))

@@ -57,17 +57,19 @@ def alive(pid: int) -> bool:
 
 
 @asynccontextmanager
-async def fairlead(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[Child]:
-    """Run the command in `folder`; killed at the end if it still runs."""
+async def fairlead(
+    folder: Path, *arguments: str, stdout: int | None = None, stderr: int | None = None, **environment: str
+) -> AsyncIterator[Child]:
+    """Run the command in `folder`; killed at the end if it still runs. Streams may be a test's own descriptors."""
     log = folder / "log"
-    with log.open("wb") as stderr:
+    with log.open("wb") as log_file:
         process = await asyncio.create_subprocess_exec(
             COMMAND,
             *arguments,
             cwd=folder,
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=stderr,
+            stdout=asyncio.subprocess.PIPE if stdout is None else stdout,
+            stderr=log_file if stderr is None else stderr,
             env={**os.environ, **environment},
         )
     child = Child(process, log)
@@ -77,5 +79,6 @@ async def fairlead(folder: Path, *arguments: str, **environment: str) -> AsyncIt
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-        await process.stdout.read()
+        if process.stdout is not None:
+            await process.stdout.read()
         process._transport.close()

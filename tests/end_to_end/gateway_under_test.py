@@ -127,7 +127,9 @@ async def running_gateway(
     log = io.BytesIO()
     is_ready = asyncio.Event()
     async with AsyncExitStack() as stack:
-        lines = RequestLog(Lines(log), text=False, prompts=config.log.prompts)
+        written = Lines(log)
+        stack.callback(written.close)
+        lines = RequestLog(written, text=False, prompts=config.log.prompts)
         gateway = await stack.enter_async_context(app.assemble(config, lines, is_ready.set))
         servers = app.servers(config, gateway)
         serving = [asyncio.create_task(server.serve()) for server in servers]

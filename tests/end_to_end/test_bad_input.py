@@ -3,9 +3,19 @@
 import asyncio
 import json
 import os
+from functools import partial
 
 import pytest
-from gateway_under_test import MODEL, post, raw_client, running_fleet, running_gateway, until
+from gateway_under_test import (
+    MODEL,
+    post,
+    raw_client,
+    running_fleet,
+    running_gateway,
+    scripted_worker,
+    until,
+    whole_answer,
+)
 
 from router.edge import connection as listener
 from router.edge.execution import lifecycle as life
@@ -408,6 +418,30 @@ async def test_an_unknown_model_is_a_404_and_two_models_need_a_name():
         await gateway.at_rest(a, b)
         labels = {labels["model"] for labels, count in gateway.series("fairlead_requests_total") if count}
         assert labels == {"one", "other", ""}
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "Multipart/Form-Data"])
+async def test_an_alias_in_a_form_reaches_the_worker_as_the_models_own_name(kind):
+    async def script(_asked, writer):
+        writer.write(whole_answer(b'{"text":"hello"}'))
+
+    def body(model):
+        head = b"--xx\r\ncontent-disposition: form-data; name="
+        sound = head + b'"file"; filename="a.wav"\r\n\r\n' + b'name="model"\r\n' * 9999 + b"\r\n"
+        return sound + head + b'"model"\r\n\r\n' + model + b"\r\n--xx--\r\n"
+
+    async with (
+        scripted_worker(script) as worker,
+        running_gateway([worker.url], models={"whisper-1": MODEL}) as gateway,
+    ):
+        headers = {"content-type": f"{kind}; boundary=xx"}
+        ask = partial(gateway.http.post, "/v1/audio/transcriptions", headers=headers)
+        answer = await ask(content=body(b"whisper-1"))
+        assert (answer.status_code, answer.json()) == (200, {"text": "hello"})
+        assert worker.bodies == [body(MODEL.encode())]
+        assert is_openai_error(await ask(content=body(b"whisper-1")[:-9]), 400, "before its closing boundary")
+        assert is_openai_error(await ask(content=body(b"other")), 404, "`other` does not exist")
+        assert len(worker.bodies) == 1
 
 
 @pytest.mark.parametrize(

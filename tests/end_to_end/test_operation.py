@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import resource
 import signal
+import socket
 import ssl
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -18,6 +21,7 @@ from gateway_under_test import (
     running_fleet,
     running_gateway,
     scripted_worker,
+    series,
     until,
 )
 
@@ -54,6 +58,16 @@ def begin(http, **more):
 
 def is_whole(text):
     return text.endswith("data: [DONE]\n\n") and '"error"' not in text and '"finish_reason":"length"' in text
+
+
+async def answers(http, path):
+    """Wait until the gateway is up and answers with 200."""
+    for _ in range(2000):
+        with suppress(httpx.TransportError):
+            if (await http.get(path)).status_code == 200:
+                return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{path} is not 200")
 
 
 def fleet_running(fleet, *others):
@@ -300,6 +314,32 @@ async def test_a_stream_that_does_not_end_is_cut_off_by(tmp_path, how):
             assert "Traceback" not in child.log()
             lines = [json.loads(line) for line in child.log().splitlines() if line.startswith("{")]
             assert len([line for line in lines if line["event"] == "request"]) == 2
+
+
+@pytest.mark.parametrize("stalls", ["stderr", "stdout and stderr"])
+async def test_a_log_reader_that_stalls_stops_neither_requests_nor_the_end(tmp_path, stalls):
+    reader, full = os.pipe()
+    os.set_blocking(full, False)
+    with suppress(BlockingIOError):
+        while os.write(full, b"x" * 4096):
+            pass
+    os.set_blocking(full, True)
+    async with simulated_worker(SimulatorConfig(model=MODEL, profile="instant")) as worker:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        write(tmp_path / "f.yaml", [worker.url], listen={"port": port})
+        out = full if "stdout" in stalls else None
+        async with fairlead(tmp_path, "serve", "--config", "f.yaml", stderr=full, stdout=out) as child:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+                await answers(http, "/ready")
+                for _ in range(20):
+                    assert (await http.post(TEXT, json=SHORT)).status_code == 200
+                dropped = series((await http.get("/metrics")).text, "fairlead_log_lines_dropped_total")
+                assert dropped == [({}, 0.0)]
+            child.signal(signal.SIGTERM)
+            assert await child.ended(20) == 0
+    os.close(reader)
+    os.close(full)
 
 
 async def test_a_client_that_does_not_read_cannot_keep_the_gateway_from_ending(tmp_path):

@@ -4,14 +4,13 @@ A stream is a sequence of server-sent events, each ending with a blank line. Eve
 usage event (vLLM marks it with an empty `choices`), an error, an abort, or the closing `[DONE]` is looked at,
 and each can be told by a substring: inside JSON strings quotes and line breaks are escaped, so `"choices":[]`, and
 `data: [DONE]` at the beginning of a line, are always structure. Most pieces are one event in the middle of a
-choice (`_PLAIN`): none of the others, which is told by one look instead of six.
+choice (`_is_plain`): none of the others, which is told by one look instead of six.
 
 Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), and, where the usage
 event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint` in the very last
 chunk, so it has to move from the usage event, which follows at once, to the chunk that becomes the last one.
 """
 
-import re
 from typing import Any
 
 import orjson
@@ -32,8 +31,8 @@ _NO_STOP = b'"type":"message_delta","delta":{"stop_reason":null'
 _NO_CHOICES = b'"choices":[]'
 _FINISHED = b'"finish_reason":"'
 _FINGERPRINT = b',"system_fingerprint":'
-_BRACE = re.compile(rb"[{}]")
-_PLAIN = re.compile(rb'data: \{"id":[^\n]*"finish_reason":null[^\n]*\n\n').fullmatch
+_EVENT = b'data: {"id":'
+_UNFINISHED = b'"finish_reason":null'
 
 
 class StreamMonitor:
@@ -74,7 +73,7 @@ class StreamMonitor:
         self.response_id: str | None = None
 
     def feed(self, data: bytes) -> bytes:
-        if _PLAIN(data) and not self._partial and not self._held:
+        if _is_plain(data) and not self._partial and not self._held:
             self.events += 1
             return data
         if self._partial:
@@ -180,6 +179,16 @@ def _begins_line(mark: bytes, events: bytes) -> bool:
     return mark in events and (events.startswith(mark) or b"\n" + mark in events)
 
 
+def _is_plain(data: bytes) -> bool:
+    """Whether it is exactly one event, of a choice that goes on."""
+    return (
+        data.startswith(_EVENT)
+        and data.endswith(b"\n\n")
+        and data.find(b"\n") == len(data) - 2
+        and _UNFINISHED in data
+    )
+
+
 def _sign(events: list[bytes], fingerprint: str | None) -> None:
     """Put the fingerprint into the last of these chunks, if that is the end of a choice and has none."""
     if fingerprint and events and _FINISHED in events[-1] and _FINGERPRINT not in events[-1]:
@@ -193,12 +202,13 @@ def whole_usage(body: bytes) -> Usage | None:
     if at < 0:
         return None
     start = at + len(b'"usage":')
-    depth = 0
-    for brace in _BRACE.finditer(body, start, start + 4096):
-        depth += 1 if brace.group() == b"{" else -1
+    depth, end = 0, start
+    while (after := body.find(b"}", end, start + 4096) + 1) > 0:
+        depth += body.count(b"{", end, after) - 1
+        end = after
         if depth == 0:
             try:
-                return read_usage(orjson.loads(body[start : brace.end()]))
+                return read_usage(orjson.loads(body[start:end]))
             except orjson.JSONDecodeError:
                 return None
     return None

@@ -4,13 +4,13 @@ Tokenizing and the like cost a worker little, so they do not wait in the queue. 
 Attempts that fail are judged and followed by others as those of scheduled requests are.
 """
 
-import re
 from http import HTTPStatus
 from typing import Any
 
 import orjson
 
 from policies.model import AttemptFailure, Outcome, Usage, WorkerId
+from router.edge.api.multipart_form import MultipartForm
 from router.edge.errors import BadRequest
 from router.edge.execution.lifecycle import Lifecycle
 from router.edge.execution.recorder import Recorder
@@ -22,8 +22,7 @@ from router.edge.response import Receive, Scope, Send
 from router.port import Control, Dispatch, Failed, Settled, Unscheduled
 from workers.http.upstream import ConnectFailed, Response, UpstreamError
 
-_FORM_MODEL = re.compile(rb'\bname="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,512})\r\n')
-"""The `model` part of a multipart form (audio)."""
+_NOT_JSON = (b"application/x-www-form-urlencoded", b"application/octet")
 
 
 class PassthroughRequest(Lifecycle):
@@ -50,18 +49,26 @@ class PassthroughRequest(Lifecycle):
         self._response = response
 
     async def _serve(self, body: bytes) -> None:
-        form_type = content_type(self._scope["headers"])
-        fields = _fields(body, form_type)
-        user = fields.get("user")
+        kind = content_type(self._scope["headers"])
+        form: MultipartForm | None = None
+        fields: dict[str, Any] = {}
+        if kind.lower().startswith(b"multipart/"):
+            form = await MultipartForm.parse(body, kind)
+            named, user, streams = form.text("model"), form.text("user"), form.streams
+        else:
+            fields = _fields(body, kind)
+            named, user, streams = _model(fields), fields.get("user"), fields.get("stream") is True
         identity = self._identify(user if isinstance(user, str) else None)
         model: str | None = None
         if self._response is None:
-            route = await self._route(_model(fields, body, form_type))
+            route = await self._route(named)
             model = self._record.served_name = route.served_name
-            if route.rewrite is not None and "model" in fields:
-                body = orjson.dumps({**fields, "model": route.rewrite})
+            if route.rewrite is not None and named is not None:
+                if form is not None:
+                    body = form.with_model(body, route.rewrite)
+                else:
+                    body = orjson.dumps({**fields, "model": route.rewrite})
         dispatch: Dispatch | None = await self._admit(Unscheduled(self._key, identity, model, self._response))
-        streams = fields.get("stream") is True
         while dispatch is not None:
             self._record.served_name = dispatch.model
             failed = await self._perform(dispatch.worker, body, streams=streams)
@@ -118,7 +125,7 @@ class PassthroughRequest(Lifecycle):
 
 def _fields(body: bytes, kind: bytes) -> dict[str, Any]:
     """The members of a JSON body; nothing of any other kind of body."""
-    if not body or kind.startswith((b"multipart/", b"application/x-www-form-urlencoded", b"application/octet")):
+    if not body or kind.lower().startswith(_NOT_JSON):
         return {}
     try:
         fields = orjson.loads(body)
@@ -129,10 +136,7 @@ def _fields(body: bytes, kind: bytes) -> dict[str, Any]:
     return fields
 
 
-def _model(fields: dict[str, Any], body: bytes, kind: bytes) -> str | None:
-    if kind.startswith(b"multipart/"):
-        found = _FORM_MODEL.search(body)
-        return found.group(1).decode("utf-8", "replace") if found else None
+def _model(fields: dict[str, Any]) -> str | None:
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
         raise BadRequest(f"`model` must be a str, not {type(model).__name__}.", param="model")

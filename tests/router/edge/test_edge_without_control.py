@@ -74,7 +74,9 @@ async def edge(control):
         stack.push_async_callback(connections.aclose)
         connections.follow(control.routes())
         intake = Intake(Limits())
-        recorder = Recorder(Metrics("1"), RequestLog(Lines(io.BytesIO()), text=False), deque())
+        lines = Lines(io.BytesIO())
+        stack.callback(lines.close)
+        recorder = Recorder(Metrics("1"), RequestLog(lines, text=False), deque())
         routes = Routes(
             nothing_else, control=control, intake=intake, recorder=recorder, connections=connections, tokenizers={}
         )

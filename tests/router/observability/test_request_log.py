@@ -1,4 +1,3 @@
-import asyncio
 import io
 import json
 import logging
@@ -6,7 +5,7 @@ import logging
 import pytest
 
 from router.config.sections import Log
-from router.observability.log_writer import MAX_HELD_BYTES, Lines
+from router.observability.log_writer import Lines
 from router.observability.request_log import (
     LineHandler,
     RequestLog,
@@ -31,31 +30,43 @@ RECORD = {
 }
 
 
-class Stream(io.BytesIO):
-    """Counts writes and can be broken."""
+class Terminal:
+    """Standard error, with what it has been given."""
 
-    def __init__(self, error=None):
-        super().__init__()
-        self.writes = 0
-        self.error = error
+    def __init__(self, *, is_terminal):
+        self.buffer = io.BytesIO()
+        self._is_terminal = is_terminal
 
-    def write(self, data):
-        if self.error:
-            raise self.error
-        self.writes += 1
-        return super().write(data)
+    def text(self):
+        logging_flushed()
+        return self.buffer.getvalue()
 
     def lines(self):
-        return [json.loads(line) for line in self.getvalue().splitlines()]
-
-
-class Terminal:
-    def __init__(self, *, is_terminal):
-        self.buffer = Stream()
-        self._is_terminal = is_terminal
+        return parsed(self.text())
 
     def isatty(self):
         return self._is_terminal
+
+
+def parsed(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def logging_flushed():
+    """As the standard library does at the end of a process."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def written(*records, **settings):
+    """What the log of these requests' records is."""
+    stream = io.BytesIO()
+    lines = Lines(stream)
+    log = RequestLog(lines, **{"text": False, **settings})
+    for record in records:
+        log.write(record)
+    lines.close()
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -66,6 +77,7 @@ def logging_as_before():
     for handler in root.handlers[:]:
         if isinstance(handler, LineHandler):
             root.removeHandler(handler)
+            handler.close()
     root.setLevel(level)
     logging.captureWarnings(False)
     for name in ("httpx", "httpcore", "asyncio"):
@@ -74,9 +86,7 @@ def logging_as_before():
 
 
 def test_a_request_is_one_json_line_with_its_time():
-    stream = Stream()
-    RequestLog(Lines(stream), text=False, clock=lambda: 0.25).write(RECORD)
-    (line,) = stream.lines()
+    (line,) = parsed(written(RECORD, clock=lambda: 0.25))
     assert line.pop("time") == "1970-01-01T00:00:00.250000Z"
     assert line == {"level": "info", "event": "request", **RECORD}
 
@@ -103,98 +113,38 @@ def test_what_a_client_sends_cannot_forge_a_line():
 @pytest.mark.parametrize("text", [True, False])
 def test_the_text_of_a_prompt_is_written_only_when_asked_for(text):
     for prompts in (False, True):
-        stream = Stream()
-        log = RequestLog(Lines(stream), text=text, prompts=prompts)
-        log.write({**RECORD, "prompt": "my secret", "messages": ["my secret"]})
-        assert (b"my secret" in stream.getvalue()) is prompts
+        record = {**RECORD, "prompt": "my secret", "messages": ["my secret"]}
+        assert (b"my secret" in written(record, text=text, prompts=prompts)) is prompts
 
 
 @pytest.mark.parametrize(
     "odd", [2**70, {1: 2}, object(), b"bytes", float("nan"), "\ud800", {2**70: object()}, [{"\ud800": 1}]]
 )
 def test_a_value_that_json_does_not_know_still_gives_a_line(odd):
-    stream = Stream()
-    RequestLog(Lines(stream), text=False).write({**RECORD, "odd": odd})
-    assert stream.lines()[0]["client"] == "team/alice"
+    (line,) = parsed(written({**RECORD, "odd": odd}))
+    assert line["client"] == "team/alice"
 
 
-async def test_lines_of_one_turn_of_the_loop_leave_in_one_write():
-    stream = Stream()
-    log = RequestLog(Lines(stream), text=False)
-    for _ in range(100):
-        log.write(RECORD)
-    assert stream.writes == 0
-    await asyncio.sleep(0)
-    assert stream.writes == 1
-    assert len(stream.lines()) == 100
-    log.write(RECORD)
-    await asyncio.sleep(0)
-    assert stream.writes == 2
-
-
-async def test_what_is_held_is_bounded():
-    stream = Stream()
-    lines = Lines(stream)
-    line = b"x" * (MAX_HELD_BYTES // 4)
-    for _ in range(6):
-        lines.write(line)
-    assert stream.writes == 1
-    await asyncio.sleep(0)
-    assert len(stream.getvalue()) == 6 * len(line)
-
-
-def test_a_loop_that_ended_early_loses_no_line():
-    stream = Stream()
-    lines = Lines(stream)
-
-    async def write_and_end():
-        lines.write(b"first\n")
-        asyncio.get_running_loop().stop()
-
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(write_and_end())
-    loop.run_forever()
-    assert task.done()
-    loop.close()
-
-    async def write_and_wait():
-        lines.write(b"second\n")
-        await asyncio.sleep(0)
-
-    asyncio.run(write_and_wait())
-    assert stream.getvalue() == b"first\nsecond\n"
-    lines.write(b"third\n")
-    assert stream.getvalue().endswith(b"third\n")
-
-
-def test_a_stream_that_is_gone_costs_lines_and_nothing_else():
-    for error in (BrokenPipeError(), BlockingIOError(), ValueError("closed")):
-        lines = Lines(Stream(error))
-        lines.write(b"a\n")
-        assert lines.lost == 1
-
-
-async def test_log_calls_and_requests_keep_their_order(logging_as_before):
+def test_log_calls_and_requests_keep_their_order(logging_as_before):
     terminal = Terminal(is_terminal=False)
     log = configure(Log(), terminal)
     log.write(RECORD)
     logging.getLogger("router.test").warning("worker %s is down", "w1", extra={"worker": "w1"})
     log.write(RECORD)
-    await asyncio.sleep(0)
-    first, second, third = terminal.buffer.lines()
+    first, second, third = terminal.lines()
     assert (first["event"], third["event"]) == ("request", "request")
     assert (second["event"], second["level"], second["worker"]) == ("worker w1 is down", "warning", "w1")
     assert second["logger"] == "router.test"
 
 
-def test_a_warning_is_written_at_once_with_its_traceback(logging_as_before):
+def test_a_warning_is_one_line_with_its_traceback(logging_as_before):
     terminal = Terminal(is_terminal=False)
     configure(Log(), terminal)
     try:
         int("broken")
     except ValueError:
         logging.getLogger("router.test").exception("it failed")
-    (line,) = terminal.buffer.lines()
+    (line,) = terminal.lines()
     assert "ValueError: invalid literal" in line["error"]
 
 
@@ -207,7 +157,7 @@ def test_text_on_a_terminal_json_otherwise_unless_the_config_says(logging_as_bef
     log = configure(Log(format=form), terminal)
     log.write(RECORD)
     logging.getLogger("router.test").info("started")
-    written = terminal.buffer.getvalue()
+    written = terminal.text()
     assert written.count(b"\n") == 2
     assert written.startswith(b"{") is not text
 
@@ -217,7 +167,7 @@ def test_the_level_counts_for_requests_too(logging_as_before):
     log = configure(Log(level="warning"), terminal)
     log.write(RECORD)
     logging.getLogger("router.test").info("started")
-    assert terminal.buffer.getvalue() == b""
+    assert terminal.text() == b""
 
 
 def test_uvicorns_lines_take_the_same_way_but_its_access_lines_are_off(logging_as_before):
@@ -227,7 +177,7 @@ def test_uvicorns_lines_take_the_same_way_but_its_access_lines_are_off(logging_a
     logging.getLogger("uvicorn.error").info("Application startup complete.")
     logging.getLogger("uvicorn.access").info("GET /")
     logging.getLogger("httpx").info("HTTP Request: GET /health")
-    (line,) = terminal.buffer.lines()
+    (line,) = terminal.lines()
     assert line["event"] == "Application startup complete."
 
 
@@ -236,4 +186,14 @@ def test_configuring_twice_writes_each_line_once(logging_as_before):
     terminal = Terminal(is_terminal=False)
     configure(Log(), terminal)
     logging.getLogger("router.test").info("once")
-    assert len(terminal.buffer.lines()) == 1
+    assert len(terminal.lines()) == 1
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_log_call_that_cannot_be_formatted_is_named_in_the_log(capsys, text):
+    stream = io.BytesIO()
+    handler = LineHandler(Lines(stream), text=text)
+    handler.handle(logging.LogRecord("router.test", logging.WARNING, "here.py", 7, "%d", ("no number",), None))
+    handler.close()
+    assert b"a log call cannot be formatted: here.py:7" in stream.getvalue()
+    assert capsys.readouterr().err == ""

@@ -31,6 +31,7 @@ def written(path, *ended, first=STARTED):
     for at, record in ended:
         now[0] = at
         log.write(record)
+    log.lines.close()
     path.write_bytes((json.dumps(first) + "\n").encode() * (first is not None) + stream.getvalue())
     return path
 
@@ -229,7 +230,9 @@ def test_a_broken_line_names_file_line_and_reason(tmp_path, broken, reason):
 
 def test_the_log_for_people_is_no_trace(tmp_path):
     stream = io.BytesIO()
-    RequestLog(Lines(stream), text=True).write(record())
+    lines = Lines(stream)
+    RequestLog(lines, text=True).write(record())
+    lines.close()
     path = tmp_path / "log"
     path.write_bytes(stream.getvalue())
     with pytest.raises(WorkloadError, match="the gateway's request log as JSON lines"):
