@@ -25,7 +25,6 @@ def request_view(
         expected_output_tokens=length.expected,
         length=length,
         arrived=now - facts.age_s,
-        exact=facts.input_tokens is not None and not facts.media,
         max_output_tokens=facts.max_output_tokens,
         sequences=facts.sequences,
         streams=facts.streams,

@@ -7,6 +7,7 @@ import logging
 import pytest
 from gateway_under_test import MODEL, running_gateway
 
+from workers.bounds.backoff import Backoff
 from workers.simulator.connector import KvTransfer
 from workers.simulator.server import SimulatorConfig, simulated_worker
 
@@ -60,7 +61,8 @@ async def alone(body):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("first", "second"), [(PULL, PUSH), (PUSH, PULL)])
 async def test_a_pair_of_which_one_pushes_and_one_pulls_is_taken_apart(first, second, stream, caplog, monkeypatch):
-    monkeypatch.setattr("router.control.pair_compatibility._APART_S", 600.0)
+    long = Backoff(first_s=600.0, longest_s=600.0)
+    monkeypatch.setattr("router.control.pair_compatibility._APART", long)
     async with worker(first) as prefill, worker(second) as decode, gateway_over(prefill, decode) as gateway:
         for number in range(3):
             body = chat(number)

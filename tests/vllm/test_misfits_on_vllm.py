@@ -8,6 +8,8 @@ import pytest
 from gateway_under_test import running_gateway, until
 from real_vllm import Wanted, free_ports
 
+from workers.bounds.backoff import Backoff
+
 pytestmark = pytest.mark.timeout(600)
 
 WORDS = "The moon draws the sea, the sea draws the sand, and nobody asks the fish what they think of it. " * 4
@@ -72,7 +74,8 @@ def healthy(gateway):
 async def test_one_that_pulls_and_one_that_is_pushed_to_are_taken_apart_at_the_first_error(
     kinds, pair, monkeypatch
 ):
-    monkeypatch.setattr("router.control.pair_compatibility._APART_S", 600.0)
+    long = Backoff(first_s=600.0, longest_s=600.0)
+    monkeypatch.setattr("router.control.pair_compatibility._APART", long)
     prefill, decode = kinds["pull"], kinds["push"]
     async with gateway_over(prefill, decode) as gateway:
         await known(gateway)
