@@ -500,3 +500,17 @@ async def test_no_secret_and_no_prompt_stands_in_the_log():
         assert "private" not in text
         assert "-key-" not in text
         assert [line["client"] for line in fleet.gateway.lines()] == ["team", "team", ""]
+
+
+async def test_a_name_of_megabytes_is_cut_in_the_answer_and_in_the_log():
+    async with running_fleet(1) as fleet:
+        answer = await fleet.http.post(TEXT, json={**GOOD, "model": "m" * 5_000_000})
+        is_openai_error(answer, 404, "mmm…` does not exist")
+        is_openai_error(await fleet.http.get("/" + "p" * 5_000), 404, "ppp…: Not Found")
+        await fleet.http.post("/v1/" + "p" * 5_000, json=GOOD)
+        is_openai_error(await fleet.http.get("/v1/models/" + "m" * 5_000), 404, "mmm…` does not exist")
+        lines = fleet.gateway.lines()
+        assert "does not exist" in lines[0]["error"]
+        assert max(len(json.dumps(line)) for line in lines) < 2_000
+        assert len(answer.content) < 1_000
+        await fleet.at_rest()
