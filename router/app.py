@@ -73,6 +73,8 @@ class Router:
     metrics: Metrics
     request_log: RequestLog
     decisions: deque[dict[str, Any]] = field(repr=False)
+    names_workers: bool
+    """Whether the configuration in force names workers."""
 
     def not_ready(self) -> list[str]:
         """Why it is not ready; empty if it is."""
@@ -154,7 +156,18 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         config.tokenization, lambda: pools.by_model, connections, follows_events=follows_events
     )
     router = Router(
-        intake, recorder, connections, control, clients, pools, fleet, tokenization, metrics, log_lines, decisions
+        intake=intake,
+        recorder=recorder,
+        connections=connections,
+        control=control,
+        clients=clients,
+        pools=pools,
+        fleet=fleet,
+        tokenization=tokenization,
+        metrics=metrics,
+        request_log=log_lines,
+        decisions=decisions,
+        names_workers=bool(config.workers),
     )
     metrics.open.set_function(lambda: intake.open)
     metrics.registry.register(Gauges(pools, connections.counts, metrics.observed))
@@ -295,6 +308,8 @@ def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[No
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
+    # One that came while the gateway started has been held until here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield
     finally:
@@ -304,16 +319,23 @@ def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[No
 
 
 def _reload(router: Router, running: Config, reload: Callable[[], Config] | None) -> None:
-    """SIGHUP: workers, clients, limits and aliases as the file has them now. A bad file changes nothing."""
+    """SIGHUP: workers, clients, limits and aliases as the file has them now.
+
+    A bad file, or one without workers where there were some, changes nothing.
+    """
     if reload is None:
         _log.info("SIGHUP: there is no configuration to read again")
         return
     try:
         config = reload()
     except ConfigError as error:
-        _log.error("configuration refused, the old one stays: %s", error)
-        router.metrics.config_read(accepted=False)
+        _refuse(router, str(error))
         return
+    if router.names_workers and not config.workers:
+        # Far more often an empty or half-written file than a wish; an outage of everything either way.
+        _refuse(router, "it names no workers, where the old one does (to end them all, stop the gateway)")
+        return
+    router.names_workers = bool(config.workers)
     router.metrics.config_read(accepted=True)
     router.fleet.apply(worker.spec() for worker in config.workers)
     router.clients.reload(config.clients)
@@ -324,3 +346,8 @@ def _reload(router: Router, running: Config, reload: Callable[[], Config] | None
             _log.warning("configuration: a change of `%s` takes effect at the next start", section)
     _warn_of_roles(router.pools, running)
     _log.info("configuration read: %d workers, %d clients", len(config.workers), len(config.clients))
+
+
+def _refuse(router: Router, why: str) -> None:
+    _log.error("configuration refused, the old one stays: %s", why)
+    router.metrics.config_read(accepted=False)

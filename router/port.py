@@ -189,6 +189,15 @@ class WorkerAddress(msgspec.Struct, frozen=True, gc=False):
     """Whether it publishes KV events, by the configuration; None: that does not say."""
 
 
+SHOWN_CHARACTERS = 200
+"""How much of a client's string is repeated in an error or a log line."""
+
+
+def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    """A client's string as errors and log lines repeat it: cut, with an ellipsis, beyond `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 class RouteTable(msgspec.Struct, frozen=True, gc=False):
     """Every name that a client may use and every worker. Replaced as a whole when something changes."""
 
@@ -215,7 +224,7 @@ class RouteTable(msgspec.Struct, frozen=True, gc=False):
                 message = f"The model `{model}` is not ready: its worker has not loaded it yet."
                 return Reject(RejectKind.UNAVAILABLE, message, retry_after_s=5)
             known = ", ".join(sorted(self.names))
-            message = f"The model `{model}` does not exist. Valid aliases: {known}."
+            message = f"The model `{shown(model)}` does not exist. Valid aliases: {known}."
             return Reject(RejectKind.NO_MODEL, message, param="model")
         if len(self.models) > 1:
             message = f"`model` is missing, and there are several: {', '.join(self.models)}."

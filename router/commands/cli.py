@@ -103,7 +103,9 @@ def demo(
         _refuse(_HALF_A_PAIR)
 
     from router.commands import demo as demonstration
+    from router.commands.startup import hold_hangups
 
+    hold_hangups()
     options = demonstration.DemoOptions(
         host=host, port=port, workers=workers, prefill=prefill, decode=decode, model=model, speed=speed
     )
@@ -120,24 +122,27 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
 
     Workers, clients, limits and policies come from the configuration. SIGHUP reads it again.
     """
+    from router.commands.startup import cancelled_by_signals, claim_port, hold_hangups, say
+
+    hold_hangups()
     overrides = _listen(host, port)
     loaded = _load(config, overrides)
     if not loaded.workers and loaded.admin is None:
         _refuse("there are no workers: name them under `workers:`, or switch on `admin:` to add them later")
 
     from router import app
-    from router.commands.startup import claim_port, say
     from router.config.schema import Config
 
     async def gateway() -> None:
         port = claim_port(loaded.listen.host, loaded.listen.port)
         claimed = {"listen": {**overrides["listen"], "port": port}}
         final = Config.load(config, overrides=claimed)
-        await app.run(
-            final,
-            on_ready=lambda: say(f"ready {final.listen.url}"),
-            reload=lambda: Config.load(config, overrides=claimed),
-        )
+        with cancelled_by_signals():
+            await app.run(
+                final,
+                on_ready=lambda: say(f"ready {final.listen.url}"),
+                reload=lambda: Config.load(config, overrides=claimed),
+            )
 
     _run(gateway())
 
@@ -175,6 +180,9 @@ def up(
 
     One vLLM per GPU and the gateway in front of them; all of it ends together.
     """
+    from router.commands.startup import hold_hangups
+
+    hold_hangups()
     loaded = _load(config, _listen(host, port))
     if loaded.workers:
         _refuse("`up` starts its own workers: remove `workers:` from the configuration, or use `fairlead serve`")

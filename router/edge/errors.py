@@ -100,8 +100,11 @@ class WrongMethod(RequestError):
     type = "MethodNotAllowedError"
     source: ClassVar[Source] = "client"
 
+    allow = "POST"
+    """The methods that there are instead."""
+
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"allow", b"POST")]
+        return [(b"allow", self.allow.encode())]
 
 
 class Unsupported(RequestError):

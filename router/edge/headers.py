@@ -3,23 +3,15 @@
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-Header = tuple[bytes, bytes]
+from router.edge.trust import NOT_TO_CLIENTS, TO_WORKERS
 
-_NOT_SENT_ON = frozenset(
-    (b"authorization", b"x-api-key", b"x-request-id", b"accept-encoding", b"x-data-parallel-rank")
-)
-"""The client's credentials end at the gateway; the rest is the gateway's to say. Hop-by-hop headers are left out
-by the upstream client.
-"""
-_NOT_SENT_BACK = frozenset(
-    (b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"server", b"date", b"x-request-id")
-)
+Header = tuple[bytes, bytes]
 
 
 def to_worker(scope: MutableMapping[str, Any], request: bytes, own: Iterable[Header]) -> list[Header]:
     """The client's headers as a worker gets them, with the request's id and the worker's own (key, rank)."""
-    headers = [pair for pair in scope["headers"] if pair[0] not in _NOT_SENT_ON]
-    for name, value in headers:
+    headers = [pair for pair in scope["headers"] if pair[0] in TO_WORKERS]
+    for name, value in scope["headers"]:
         if name == b"connection":  # it may name others that are meant for this hop only
             dropped = {part.strip().lower() for part in value.split(b",")}
             headers = [pair for pair in headers if pair[0] not in dropped]
@@ -30,7 +22,7 @@ def to_worker(scope: MutableMapping[str, Any], request: bytes, own: Iterable[Hea
 
 def to_client(headers: Iterable[Header], request: bytes, length: int | None) -> list[Header]:
     """A worker's headers as the client gets them; without a length the body is sent in chunks."""
-    kept = [pair for pair in headers if pair[0] not in _NOT_SENT_BACK]
+    kept = [pair for pair in headers if pair[0] not in NOT_TO_CLIENTS]
     if length is not None:
         kept.append((b"content-length", str(length).encode()))
     kept.append((b"x-request-id", request))

@@ -4,7 +4,6 @@ Inference goes straight to its execution, past FastAPI and its middleware, which
 does; everything else is FastAPI's, which also documents all of it.
 """
 
-import re
 from collections.abc import Mapping
 
 from starlette.types import ASGIApp
@@ -20,42 +19,15 @@ from router.edge.execution.tokenizer import Tokenizer
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
 from router.edge.response import Receive, ResponseWriter, Scope, Send
+from router.edge.trust import PATHS, Path, Use, find
 from router.port import Control
 
-DOCUMENTED = (
-    (Surface.CHAT.value, "inference", "Chat completion"),
-    (Surface.COMPLETIONS.value, "inference", "Text completion"),
-    (Surface.RESPONSES.value, "inference", "Response (OpenAI's Responses API)"),
-    (Surface.MESSAGES.value, "inference", "Message (Anthropic's Messages API)"),
-    (Surface.EMBEDDINGS.value, "inference", "Embeddings"),
-    ("/tokenize", "passed through", "Tokens of a text or chat, from a worker"),
-    ("/detokenize", "passed through", "Text of tokens, from a worker"),
-    (
-        "/rerank",
-        "passed through",
-        "Passed through to a worker, as are /score, /pooling, /classify and every other POST below /v1/",
-    ),
+DOCUMENTED = tuple(
+    (each.path, "inference" if each.use is Use.SCHEDULED else each.use.value, each.what)
+    for each in PATHS
+    if each.use in (Use.SCHEDULED, Use.PASSED_THROUGH)
 )
 """Paths, tags and summaries of what is served here, for the documentation."""
-_ROUTED = {surface.value: surface for surface in Surface}
-_RESPONSE = re.compile(r"/v1/responses/([^/]+)(?:/cancel|/input_items)?")
-_VLLM_OWN = frozenset(
-    (
-        "/tokenize",
-        "/detokenize",
-        "/rerank",
-        "/v2/rerank",
-        "/v2/embed",
-        "/score",
-        "/pooling",
-        "/classify",
-        "/generative_scoring",
-        "/invocations",
-    )
-)
-"""vLLM's entry points outside /v1/ that are safe in anybody's hands; /pause, /sleep and the like are not."""
-_ONE_WORKER_ONLY = frozenset(("/v1/load_lora_adapter", "/v1/unload_lora_adapter"))
-"""They change one worker, and a client must not choose which by accident."""
 
 
 class Routes:
@@ -85,36 +57,34 @@ class Routes:
         if scope["type"] != "http":
             await (_no_websocket(send) if scope["type"] == "websocket" else self._inner(scope, receive, send))
             return
-        path = scope["path"]
-        method = scope["method"]
-        surface = _ROUTED.get(path)
-        if surface is not None and method == "POST":
-            request = ScheduledRequest(
-                control=self._control,
-                intake=self._intake,
-                recorder=self._recorder,
-                connections=self._connections,
-                tokenizers=self._tokenizers,
-                releases=self._releases,
-                surface=surface,
-                scope=scope,
-                receive=receive,
-                send=send,
-                explains=self._explains,
-            )
-            await request.run()
-            return
-        error = _refused(scope)
+        known = find(scope["path"], scope.get("raw_path") or b"")
+        error = _refused(scope, known)
         if error is not None:
             await ResponseWriter(send, request_id(scope).encode()).refuse(error)
-            return
-        stored = _RESPONSE.fullmatch(path)
-        if stored and method in ("GET", "POST", "DELETE"):
-            await self._pass(scope, receive, send, stored.group(1))
-        elif method == "POST" and (path.startswith("/v1/") or path in _VLLM_OWN):
-            await self._pass(scope, receive, send, None)
-        else:
+        elif known is None:
             await self._inner(scope, receive, send)
+        else:
+            scope["path"], scope["raw_path"] = known.path, known.path.encode()
+            if known.use is Use.SCHEDULED:
+                await self._schedule(scope, receive, send, Surface(known.path))
+            else:
+                await self._pass(scope, receive, send, known.what if known.use is Use.STORED else None)
+
+    async def _schedule(self, scope: Scope, receive: Receive, send: Send, surface: Surface) -> None:
+        request = ScheduledRequest(
+            control=self._control,
+            intake=self._intake,
+            recorder=self._recorder,
+            connections=self._connections,
+            tokenizers=self._tokenizers,
+            releases=self._releases,
+            surface=surface,
+            scope=scope,
+            receive=receive,
+            send=send,
+            explains=self._explains,
+        )
+        await request.run()
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, response: str | None) -> None:
         request = PassthroughRequest(
@@ -130,14 +100,20 @@ class Routes:
         await request.run()
 
 
-def _refused(scope: Scope) -> RequestError | None:
+def _refused(scope: Scope, known: Path | None) -> RequestError | None:
     """What is answered with an error whoever asks."""
+    if known is not None and known.use is Use.SCHEDULED and scope["method"] == "POST":
+        return None
     if any(name == b"upgrade" and value.lower() == b"websocket" for name, value in scope["headers"]):
         return Unsupported("WebSockets are not supported; stream over HTTP with `stream: true`.")
-    if scope["path"] in _ONE_WORKER_ONLY:
-        return NoSuchRoute(f"{scope['path']} is not routed: it would change one worker. Call each worker itself.")
-    if scope["method"] != "POST" and (scope["path"] in _ROUTED or scope["path"] in _VLLM_OWN):
-        return WrongMethod(f"{scope['path']} takes POST, not {scope['method']}.")
+    if known is None:
+        return None
+    if known.use is Use.REFUSED:
+        return NoSuchRoute(f"{known.path} is not served: it {known.what}.")
+    if scope["method"] not in known.methods:
+        error = WrongMethod(f"{known.path} takes {' or '.join(known.methods)}, not {scope['method']}.")
+        error.allow = ", ".join(known.methods)
+        return error
     return None
 
 

@@ -291,7 +291,6 @@ SAME = {
     "tokens": ("/tokenize", {"prompt": "How many tokens are these?"}),
     "text of tokens": ("/detokenize", {"tokens": [5, 6, 7]}),
     "unknown model": ("/v1/chat/completions", {**CHAT, "model": "nope"}),
-    "unknown path": ("/v1/no/such/thing", {}),
     "messages that are none": ("/v1/chat/completions", {"messages": 5}),
     "messages missing": ("/v1/chat/completions", {}),
     "a role missing": ("/v1/chat/completions", {"messages": [{"content": "x"}]}),

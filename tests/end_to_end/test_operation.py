@@ -216,7 +216,29 @@ async def test_a_file_that_is_read_again_changes_workers_and_keys_and_breaks_no_
                 child.signal(signal.SIGHUP)
                 await until(lambda: "the old one stays" in child.log())
                 assert "limitz" in child.log()
+                for text in ("", "workers:\n", "clients: []\n"):
+                    refused = child.log().count("the old one stays")
+                    file.write_text(text)
+                    child.signal(signal.SIGHUP)
+                    await until(lambda: child.log().count("the old one stays") > refused)  # noqa: B023
+                assert "names no workers" in child.log()
                 assert (await http.post(TEXT, json=SHORT, headers=new)).status_code == 200
+            child.signal(signal.SIGTERM)
+            assert await child.ended(5) == 0
+
+
+async def test_a_configuration_that_changes_while_it_starts_is_read_again_once_it_serves(tmp_path):
+    async with simulated_worker(SimulatorConfig(model=MODEL, profile="instant")) as worker:
+        file = tmp_path / "f.yaml"
+        os.mkfifo(file)  # the start waits here until the test has written the file
+        async with fairlead(tmp_path, "serve", "--config", "f.yaml") as child:
+            with await asyncio.to_thread(file.open, "w") as fifo:
+                child.signal(signal.SIGHUP)
+                file.unlink()
+                write(file, [worker.url])
+                fifo.write(file.read_text())
+            await child.ready()
+            await until(lambda: "configuration read" in child.log())
             child.signal(signal.SIGTERM)
             assert await child.ended(5) == 0
 

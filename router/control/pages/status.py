@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from router.control.pools import Pools
 from router.control.refused import Refused
-from router.port import Reject, RejectKind
+from router.port import Reject, RejectKind, shown
 
 Rendered = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers and body."""
@@ -80,12 +80,12 @@ def pages(  # noqa: C901 - a list of small pages
             if card["id"] == model:
                 return card
         found = pools.routes().find(model)
-        unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{model}` is not listed.")
+        unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{shown(model)}` is not listed.")
         raise Refused(found if isinstance(found, Reject) else unlisted)
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
-        what = f"{request.method} {request.url.path}: {error.detail}. See /docs for what there is."
+        what = f"{request.method} {shown(request.url.path)}: {error.detail}. See /docs for what there is."
         wrong_method = error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
         kind = RejectKind.WRONG_METHOD if wrong_method else RejectKind.NOT_FOUND
         answer = response(render(Reject(kind, what)))

@@ -13,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from router.edge.errors import BadRequest
+from router.edge.trust import NOT_FORWARDED
 
 MAX_PARTS = 1000
 """As many as vLLM takes of each kind (Starlette's `request.form`)."""
@@ -137,6 +138,8 @@ class MultipartForm:
     def _headers_end(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name")
+        if name is not None and name.decode("latin-1") in NOT_FORWARDED:
+            raise BadRequest(f"A form may not set `{name.decode()}`.", param=name.decode())
         if name not in _READ:
             return
         if b"filename" in options:

@@ -1,8 +1,9 @@
 """Requests of the inference API: what routing has to know of a body, and nothing more.
 
-A body is parsed once, read here, and forwarded as it came. Fields that routing does not read are not looked at:
-the worker judges them. A field that routing does read and cannot use (a model that is no string) is refused here,
-because no worker could be chosen; wrong types elsewhere (`messages: 5`) go to the worker, whose error is better.
+A body is parsed once, read here, and forwarded as it came, without what `trust` keeps from workers. Fields that
+routing does not read are not looked at: the worker judges them. A field that routing does read and cannot use (a
+model that is no string) is refused here, because no worker could be chosen; wrong types elsewhere (`messages: 5`)
+go to the worker, whose error is better.
 
 The prefix key is the prompt's token ids where they are known (see `tokenization`). Elsewhere it is the prompt as
 the chat template sees it, in the template's order: what separates caches (salt), tools, template arguments,
@@ -20,6 +21,7 @@ import orjson
 import xxhash
 
 from router.edge.errors import BadRequest
+from router.edge.trust import forwardable
 
 _ID_BYTES = 4
 _SMALL = 512
@@ -80,6 +82,8 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         raise BadRequest(f"The request body is not valid JSON: {error}.", param="body") from None
     if not isinstance(fields, dict):
         raise BadRequest("The request body must be a JSON object.", param="body")
+    priority = _count(fields, "priority")
+    fields, body = forwardable(fields, body)
     options = fields.get("stream_options")
     prompt, width, prompts, media = _PROMPTS[surface](fields)
     return ParsedRequest(
@@ -91,7 +95,7 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         wants_usage=isinstance(options, dict) and bool(options.get("include_usage")),
         max_output_tokens=_max_output(surface, fields),
         sequences=prompts * max(1, _count(fields, "n")),
-        priority=_count(fields, "priority"),
+        priority=priority,
         user=_user(surface, fields),
         session=_text(fields.get("prompt_cache_key")) or _text(fields.get("session_id")),
         previous_response=_text(fields.get("previous_response_id")) if surface is Surface.RESPONSES else None,

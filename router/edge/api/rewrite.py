@@ -27,10 +27,7 @@ def for_worker(ask: ParsedRequest, model: str | None, kv: dict[str, Any] | None 
     `kv` is what the worker that has computed the prompt says of where it is.
     """
     if kv is not None:
-        body = for_worker(ask, model)
-        if _KV in ask.fields:
-            return orjson.dumps({**orjson.loads(body), _KV: kv})
-        return _splice(body, b'"%s":%s' % (_KV.encode(), orjson.dumps(kv)))
+        return _splice(for_worker(ask, model), b'"%s":%s' % (_KV.encode(), orjson.dumps(kv)))
     changes: dict[str, Any] = {}
     if model is not None and model != ask.model:
         changes["model"] = model

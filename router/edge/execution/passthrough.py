@@ -19,6 +19,7 @@ from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import content_type, to_worker
 from router.edge.intake import Intake
 from router.edge.response import Receive, Scope, Send
+from router.edge.trust import forwardable
 from router.port import Control, Dispatch, Failed, Settled, Unscheduled
 from workers.http.upstream import ConnectFailed, Response, UpstreamError
 
@@ -56,7 +57,7 @@ class PassthroughRequest(Lifecycle):
             form = await MultipartForm.parse(body, kind)
             named, user, streams = form.text("model"), form.text("user"), form.streams
         else:
-            fields = _fields(body, kind)
+            fields, body = forwardable(_fields(body, kind), body)
             named, user, streams = _model(fields), fields.get("user"), fields.get("stream") is True
         identity = self._identify(user if isinstance(user, str) else None)
         model: str | None = None

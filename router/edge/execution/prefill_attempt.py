@@ -23,7 +23,7 @@ from router.edge.execution.worker_answer import WHOLE_BYTES, AttemptFailed
 from workers.http.upstream import Response
 
 _DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)
-_WHOLE_ONLY = ("use_beam_search", "echo", "prompt_embeds", "kv_transfer_params")
+_WHOLE_ONLY = ("use_beam_search", "echo", "prompt_embeds")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
@@ -35,8 +35,7 @@ def divisible(ask: ParsedRequest) -> bool:
     - several sequences, beams: each would have to fetch the KV, which can be fetched once;
     - log probabilities of the prompt (also with `echo`): only who computes it has them;
     - prompts given as embeddings;
-    - a tool call or function that is forced: one token of it is no valid call, which vLLM may refuse;
-    - a client that brings `kv_transfer_params` of its own does the same as we would.
+    - a tool call or function that is forced: one token of it is no valid call, which vLLM may refuse.
     """
     fields = ask.fields
     return (

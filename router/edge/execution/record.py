@@ -12,11 +12,13 @@ from router.edge.errors import RequestError
 from router.edge.execution.attempt import Attempt
 from router.observability.metrics import Metrics
 from router.observability.request_log import RequestLog
-from router.port import Dispatch, Identity
+from router.port import Dispatch, Identity, shown
 
 _UNKNOWN = Identity("", "")
 _HEAD_BYTES = 1024
 """Prompts are compared by their first bytes."""
+_ERROR_CHARACTERS = 1000
+"""How much of an error, which may be a worker's, stands in the log."""
 
 
 class Record:
@@ -120,7 +122,7 @@ class Record:
             "status": self.status,
             "client": self.identity.client,
             "model": self.served_name,
-            "path": self._path,
+            "path": shown(self._path),
             "stream": self._stream,
             "e2e_s": round(took, 6),
         }
@@ -140,7 +142,7 @@ class Record:
             line["output_tokens"] = usage.output_tokens
             line["cached_tokens"] = usage.cached_tokens
         if self.error is not None:
-            line["error"] = self.error
+            line["error"] = shown(self.error, _ERROR_CHARACTERS)
         if dispatch is not None:
             decisions.append(line)
         if self._prompt is not None or self._prefix:

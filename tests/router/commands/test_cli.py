@@ -42,7 +42,8 @@ def gateway(monkeypatch):
     module.run = fake.run
     monkeypatch.setitem(sys.modules, "router.app", module)
     monkeypatch.setattr(router, "app", module, raising=False)
-    return fake
+    yield fake
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # as the real one does
 
 
 @pytest.fixture

@@ -88,6 +88,7 @@ async def test_a_form_may_ask_for_a_stream(value):
         (body_of((b'content-disposition: form-data; name="model"; filename="a"', b"x")), "not a file"),
         (body_of((b"a" * 100_000 + b": b", b"")), "not a valid multipart form"),
         (body_of((b"\r\n".join(b"a%d: b" % n for n in range(1000)), b"")), "not a valid multipart form"),
+        (body_of(field(b"kv_transfer_params", b"{}")), "may not set `kv_transfer_params`"),
         (body_of(*[field(b"a", b"")] * (MAX_PARTS + 1)), f"may have {MAX_PARTS} parts"),
     ],
 )
@@ -171,7 +172,6 @@ def test_no_regular_expression_runs_where_bodies_are_read():
     on_what = {
         "kv_release.py": "a worker's id of a request",
         "request_head.py": "the lines of a head, of bounded length",
-        "routes.py": "a path, of bounded length",
     }
     rooms = ("router/edge", "workers/http")
     root = Path(multipart_form.__file__).parents[3]

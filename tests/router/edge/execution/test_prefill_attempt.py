@@ -39,7 +39,6 @@ def test_two_workers_can_share_one_answer_to_one_prompt(surface, body):
         (Surface.CHAT, {**CHAT, "n": 2}),
         (Surface.CHAT, {**CHAT, "use_beam_search": True}),
         (Surface.CHAT, {**CHAT, "prompt_logprobs": 0}),
-        (Surface.CHAT, {**CHAT, "kv_transfer_params": {"do_remote_decode": True}}),
         (Surface.CHAT, {**CHAT, "tools": TOOLS, "tool_choice": "required"}),
         (Surface.CHAT, {**CHAT, "tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}),
         (Surface.MESSAGES, {**CHAT, "tools": [{"name": "f"}], "tool_choice": {"type": "any"}}),

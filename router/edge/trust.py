@@ -1,0 +1,186 @@
+"""What a client may have done by a worker, and what it may hear of one: paths, fields, headers.
+
+Paths are an allow-list. What is looked up is the path as decoded once; nothing is tidied up, so that
+`/v1/../pause`, `//` or an encoded slash is no path of the list, and a worker is sent the path as the list has it,
+never as a client wrote it. A path that generates text is scheduled, and counted, or refused; audio alone is passed
+through, as no prompt of text says what it costs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from router.edge.errors import BadRequest
+
+
+class Use(Enum):
+    """What becomes of a request to a path. Values are words of the table in the documentation."""
+
+    SCHEDULED = "scheduled"
+    PASSED_THROUGH = "passed through"
+    STORED = "passed to the worker that holds the response"
+    REFUSED = "404"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One path. `{id}` stands for the id of a stored response."""
+
+    path: str
+    methods: tuple[str, ...]
+    use: Use
+    what: str
+    """For people: what it does, or why it is refused and what to call instead."""
+
+
+_POST = ("POST",)
+_PAST_THE_QUEUE = "would generate past queue and limits; use `/v1/chat/completions` or `/v1/completions`"
+_ONE_WORKER = "would change one worker; call each worker itself"
+
+PATHS = (
+    Path("/v1/chat/completions", _POST, Use.SCHEDULED, "chat completion"),
+    Path("/v1/completions", _POST, Use.SCHEDULED, "text completion"),
+    Path("/v1/responses", _POST, Use.SCHEDULED, "response (OpenAI's Responses API)"),
+    Path("/v1/messages", _POST, Use.SCHEDULED, "message (Anthropic's Messages API)"),
+    Path("/v1/embeddings", _POST, Use.SCHEDULED, "embeddings"),
+    Path("/v1/responses/{id}", ("GET", "DELETE"), Use.STORED, "read or delete a stored response"),
+    Path("/v1/responses/{id}/cancel", _POST, Use.STORED, "cancel a response in the background"),
+    Path("/v1/responses/{id}/input_items", ("GET",), Use.STORED, "the input of a stored response"),
+    Path("/v1/messages/count_tokens", _POST, Use.PASSED_THROUGH, "tokens of a message"),
+    Path("/tokenize", _POST, Use.PASSED_THROUGH, "tokens of a text or chat"),
+    Path("/detokenize", _POST, Use.PASSED_THROUGH, "text of tokens"),
+    Path("/v1/audio/transcriptions", _POST, Use.PASSED_THROUGH, "text of speech"),
+    Path("/v1/audio/translations", _POST, Use.PASSED_THROUGH, "English text of speech"),
+    Path("/v1/audio/speech", _POST, Use.PASSED_THROUGH, "speech of a text"),
+    *(
+        Path(path, _POST, Use.PASSED_THROUGH, what)
+        for what, paths in (
+            ("documents in order of relevance", ("/rerank", "/v1/rerank", "/v2/rerank")),
+            ("scores of pairs of texts", ("/score", "/v1/score")),
+            ("embeddings (Cohere's API)", ("/v2/embed",)),
+            ("embeddings of any kind", ("/pooling",)),
+            ("classes of texts", ("/classify",)),
+            ("probabilities of given tokens", ("/generative_scoring",)),
+        )
+        for path in paths
+    ),
+    Path("/v1/chat/completions/batch", _POST, Use.REFUSED, _PAST_THE_QUEUE),
+    Path("/invocations", _POST, Use.REFUSED, _PAST_THE_QUEUE),
+    Path("/inference/v1/generate", _POST, Use.REFUSED, _PAST_THE_QUEUE),
+    Path("/cohere/v2/chat", _POST, Use.REFUSED, _PAST_THE_QUEUE),
+    Path("/abort_requests", _POST, Use.REFUSED, "would end requests of others; close the connection instead"),
+    Path("/inference/v1/abort_requests", _POST, Use.REFUSED, "would end requests of others; close the connection"),
+    Path("/v1/load_lora_adapter", _POST, Use.REFUSED, _ONE_WORKER),
+    Path("/v1/unload_lora_adapter", _POST, Use.REFUSED, _ONE_WORKER),
+    Path("/pause", _POST, Use.REFUSED, _ONE_WORKER),
+    Path("/sleep", _POST, Use.REFUSED, _ONE_WORKER),
+    Path("/ping", ("GET", "POST"), Use.REFUSED, "is of one worker; use `/health`"),
+    Path("/load", ("GET",), Use.REFUSED, "is of one worker; use `/metrics`"),
+    Path("/tokenizer_info", ("GET",), Use.REFUSED, "is of one worker; use `/tokenize`"),
+)
+"""All that is more than a 404 without a word; the gateway's own pages stand where they are served."""
+
+_STORED = "/v1/responses/"
+_PARTS_OF_STORED = {"": ("GET", "DELETE"), "cancel": _POST, "input_items": ("GET",)}
+_BY_PATH = {each.path: each for each in PATHS if each.use is not Use.STORED}
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_LONGEST_ID = 256
+
+
+def find(path: str, raw: bytes) -> Path | None:
+    """What the list says of a path; None: nothing.
+
+    `path` is decoded, `raw` as the client wrote it (a query may follow). One slash at the end makes no difference.
+    For a stored response the path has its id in place.
+    """
+    if b"%" in raw and b"%2f" in raw.partition(b"?")[0].lower():
+        return None
+    found = _BY_PATH.get(path)
+    if found is None and path.endswith("/"):
+        path = path[:-1]
+        found = _BY_PATH.get(path)
+    if found is None and path.startswith(_STORED):
+        response, slash, part = path[len(_STORED) :].partition("/")
+        methods = _PARTS_OF_STORED.get(part)
+        if methods is not None and bool(slash) == bool(part) and _is_id(response):
+            return Path(path, methods, Use.STORED, response)
+    return found
+
+
+def _is_id(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(text)
+
+
+# -- fields of a body
+
+NOT_FORWARDED = frozenset(("kv_transfer_params", "ec_transfer_params", "priority"))
+"""The gateway says where KV and encoder outputs are: a client could make a worker fetch from any address, or what
+belongs to others. `priority` is read by the gateway's own order; in an engine it would displace others.
+"""
+_NESTED = "vllm_xargs"
+"""vLLM merges it with these fields of its own."""
+
+
+def forwardable(fields: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    """The fields of a JSON body, and the body, without what is not forwarded; unchanged if it has none of that.
+
+    Raises BadRequest where it is nested too deeply to be written anew.
+    """
+    nested = fields.get(_NESTED)
+    inner = isinstance(nested, dict) and not NOT_FORWARDED.isdisjoint(nested)
+    if NOT_FORWARDED.isdisjoint(fields) and not inner:
+        return fields, body
+    fields = {name: value for name, value in fields.items() if name not in NOT_FORWARDED}
+    if isinstance(nested, dict):
+        fields[_NESTED] = {name: value for name, value in nested.items() if name not in NOT_FORWARDED}
+    try:
+        return fields, orjson.dumps(fields)
+    except orjson.JSONEncodeError:
+        raise BadRequest("The request body is nested too deeply.", param="body") from None
+
+
+# -- headers
+
+TO_WORKERS = frozenset(
+    (
+        b"accept",
+        b"accept-language",
+        b"anthropic-beta",
+        b"anthropic-version",
+        b"baggage",
+        b"content-type",
+        b"openai-beta",
+        b"traceparent",
+        b"tracestate",
+        b"user-agent",
+    )
+)
+"""The headers of a request that go on. The gateway adds `x-request-id` and the worker's own (key, rank)."""
+NOT_TO_CLIENTS = frozenset(
+    (
+        b"alt-svc",
+        b"connection",
+        b"content-length",
+        b"content-location",
+        b"date",
+        b"keep-alive",
+        b"location",
+        b"proxy-authenticate",
+        b"refresh",
+        b"server",
+        b"set-cookie",
+        b"transfer-encoding",
+        b"www-authenticate",
+        b"x-request-id",
+    )
+)
+"""The headers of a worker's answer that end here: the framing, which is the gateway's, and addresses."""
+
+
+def table(paths: Iterable[Path] = PATHS) -> str:
+    """The paths as a Markdown table, for the documentation."""
+    rows = (f"| {' '.join(each.methods)} | `{each.path}` | {each.use.value} | {each.what} |" for each in paths)
+    return "\n".join(("| method | path | | |", "|---|---|---|---|", *rows))
