@@ -204,6 +204,7 @@ class Scheduler:
         known = facts.id in self._fleet
         serves_less = self._fleet.update_facts(facts)
         self.prefixes.update_facts(facts)
+        self._fleet.check_stalled(now)  # facts come regularly, also while nothing waits
         if not known:
             self._publish(WorkerArrived, facts, now)
         elif serves_less:

@@ -198,7 +198,7 @@ async def test_the_same_failure_on_two_workers_is_the_requests_and_no_worker_is_
 
 
 async def test_a_failure_that_another_worker_does_not_share_is_the_workers():
-    async with fleet_of(2) as (workers, gateway):
+    async with fleet_of(2, policies={"placement": "round_robin"}) as (workers, gateway):
         workers[0].answer = failing("500 Internal Server Error")
         for number in range(40):
             assert (await gateway.http.post(TEXT, json={**SHORT, "prompt": f"{number}"})).status_code == 200
