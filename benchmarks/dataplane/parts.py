@@ -68,6 +68,7 @@ class Picture:
     def __init__(self, gateway: app.Router, file: Path) -> None:
         self._gateway = gateway
         self._file = file
+        self._loop = asyncio.get_running_loop()
         self._child = 0
 
     def take(self) -> None:
@@ -78,7 +79,7 @@ class Picture:
         self._child = os.fork()
         if self._child == 0:
             try:
-                line = json.dumps(sizes(parts(self._gateway), [asyncio.get_running_loop()]))
+                line = json.dumps(sizes(parts(self._gateway), [self._loop]))
                 with self._file.open("a") as lines:
                     lines.write(line + "\n")
             finally:
