@@ -183,7 +183,7 @@ async def test_a_full_engine_s_requests_go_to_another_worker_and_it_is_not_blame
                     assert told(limited, path, stream=stream)[0] == 503
                     for _ in range(3):
                         assert is_whole(await ask(gateway, path, stream=stream))
-        assert failures(gateway, limited)["error"] >= len(ASKS) * 2
+        assert failures(gateway, limited)["busy"] >= len(ASKS) * 2
         assert state(gateway, limited) == "up"
         assert gateway.outcomes() == {"completed": len(ASKS) * 6}
 
@@ -197,7 +197,7 @@ async def test_an_engine_that_says_busy_inside_a_stream_is_left_for_another_work
     async with gateway_over(limited, pair[0]) as gateway:
         for _ in range(8):
             assert is_whole(await ask(gateway, **several))
-        assert failures(gateway, limited)["error"] >= 3
+        assert failures(gateway, limited)["busy"] >= 3
         assert state(gateway, limited) == "up"
         assert gateway.outcomes() == {"completed": 8}
 
