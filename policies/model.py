@@ -47,7 +47,7 @@ class RejectReason(Enum):
     NO_WORKER = "no_worker"
     TOO_LARGE = "too_large"
     """No worker can ever hold it."""
-    LEGS_FAILED = "legs_failed"
+    ATTEMPTS_FAILED = "attempts_failed"
     """Every worker it was given to failed, or the attempts are used up."""
 
 

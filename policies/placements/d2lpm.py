@@ -52,7 +52,7 @@ class Settings:
 
 
 @dataclass(slots=True, eq=False)
-class _Leg:
+class _Attempt:
     """A request as far as it has been heard of."""
 
     waits: bool = False
@@ -72,7 +72,7 @@ class D2lpm(PlacementPolicy):
         self._prefixes = knowledge.prefixes
         self._inside = _inside(settings, knowledge)
         self._deficits = WorkerDeficits(settings.quantum)
-        self._legs: dict[str, _Leg] = {}
+        self._attempts: dict[str, _Attempt] = {}
         self._waiting: Counter[Party] = Counter()
         """Requests in the queue, by party; no zeros."""
 
@@ -98,15 +98,15 @@ class D2lpm(PlacementPolicy):
     def on(self, event: Event) -> None:
         """Move the accounts: the only place that does."""
         if isinstance(event, Queued):
-            self._wait(event.request, self._legs.setdefault(event.request.id, _Leg()))
+            self._wait(event.request, self._attempts.setdefault(event.request.id, _Attempt()))
         elif isinstance(event, Bound):
             self._bind(event)
         elif isinstance(event, Placed):
             self._start(event)
         elif isinstance(event, Output):
-            if (leg := self._legs.get(event.request.id)) is not None:
-                leg.output += event.tokens
-                self._charge(leg, 0.0, event.tokens)
+            if (attempt := self._attempts.get(event.request.id)) is not None:
+                attempt.output += event.tokens
+                self._charge(attempt, 0.0, event.tokens)
         elif isinstance(event, Left):
             self._leave(event)
         elif isinstance(event, WorkerGone):
@@ -115,27 +115,27 @@ class D2lpm(PlacementPolicy):
     def _bind(self, event: Bound) -> None:
         """Charge the prompt as far as it is known; one that chooses anew takes its charge along."""
         request, worker = event.request, event.placement.ranked
-        leg = self._legs.setdefault(request.id, _Leg())
-        self._give_back(leg)
-        if leg.account is None:
-            leg.account = self._deficits.open(request)
-        leg.worker = worker
-        self._deficits.refill(leg.account, worker)
-        leg.prompt = request.input_tokens
+        attempt = self._attempts.setdefault(request.id, _Attempt())
+        self._give_back(attempt)
+        if attempt.account is None:
+            attempt.account = self._deficits.open(request)
+        attempt.worker = worker
+        self._deficits.refill(attempt.account, worker)
+        attempt.prompt = request.input_tokens
         if self._settings.charge == "extend":
-            leg.prompt = max(1, request.input_tokens - self._prefixes.match(request).get(worker, 0))
-        self._charge(leg, leg.prompt, 0)
+            attempt.prompt = max(1, request.input_tokens - self._prefixes.match(request).get(worker, 0))
+        self._charge(attempt, attempt.prompt, 0)
 
     def _start(self, event: Placed) -> None:
         """Now the match is certain."""
         request = event.request
-        leg = self._legs.setdefault(request.id, _Leg())
-        if leg.worker != event.placement.ranked:
+        attempt = self._attempts.setdefault(request.id, _Attempt())
+        if attempt.worker != event.placement.ranked:
             self._bind(Bound(request, event.placement, event.now))
-        self._no_longer_wait(request, leg)
-        leg.matched = event.matched_tokens
+        self._no_longer_wait(request, attempt)
+        attempt.matched = event.matched_tokens
         if self._settings.charge == "extend":
-            self._correct(leg, event.extend_tokens)
+            self._correct(attempt, event.extend_tokens)
 
     def _leave(self, event: Left) -> None:
         """Replace what was charged by what was computed, and give it back where no worker has done anything.
@@ -144,47 +144,47 @@ class D2lpm(PlacementPolicy):
         charged once it ran.
         """
         request, usage = event.request, event.usage
-        leg = self._legs.pop(request.id, None)
-        if leg is None:
+        attempt = self._attempts.pop(request.id, None)
+        if attempt is None:
             return
-        self._no_longer_wait(request, leg)
+        self._no_longer_wait(request, attempt)
         if event.placement is None or event.outcome in (None, Outcome.REFUSED):
-            self._give_back(leg)
+            self._give_back(attempt)
         elif usage is not None and usage.input_tokens > 0:
-            cached = leg.matched if usage.cached_tokens is None else usage.cached_tokens
+            cached = attempt.matched if usage.cached_tokens is None else usage.cached_tokens
             extend = self._settings.charge == "extend"
-            self._correct(leg, max(0, usage.input_tokens - cached) if extend else usage.input_tokens)
-        if leg.account is not None:
-            self._deficits.close(leg.account)
+            self._correct(attempt, max(0, usage.input_tokens - cached) if extend else usage.input_tokens)
+        if attempt.account is not None:
+            self._deficits.close(attempt.account)
 
-    # -- one leg
+    # -- one attempt
 
-    def _wait(self, request: RequestView, leg: _Leg) -> None:
-        if not leg.waits:
-            leg.waits = True
+    def _wait(self, request: RequestView, attempt: _Attempt) -> None:
+        if not attempt.waits:
+            attempt.waits = True
             self._waiting[party_of(request)] += 1
 
-    def _no_longer_wait(self, request: RequestView, leg: _Leg) -> None:
-        if leg.waits:
-            leg.waits = False
+    def _no_longer_wait(self, request: RequestView, attempt: _Attempt) -> None:
+        if attempt.waits:
+            attempt.waits = False
             party = party_of(request)
             self._waiting[party] -= 1
             if not self._waiting[party]:
                 del self._waiting[party]
 
-    def _correct(self, leg: _Leg, prompt: float) -> None:
-        self._charge(leg, prompt - leg.prompt, 0)
-        leg.prompt = prompt
+    def _correct(self, attempt: _Attempt, prompt: float) -> None:
+        self._charge(attempt, prompt - attempt.prompt, 0)
+        attempt.prompt = prompt
 
-    def _charge(self, leg: _Leg, prompt: float, output: int) -> None:
-        if leg.account is not None and leg.worker is not None:
+    def _charge(self, attempt: _Attempt, prompt: float, output: int) -> None:
+        if attempt.account is not None and attempt.worker is not None:
             settings = self._settings
             service = settings.extend_weight * prompt + settings.output_weight * output
-            self._deficits.charge(leg.account, leg.worker, service)
+            self._deficits.charge(attempt.account, attempt.worker, service)
 
-    def _give_back(self, leg: _Leg) -> None:
-        self._charge(leg, -leg.prompt, -leg.output)
-        leg.prompt, leg.output = 0.0, 0
+    def _give_back(self, attempt: _Attempt) -> None:
+        self._charge(attempt, -attempt.prompt, -attempt.output)
+        attempt.prompt, attempt.output = 0.0, 0
 
 
 def _inside(settings: Settings, knowledge: Knowledge) -> PlacementPolicy | None:

@@ -1,13 +1,13 @@
 """The whole brain as one state machine: events in, decisions out. No clock, no sockets, no tasks.
 
-    submit ──► waiting ──► running (a leg) ──► ended
-                  ▲            │
-                  └─ leg_failed┘          a new attempt, at the head of the queue, that worker excluded
+    submit ──► waiting ──► running (an attempt) ──► ended
+                  ▲                │
+                  └─ attempt_failed┘      a new attempt, at the head of the queue, that worker excluded
 
 The gateway drives it with a real clock and sockets, the lab with a virtual clock and simulated engines.
 
 Invariants (tests/policies/scheduler/test_scheduler.py):
-- each submitted request ends exactly once: by `settled`, `cancel`, a failed leg, or a `Reject`;
+- each submitted request ends exactly once: by `settled`, `cancel`, a failed attempt, or a `Reject`;
 - an event whose ticket is not the current attempt changes nothing;
 - policies hear of an attempt in one order: Queued, Bound, Placed, FirstToken, Output ..., Left;
 - with nothing in flight every counter of every worker is zero, and with no event nothing is decided twice;
@@ -157,7 +157,7 @@ class Scheduler:
         """The worker has answered: the accounts are corrected to what it reports."""
         self._end(ticket, outcome, usage, now)
 
-    def leg_failed(
+    def attempt_failed(
         self, ticket: Ticket, worker: WorkerId, reason: AttemptFailure, tokens_so_far: int, now: float
     ) -> Ticket | None:
         """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.
@@ -188,7 +188,7 @@ class Scheduler:
         entry.last_failure = reason
         used_up = ticket.attempt >= self.settings.attempts and not apart
         if used_up or not self._fleet.can_serve(entry.request):
-            self._reject(entry, RejectReason.LEGS_FAILED, now)
+            self._reject(entry, RejectReason.ATTEMPTS_FAILED, now)
         else:
             self._enqueue(entry, now, again=True)
         return entry.ticket
@@ -211,7 +211,7 @@ class Scheduler:
             self._reject_the_unserved(now)
 
     def worker_left(self, worker: WorkerId, now: float) -> None:
-        """A worker is gone. Its running legs end as the driver sees them end."""
+        """A worker is gone. Its running attempts end as the driver sees them end."""
         if self._named is not None:
             self._named.remove_worker(worker)
         if not self._fleet.remove(worker):
@@ -423,7 +423,7 @@ class Scheduler:
         for request in [r for r in self._waiting.values() if not self._fleet.can_serve(r)]:
             self._dequeue(request)
             entry = self._entries[request.id]
-            failed = RejectReason.NO_WORKER if entry.last_failure is None else RejectReason.LEGS_FAILED
+            failed = RejectReason.NO_WORKER if entry.last_failure is None else RejectReason.ATTEMPTS_FAILED
             self._reject(entry, failed, now)
 
     # -- looking up

@@ -76,7 +76,7 @@ class Admitted:
         pool.after_event()
 
     def failed(self, reason: AttemptFailure, tokens_so_far: int, worker: WorkerId | None = None) -> None:
-        """The leg broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
+        """The attempt broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
 
         `worker`: which of a pair it was; None: the one that decodes.
         """
@@ -86,7 +86,7 @@ class Admitted:
         self.dispatch = None
         now = self._pool.loop.time()
         worker = worker or dispatch.place.placement.decode
-        again = self._pool.scheduler.leg_failed(dispatch.ticket, worker, reason, tokens_so_far, now)
+        again = self._pool.scheduler.attempt_failed(dispatch.ticket, worker, reason, tokens_so_far, now)
         self._over = again is None
         self.ticket = again or dispatch.ticket
         self._pool.after_event()

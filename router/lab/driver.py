@@ -7,7 +7,7 @@ and its decisions are carried out at once:
     a step ends ──────────────► first_token, settled ─┼─► decisions ────┤
     every 32 tokens or 250 ms ► output ───────────────┤                 └─► rejected
     every 5 s ────────────────► worker_changed ───────┤
-    a worker comes or goes ───► worker_joined, _left, leg_failed
+    a worker comes or goes ───► worker_joined, _left, attempt_failed
     a pair's prompt is done ──► prefill_done, and engine.add on the decode worker
 
 The scheduler is told what the gateway would know: the estimate of an answer's length, never the truth, which only
@@ -277,7 +277,7 @@ class _Driver:
         result = self.results[number]
         result.attempts += 1
         if self.workers[first].lost:
-            self._scheduler.leg_failed(
+            self._scheduler.attempt_failed(
                 decision.ticket, self._failed_on(first, now), AttemptFailure.CONNECT, 0, now
             )
             return False
@@ -299,7 +299,9 @@ class _Driver:
         first, attempt = self._sent.pop(number)
         if self.workers[first].lost:
             self._open[number] = attempt.request
-            self._scheduler.leg_failed(attempt.ticket, self._failed_on(first, now), AttemptFailure.CONNECT, 0, now)
+            self._scheduler.attempt_failed(
+                attempt.ticket, self._failed_on(first, now), AttemptFailure.CONNECT, 0, now
+            )
             self._steps.after_event(now)
             return
         self.workers[first].take(attempt, now)
@@ -446,7 +448,7 @@ class _Driver:
         if attempt.prefiller not in {None, number} and not attempt.started:
             self._fetched(attempt.prefiller, attempt, now)
         name = self._failed_on(number, now)
-        self._scheduler.leg_failed(attempt.ticket, name, AttemptFailure.LOST, seen, now)
+        self._scheduler.attempt_failed(attempt.ticket, name, AttemptFailure.LOST, seen, now)
         if seen:
             result.failed, result.ended = f"{name} was lost", now
             self._end(attempt.number, now)

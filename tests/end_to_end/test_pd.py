@@ -1,4 +1,4 @@
-"""Prefill/decode pairs through the whole gateway: two legs, one answer, and nothing left behind on either side."""
+"""Prefill/decode pairs through the whole gateway: two attempts, one answer, nothing left on either side."""
 
 import asyncio
 import json

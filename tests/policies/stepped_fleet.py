@@ -167,15 +167,15 @@ class SteppedFleet:
     def step(self, outputs):
         """One token for each running request; those that are complete make room."""
         self.now += 1.0
-        for leg in list(self.running):
-            decision, done = leg
+        for attempt in list(self.running):
+            decision, done = attempt
             wanted = outputs[decision.request.id]
             if done < wanted:
                 self.scheduler.output(decision.ticket, 1, self.now)
-                leg[1] += 1
-            if leg[1] >= wanted:
-                self.running.remove(leg)
-                usage = Usage(decision.request.input_tokens, leg[1])
+                attempt[1] += 1
+            if attempt[1] >= wanted:
+                self.running.remove(attempt)
+                usage = Usage(decision.request.input_tokens, attempt[1])
                 self.scheduler.settled(decision.ticket, usage, self.now)
             self.decide()
 

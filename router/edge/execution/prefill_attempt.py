@@ -1,6 +1,6 @@
 """The first half of a pair: one worker computes the prompt, another one goes on from there.
 
-    prefill leg ──► its KV stays there, parameters come back ──► decode leg, which brings them and fetches the KV
+    prefill attempt ──► its KV stays there, parameters come back ──► decode attempt, which fetches the KV with them
          └──► the answer is over with its first token: it is the answer
 
 The sequence is vLLM's (NIXL, pulling or pushing): the same path and body, one token long and not streamed; the
@@ -54,10 +54,10 @@ def _forced(choice: Any) -> bool:
 
 @dataclass(slots=True)
 class PrefillAttempt(Attempt):
-    """The attempt on the prefill worker. With an `outcome` the client is answered, else the decode leg follows."""
+    """The attempt on the prefill worker. With an `outcome` the client is answered, else decode follows."""
 
     params: dict[str, Any] | None = None
-    """What the decode leg has to bring, once."""
+    """What the decode attempt has to bring, once."""
 
     @property
     def in_one_piece(self) -> bool:

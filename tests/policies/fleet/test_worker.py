@@ -66,7 +66,7 @@ def counters(worker):
     )
 
 
-def test_a_leg_is_counted_while_it_runs():
+def test_an_attempt_is_counted_while_it_runs():
     worker = make_worker()
     one = start(worker, make_attempt(100, sequences=2, expected=50))
     assert counters(worker) == (1, 2, 1, 100, 0, 100)
@@ -560,9 +560,9 @@ def test_a_bound_that_was_reached_without_anybody_waiting_is_probed_upwards():
     told(worker, 1.0, 8, 3)
     told(worker, 2.0, 8, 3)
     assert told(worker, 3.0, 8, 0) == 8
-    legs = [start(worker, make_attempt(1)) for _ in range(8)]
+    attempts = [start(worker, make_attempt(1)) for _ in range(8)]
     assert told(worker, 4.0, 8, 0) == 2
-    for one in legs:
+    for one in attempts:
         end(worker, one)
     assert told(worker, 5.0, 0, 0) == 10
 

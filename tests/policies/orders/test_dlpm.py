@@ -818,7 +818,7 @@ def end(made, chance, live, name, now):
     if what == "output":
         made.output(live[name], 3, now)
     elif what == "fail":
-        again = made.leg_failed(live[name], chance.choice(["w0", "w1"]), AttemptFailure.LOST, 0, now)
+        again = made.attempt_failed(live[name], chance.choice(["w0", "w1"]), AttemptFailure.LOST, 0, now)
         live[name] = again or live[name]
     elif what == "cancel":
         made.cancel(live.pop(name), now)

@@ -343,5 +343,5 @@ def test_a_worker_that_is_gone_is_forgotten_and_what_ran_there_charges_nobody():
     made.on(Left(one, Placement("a"), Outcome.COMPLETED, Usage(50, 10), 0.0))
     assert made.deficit("anna", "a") == QUANTUM
     assert {account.open for account in made._deficits._accounts} == {0}
-    assert not made._legs
+    assert not made._attempts
     assert not made._waiting

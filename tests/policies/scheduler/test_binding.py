@@ -478,7 +478,7 @@ class Anything:
         if self.running:
             name = self.chance.choice(sorted(self.running))
             worker, ticket = self.running[name], self.live[name]
-            again = self.scheduler.leg_failed(ticket, worker, AttemptFailure.CONNECT, 0, self.now)
+            again = self.scheduler.attempt_failed(ticket, worker, AttemptFailure.CONNECT, 0, self.now)
             if name in self.live:
                 self.live[name] = again
 

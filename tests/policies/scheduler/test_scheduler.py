@@ -215,12 +215,16 @@ class World:
         return [asked for asked in self.live.values() if asked.phase == "waiting"]
 
     def running(self, worker=None):
-        legs = [asked for asked in self.live.values() if asked.phase == "running"]
-        return [leg for leg in legs if worker is None or leg.placement.decode == worker]
+        attempts = [asked for asked in self.live.values() if asked.phase == "running"]
+        return [attempt for attempt in attempts if worker is None or attempt.placement.decode == worker]
 
     def prompts(self, worker):
-        """Legs of pairs whose prompt is computed there."""
-        return [leg for leg in self.running() if leg.pair and leg.prefilling and leg.placement.prefill == worker]
+        """Attempts of pairs whose prompt is computed there."""
+        return [
+            attempt
+            for attempt in self.running()
+            if attempt.pair and attempt.prefilling and attempt.placement.prefill == worker
+        ]
 
     def able(self, request):
         """Ids of the workers that may serve the request."""
@@ -243,17 +247,21 @@ class World:
         if all((self.facts[name].kv_tokens or math.inf) <= request.input_tokens for name in able):
             return  # no worker can hold it, as far as is known: the engine says so
         for worker in {decode, prefill} - {None}:
-            legs, prompts = self.running(worker), self.prompts(worker)
-            if not legs and not prompts:
+            attempts, prompts = self.running(worker), self.prompts(worker)
+            if not attempts and not prompts:
                 continue
             extend = max(1, request.input_tokens - matches.get(worker, 0))
             if worker == prefill or prefill is None:
-                owed = [leg.extend for leg in self.running() if leg.prefilling and leg.computes == worker]
+                owed = [
+                    attempt.extend
+                    for attempt in self.running()
+                    if attempt.prefilling and attempt.computes == worker
+                ]
                 window = self.settings.prefill_window_tokens
                 assert not owed or window is None or sum(owed) + extend <= window
             slots = self.facts[worker].slots
             if worker == decode and slots is not None:
-                assert sum(leg.request.sequences for leg in legs) + request.sequences <= slots
+                assert sum(attempt.request.sequences for attempt in attempts) + request.sequences <= slots
             answers = (request.expected_output_tokens, request.sequences) if worker == decode else (0, 1)
             self.check_kv(worker, request, extend, answers)
 
@@ -261,12 +269,14 @@ class World:
         if self.facts[worker].kv_tokens is None:
             return
         capacity = int(self.facts[worker].kv_tokens * (1 - self.settings.kv_margin))
-        legs, prompts = self.running(worker), self.prompts(worker)
-        batch = [Member(leg.request.input_tokens, 0, 0, 0) for leg in prompts]
-        for leg in legs:
-            remaining = max(0, -(-(leg.reserved - leg.output) // leg.request.sequences))
-            batch.append(Member(leg.request.input_tokens, leg.output, remaining, leg.request.sequences))
-        loose = sum(leg.request.input_tokens for leg in legs + prompts if not leg.request.key.data)
+        attempts, prompts = self.running(worker), self.prompts(worker)
+        batch = [Member(attempt.request.input_tokens, 0, 0, 0) for attempt in prompts]
+        for attempt in attempts:
+            remaining = max(0, -(-(attempt.reserved - attempt.output) // attempt.request.sequences))
+            batch.append(
+                Member(attempt.request.input_tokens, attempt.output, remaining, attempt.request.sequences)
+            )
+        loose = sum(attempt.request.input_tokens for attempt in attempts + prompts if not attempt.request.key.data)
         pinned = self.scheduler().prefixes.pinned_tokens(worker) + loose
         fresh = max(extend, request.input_tokens - pinned)
         assert fits(batch, Member(request.input_tokens, 0, *answers), capacity, pinned, fresh)
@@ -514,10 +524,10 @@ class AnyOrder(RuleBasedStateMachine):
         tokens=st.sampled_from([0, 0, 0, 3]),
         prefill=st.booleans(),
     )
-    def leg_failed(self, *, pick, then, reason, tokens, prefill):
+    def attempt_failed(self, *, pick, then, reason, tokens, prefill):
         def act(ticket, asked):
             worker = "a" if asked is None else asked.computes if prefill else asked.placement.decode
-            again = self.scheduler.leg_failed(ticket, worker, reason, tokens, self.now)
+            again = self.scheduler.attempt_failed(ticket, worker, reason, tokens, self.now)
             if asked is None:
                 assert again is None
             elif tokens:
@@ -535,7 +545,7 @@ class AnyOrder(RuleBasedStateMachine):
         alone = replace(asked.request, excluded=asked.request.excluded | {worker})
         once_more = reason is AttemptFailure.LOST and before.attempt == 1 and self.world.able(asked.request)
         if before.attempt >= self.world.settings.attempts or not (self.world.able(alone) or once_more):
-            self.pending.append((again, RejectReason.LEGS_FAILED))
+            self.pending.append((again, RejectReason.ATTEMPTS_FAILED))
             assert self.world.ended[asked.request.id] is Outcome.REJECTED
         else:
             assert asked.phase == "waiting"
@@ -584,7 +594,7 @@ class AnyOrder(RuleBasedStateMachine):
                 isinstance(event, Left) and event.request.id == name and event.outcome is None
                 for event in self.world.heard
             )
-            self.pending.append((ticket, RejectReason.LEGS_FAILED if failed else RejectReason.NO_WORKER))
+            self.pending.append((ticket, RejectReason.ATTEMPTS_FAILED if failed else RejectReason.NO_WORKER))
 
     @invariant()
     def who_waits_could_be_served(self):
@@ -708,25 +718,31 @@ class AnyOrder(RuleBasedStateMachine):
         assert (snapshot.queued, snapshot.in_flight) == (len(world.waiting()), len(world.running()))
         loads = {load.facts.id: load for load in self.scheduler._fleet.workers()}
         rows = {row.id: row for row in snapshot.workers}
-        busy = {leg.placement.decode for leg in world.running()}
-        busy |= {leg.placement.prefill for leg in world.running() if leg.pair and leg.prefilling}
+        busy = {attempt.placement.decode for attempt in world.running()}
+        busy |= {attempt.placement.prefill for attempt in world.running() if attempt.pair and attempt.prefilling}
         assert len(rows) == len(snapshot.workers)
         assert rows.keys() == loads.keys() == world.facts.keys() | busy
         for name, load in loads.items():
-            legs, prompts = world.running(name), world.prompts(name)
-            assert rows[name].requests == len(legs) + len(prompts)
-            assert rows[name].sequences == sum(leg.request.sequences for leg in legs)
-            computing = [leg for leg in legs + prompts if leg.prefilling and leg.computes == name]
-            assert rows[name].prefill_owed == sum(leg.extend for leg in computing)
-            seen = [leg for leg in computing if leg.pair or leg.request.streams]
-            handed = [leg for leg in legs if leg.handed and leg.request.streams and not leg.first]
+            attempts, prompts = world.running(name), world.prompts(name)
+            assert rows[name].requests == len(attempts) + len(prompts)
+            assert rows[name].sequences == sum(attempt.request.sequences for attempt in attempts)
+            computing = [
+                attempt for attempt in attempts + prompts if attempt.prefilling and attempt.computes == name
+            ]
+            assert rows[name].prefill_owed == sum(attempt.extend for attempt in computing)
+            seen = [attempt for attempt in computing if attempt.pair or attempt.request.streams]
+            handed = [
+                attempt for attempt in attempts if attempt.handed and attempt.request.streams and not attempt.first
+            ]
             assert load.responses_due == len(seen) + len(handed)
-            assert load.reserved == sum(leg.reserved for leg in legs)
+            assert load.reserved == sum(attempt.reserved for attempt in attempts)
             assert load.decode_tokens == sum(
-                leg.request.input_tokens * leg.request.sequences + leg.output for leg in legs if leg.first
+                attempt.request.input_tokens * attempt.request.sequences + attempt.output
+                for attempt in attempts
+                if attempt.first
             )
             assert load.pinned == self.scheduler.prefixes.pinned_tokens(name)
-            assert load.pinned <= sum(leg.request.input_tokens for leg in legs + prompts)
+            assert load.pinned <= sum(attempt.request.input_tokens for attempt in attempts + prompts)
 
     @invariant()
     def what_is_kept_for_waiting_requests_is_for_requests_that_wait(self):
@@ -876,7 +892,7 @@ def test_time_on_a_worker_that_failed_is_not_time_spent_waiting():
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.decode
-    made.leg_failed(ticket, failed, AttemptFailure.LOST, 0, 60.0)
+    made.attempt_failed(ticket, failed, AttemptFailure.LOST, 0, 60.0)
     (again,) = made.decisions(60.0)
     assert isinstance(again, Dispatch)
     assert again.place.placement.decode != failed
@@ -888,7 +904,7 @@ def test_a_failed_request_goes_before_those_that_came_later():
     placed = {d.request.id: d.place.placement.decode for d in made.decisions(1.0)}
     made.submit(request("third", now=2.0), 2.0)
     assert made.decisions(2.0) == []
-    made.leg_failed(tickets["first"], placed["first"], AttemptFailure.LOST, 0, 3.0)
+    made.attempt_failed(tickets["first"], placed["first"], AttemptFailure.LOST, 0, 3.0)
     made.settled(tickets["second"], Usage(9, 40), 3.0)
     places = {d.request.id: d.place.placement.decode for d in made.decisions(3.0)}
     assert places["first"] == placed["second"]
@@ -898,9 +914,9 @@ def test_a_request_whose_every_worker_failed_is_turned_away_and_says_why():
     made = scheduler(facts("a"))
     ticket = made.submit(request("r"), 0.0)
     made.decisions(0.0)
-    again = made.leg_failed(ticket, "a", AttemptFailure.TIMEOUT, 0, 1.0)
+    again = made.attempt_failed(ticket, "a", AttemptFailure.TIMEOUT, 0, 1.0)
     (reject,) = made.decisions(1.0)
-    assert (reject.ticket, reject.reason) == (again, RejectReason.LEGS_FAILED)
+    assert (reject.ticket, reject.reason) == (again, RejectReason.ATTEMPTS_FAILED)
     assert reject.last_failure is AttemptFailure.TIMEOUT
 
 
@@ -908,12 +924,12 @@ def test_a_one_worker_fleet_tries_a_lost_connection_once_more():
     made = scheduler(facts("a"))
     ticket = made.submit(request("r"), 0.0)
     made.decisions(0.0)
-    again = made.leg_failed(ticket, "a", AttemptFailure.LOST, 0, 1.0)
+    again = made.attempt_failed(ticket, "a", AttemptFailure.LOST, 0, 1.0)
     (dispatch,) = made.decisions(1.0)
     assert (dispatch.ticket, dispatch.place.placement.decode) == (again, "a")
-    last = made.leg_failed(again, "a", AttemptFailure.LOST, 0, 2.0)
+    last = made.attempt_failed(again, "a", AttemptFailure.LOST, 0, 2.0)
     (reject,) = made.decisions(2.0)
-    assert (reject.ticket, reject.reason) == (last, RejectReason.LEGS_FAILED)
+    assert (reject.ticket, reject.reason) == (last, RejectReason.ATTEMPTS_FAILED)
 
 
 def test_where_there_is_another_worker_a_lost_connection_goes_there():
@@ -921,7 +937,7 @@ def test_where_there_is_another_worker_a_lost_connection_goes_there():
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.decode
-    made.leg_failed(ticket, failed, AttemptFailure.LOST, 0, 1.0)
+    made.attempt_failed(ticket, failed, AttemptFailure.LOST, 0, 1.0)
     (dispatch,) = made.decisions(1.0)
     assert dispatch.place.placement.decode != failed
 
@@ -955,8 +971,8 @@ def test_attempts_are_bounded():
     for attempt in (1, 2):
         (dispatch,) = made.decisions(0.0)
         assert dispatch.ticket.attempt == attempt
-        ticket = made.leg_failed(ticket, dispatch.place.placement.decode, AttemptFailure.CONNECT, 0, 0.0)
-    assert rejected(made, 0.0) == [("r", RejectReason.LEGS_FAILED)]
+        ticket = made.attempt_failed(ticket, dispatch.place.placement.decode, AttemptFailure.CONNECT, 0, 0.0)
+    assert rejected(made, 0.0) == [("r", RejectReason.ATTEMPTS_FAILED)]
 
 
 def test_an_answer_that_broke_off_halfway_is_not_tried_again():
@@ -965,7 +981,7 @@ def test_an_answer_that_broke_off_halfway_is_not_tried_again():
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     made.output(ticket, 5, 1.0)
-    assert made.leg_failed(ticket, dispatch.place.placement.decode, AttemptFailure.LOST, 5, 2.0) is None
+    assert made.attempt_failed(ticket, dispatch.place.placement.decode, AttemptFailure.LOST, 5, 2.0) is None
     assert made.decisions(2.0) == []
     assert heard[-1].outcome is Outcome.FAILED
 
@@ -977,7 +993,7 @@ def test_a_worker_that_could_not_be_reached_has_not_cached_the_prompt():
     (dispatch,) = made.decisions(0.0)
     worker = dispatch.place.placement.decode
     assert made.prefixes.match(asked).keys() == {worker}
-    made.leg_failed(ticket, worker, AttemptFailure.CONNECT, 0, 1.0)
+    made.attempt_failed(ticket, worker, AttemptFailure.CONNECT, 0, 1.0)
     assert made.prefixes.match(asked) == {}
 
 
@@ -1035,7 +1051,7 @@ def test_who_waits_for_a_line_that_is_no_longer_served_is_turned_away():
     assert rejected(made, 1.0) == [("waits", RejectReason.NO_WORKER)]
 
 
-def test_legs_on_a_worker_that_left_and_came_back_are_still_counted_there():
+def test_attempts_on_a_worker_that_left_and_came_back_are_still_counted_there():
     made = scheduler(facts("a", slots=2))
     ticket = made.submit(request("r"), 0.0)
     made.decisions(0.0)
@@ -1151,7 +1167,7 @@ def test_a_request_the_size_of_a_worker_starts_beside_a_flood_of_small_ones():
         if step == 10:
             made.submit(request("large", sequences=4, now=now), now)
         made.submit(request(f"small-{step}", now=now, served_name="lora"), now)
-        for done in [leg for leg in running if leg[0] <= now]:
+        for done in [attempt for attempt in running if attempt[0] <= now]:
             running.remove(done)
             made.settled(done[1], Usage(9, 9), now)
         for decision in made.decisions(now):
@@ -1288,7 +1304,7 @@ def test_a_failed_decode_goes_elsewhere_and_has_its_prompt_computed_again():
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.decode
     made.prefill_done(ticket, 0.1)
-    again = made.leg_failed(ticket, failed, AttemptFailure.LOST, 0, 0.2)
+    again = made.attempt_failed(ticket, failed, AttemptFailure.LOST, 0, 0.2)
     (dispatch,) = made.decisions(0.2)
     assert dispatch.ticket == again
     assert dispatch.place.placement == Placement("e" if failed == "d" else "d", "p")
@@ -1302,7 +1318,7 @@ def test_a_failed_prefill_goes_elsewhere_and_nothing_is_taken_to_be_where_it_nev
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     failed = dispatch.place.placement.prefill
-    made.leg_failed(ticket, failed, AttemptFailure.CONNECT, 0, 0.2)
+    made.attempt_failed(ticket, failed, AttemptFailure.CONNECT, 0, 0.2)
     assert made.prefixes.match(request("alike")) == {}
     (dispatch,) = made.decisions(0.2)
     assert dispatch.place.placement == Placement("d", "q" if failed == "p" else "p")
@@ -1312,7 +1328,7 @@ def test_a_prefill_that_broke_off_may_be_cached_where_it_was_but_not_at_its_part
     made = paired("p", "q", "d")
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
-    made.leg_failed(ticket, dispatch.place.placement.prefill, AttemptFailure.LOST, 0, 0.2)
+    made.attempt_failed(ticket, dispatch.place.placement.prefill, AttemptFailure.LOST, 0, 0.2)
     assert made.prefixes.match(request("alike")).keys() == {dispatch.place.placement.prefill}
 
 
@@ -1321,7 +1337,7 @@ def test_a_decode_that_could_not_be_reached_leaves_the_prompt_at_its_prefill_wor
     ticket = made.submit(request("r"), 0.0)
     (dispatch,) = made.decisions(0.0)
     made.prefill_done(ticket, 0.1)
-    made.leg_failed(ticket, dispatch.place.placement.decode, AttemptFailure.CONNECT, 0, 0.2)
+    made.attempt_failed(ticket, dispatch.place.placement.decode, AttemptFailure.CONNECT, 0, 0.2)
     assert made.prefixes.match(request("alike")).keys() == {"p"}
 
 

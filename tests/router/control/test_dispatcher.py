@@ -123,7 +123,7 @@ async def test_a_failed_attempt_is_placed_again_elsewhere(pool):
     admitted.failed(AttemptFailure.TIMEOUT, 0)
     rejected = await admitted.place()
     assert isinstance(rejected, Reject)
-    assert (rejected.reason, rejected.last_failure) == (RejectReason.LEGS_FAILED, AttemptFailure.TIMEOUT)
+    assert (rejected.reason, rejected.last_failure) == (RejectReason.ATTEMPTS_FAILED, AttemptFailure.TIMEOUT)
     one.forget(admitted)
     assert at_rest(one)
 

@@ -87,9 +87,9 @@ def test_requests_sent_to_a_dead_worker_before_its_death_is_known_are_tried_else
 
     def watched(*arguments):
         scheduler = original(*arguments)
-        failed = scheduler.leg_failed
+        failed = scheduler.attempt_failed
         monkeypatch.setattr(
-            scheduler, "leg_failed", lambda *event: (failures.append(event[1:3]), failed(*event))[1]
+            scheduler, "attempt_failed", lambda *event: (failures.append(event[1:3]), failed(*event))[1]
         )
         return scheduler
 
