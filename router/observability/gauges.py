@@ -10,39 +10,12 @@ from policies.model import WorkerId
 from router.control.dispatcher import Pool
 from router.control.pools import Member, Pools
 from router.observability.transitions import Observed
-from workers.fleet.worker import State, Worker
+from workers.fleet.worker import Exclusion, State
 
 _HOTTEST = 5
-EXCLUSIONS = (
-    "starting",
-    "probe_failed",
-    "requests_failed",
-    "asleep",
-    "shutting_down",
-    "drained",
-    "removed",
-    "no_model",
-)
-"""Why a worker gets no requests, or only where nobody else is left: the bounded form of `Worker.why`. Besides, it
-may be `stalled`, which the scheduler knows: it owes a sign of life for much longer than it should take."""
-
-
-def exclusion(worker: Worker) -> str | None:
-    """Which of the exclusions holds; None for a worker in good standing."""
-    match worker.state:
-        case State.STARTING:
-            return "starting"
-        case State.DOWN:
-            return "asleep" if "asleep" in worker.why else "probe_failed"
-        case State.SUSPECT:
-            return "requests_failed" if worker.why.startswith("requests failed") else "probe_failed"
-        case State.DRAINING if worker.why.startswith("it refuses"):
-            return "shutting_down"
-        case State.DRAINING:
-            return "removed" if worker.why == "being removed" else "drained"
-    return "no_model" if worker.model is None else None
-
-
+_STALLED = "stalled"
+"""The one reason for an exclusion that the scheduler knows and the fleet does not: the worker owes a sign of life
+for much longer than it should take."""
 Connections = tuple[WorkerId, int, int]
 """A worker, and how many connections to it are idle and busy."""
 
@@ -99,7 +72,7 @@ class Gauges(Collector):
             gauges["worker_kv_reserved_tokens"].add_metric(worker, row.kv_reserved)
             gauges["worker_prefix_held_tokens"].add_metric(worker, scheduler.prefixes.held_tokens(row.id))
             if row.id in self._pools.members:
-                gauges["worker_excluded"].add_metric([row.id, "stalled"], float(row.stalled))
+                gauges["worker_excluded"].add_metric([row.id, _STALLED], float(row.stalled))
             if row.room.slots_free is not None:
                 gauges["worker_slots_free"].add_metric(worker, max(0, row.room.slots_free))
         for width, stats in scheduler.prefixes.stats().items():
@@ -207,11 +180,10 @@ def _totals() -> dict[str, CounterMetricFamily]:
 
 def _worker(member: Member, gauges: dict[str, GaugeMetricFamily]) -> None:
     worker, scrape = member.worker, member.worker.scrape
-    excluded = exclusion(worker)
     for state in State:
         gauges["worker_state"].add_metric([worker.id, state.value], float(worker.state is state))
-    for reason in EXCLUSIONS:
-        gauges["worker_excluded"].add_metric([worker.id, reason], float(reason == excluded))
+    for reason in Exclusion:
+        gauges["worker_excluded"].add_metric([worker.id, reason.value], float(reason is worker.excluded))
     gauges["worker_scrape_stale"].add_metric([worker.id], float(worker.stale))
     if scrape is not None:
         if member.pool is not None:

@@ -19,7 +19,7 @@ from workers.fleet.addresses import addresses_of, at_addresses, is_name
 from workers.fleet.health import HealthSettings
 from workers.fleet.poller import Poller, PollerSettings
 from workers.fleet.server import Engine, Server
-from workers.fleet.worker import FleetEvent, Worker, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.fleet.worker import Exclusion, FleetEvent, Worker, WorkerJoined, WorkerLeft, WorkerSpec
 from workers.http.tls import context_of
 from workers.kv_events.subscription import KvCounts, KvEventsSettings, KvListener
 from workers.kv_events.subscriptions import Subscriptions
@@ -203,7 +203,7 @@ class Fleet:
         UnknownServerError.
         """
         for entry in self._at(url):
-            entry.server.drain("drained by the operator")
+            entry.server.drain(Exclusion.DRAINED)
 
     def undrain(self, url: str) -> None:
         """Raises UnknownServerError."""
@@ -227,7 +227,7 @@ class Fleet:
         if entry.leaving:
             return
         entry.leaving = True
-        entry.server.drain("being removed")
+        entry.server.drain(Exclusion.REMOVED)
         if self._loop is None or entry.server.idle:
             self._drop(entry, "removed")
         elif entry.leaving:

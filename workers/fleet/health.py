@@ -16,9 +16,10 @@ and shrink back with the first success; answers with a 4xx status are a client's
 import math
 from dataclasses import dataclass
 
-from workers.fleet.worker import State
+from workers.fleet.worker import Exclusion, State
 
 _NEVER = -math.inf
+_DRAIN_WHY = {Exclusion.DRAINED: "drained by the operator", Exclusion.REMOVED: "being removed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,11 @@ class HealthSettings:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The state that follows from everything known, and why, for people."""
+    """The state that follows from everything known, and why: for people, and as a closed list."""
 
     state: State
     why: str = ""
+    excluded: Exclusion | None = None
 
 
 class Health:
@@ -88,7 +90,7 @@ class Health:
         self._settings = settings
         self._seen = False
         self._down = False
-        self._draining = ""
+        self._draining: Exclusion | None = None
         # Probes.
         self._probe_failures = 0
         self._probe_why = ""
@@ -110,20 +112,21 @@ class Health:
 
     def verdict(self, now: float) -> Verdict:  # noqa: PLR0911 - one return per reason
         """Say what follows at `now`. The strongest reason wins; what the operator wants comes first."""
-        if self._draining:
-            return Verdict(State.DRAINING, self._draining)
+        if self._draining is not None:
+            return Verdict(State.DRAINING, _DRAIN_WHY[self._draining], self._draining)
         if not self._seen:
-            return Verdict(State.STARTING, self._probe_why or "not reached yet")
+            return Verdict(State.STARTING, self._probe_why or "not reached yet", Exclusion.STARTING)
         if self._down:
-            return Verdict(State.DOWN, self._probe_why)
+            return Verdict(State.DOWN, self._probe_why, Exclusion.PROBE_FAILED)
         if now < self._refused_until:
-            return Verdict(State.DRAINING, f"it refuses new requests: {self._refused_why}")
+            why = f"it refuses new requests: {self._refused_why}"
+            return Verdict(State.DRAINING, why, Exclusion.SHUTTING_DOWN)
         if now < self._asleep_until:
-            return Verdict(State.DOWN, "the engine is asleep")
+            return Verdict(State.DOWN, "the engine is asleep", Exclusion.ASLEEP)
         if now < self._suspect_until:
-            return Verdict(State.SUSPECT, f"requests failed: {self._request_why}")
+            return Verdict(State.SUSPECT, f"requests failed: {self._request_why}", Exclusion.REQUESTS_FAILED)
         if self._probe_failures:
-            return Verdict(State.SUSPECT, self._probe_why)
+            return Verdict(State.SUSPECT, self._probe_why, Exclusion.PROBE_FAILED)
         return Verdict(State.UP)
 
     def silence_limit_s(self, now: float) -> float:
@@ -232,11 +235,12 @@ class Health:
     def awake(self) -> None:
         self._asleep_until = _NEVER
 
-    def drain(self, why: str = "drained by the operator") -> None:
+    def drain(self, why: Exclusion = Exclusion.DRAINED) -> None:
+        """Note that the operator wants nothing new there: DRAINED or REMOVED."""
         self._draining = why
 
     def undrain(self) -> None:
-        self._draining = ""
+        self._draining = None
 
     def _agree(self, now: float) -> None:
         """Take the worker down at once when a request and a probe were both refused."""

@@ -21,6 +21,7 @@ from workers.fleet.health import Health, HealthSettings
 from workers.fleet.probe import Models, ProbeError
 from workers.fleet.vllm_metrics import merge
 from workers.fleet.worker import (
+    Exclusion,
     FleetEvent,
     Scrape,
     State,
@@ -71,7 +72,7 @@ class Server:
         self._clock = clock
         self._emit = emit
         self._epoch = 0
-        self._draining = ""
+        self._draining: Exclusion | None = None
         self._closed = False
         self._models_why = "its models are not known yet"
         self._process_started: float | None = None
@@ -101,7 +102,7 @@ class Server:
             health = known[rank] if known else Health(self._health)
             if answering:
                 health.probe_ok(now)
-            if self._draining:
+            if self._draining is not None:
                 health.drain(self._draining)
             engine = Engine(rank, health, Worker(self.spec, rank, self._epoch))
             engine.worker = self._snapshot(engine, now)
@@ -145,21 +146,22 @@ class Server:
         self._epoch += 1
         self.join(answering=answering)
 
-    def drain(self, why: str) -> None:
+    def drain(self, why: Exclusion) -> None:
+        """Give it nothing new: DRAINED or REMOVED."""
         self._draining = why
         for engine in self.engines:
             engine.health.drain(why)
         self.refresh()
 
     def undrain(self) -> None:
-        self._draining = ""
+        self._draining = None
         for engine in self.engines:
             engine.health.undrain()
         self.refresh()
 
     def release(self, engine: Engine) -> None:
         """Note that nothing is in flight on an engine; only true for good while it drains."""
-        engine.idle = bool(self._draining)
+        engine.idle = self._draining is not None
 
     # What probes and readings find.
 
@@ -306,6 +308,7 @@ class Server:
             stale=scrape is None or now - scrape.at >= self._scrape_stale_s,
             silence_limit_s=engine.health.silence_limit_s(now),
             why=verdict.why or ("" if model else self._why_no_model()),
+            excluded=verdict.excluded or (None if model else Exclusion.NO_MODEL),
         )
 
     def _model(self) -> str | None:

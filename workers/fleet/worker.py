@@ -27,6 +27,26 @@ class State(Enum):
     """Finishes what it has, takes nothing new."""
 
 
+class Exclusion(Enum):
+    """Why a worker gets no requests, or only as the last resort.
+
+    A closed list: values are labels of the `fairlead_worker_excluded` metric. `Worker.why` says the same in words.
+    """
+
+    STARTING = "starting"
+    PROBE_FAILED = "probe_failed"
+    REQUESTS_FAILED = "requests_failed"
+    ASLEEP = "asleep"
+    SHUTTING_DOWN = "shutting_down"
+    """It says so itself, by refusing new requests."""
+    DRAINED = "drained"
+    """By the operator."""
+    REMOVED = "removed"
+    """By the operator; it leaves once it is idle."""
+    NO_MODEL = "no_model"
+    """It is reached, but does not serve what it should, or does not say what it serves."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """What an operator says of one server. Only `url` is required; the rest is discovered or learned."""
@@ -107,6 +127,8 @@ class Worker:
     its engine sleeps."""
     why: str = ""
     """Why it is in this state, for people: `probe failed: connection refused`."""
+    excluded: Exclusion | None = None
+    """The same as a closed list; None for a worker in good standing."""
 
     @property
     def id(self) -> str:

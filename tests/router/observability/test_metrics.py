@@ -17,12 +17,11 @@ from policies.orders.fcfs import Settings as FcfsSettings
 from router.config.schema import Config
 from router.control.dispatcher import Pool
 from router.control.scheduler_factory import make_scheduler
-from router.observability.gauges import EXCLUSIONS, Gauges, exclusion
+from router.observability.gauges import Gauges
 from router.observability.loop_delay import LoopDelay
 from router.observability.metrics import Metrics
 from router.port import Dispatch
-from workers.fleet.health import Health, HealthSettings
-from workers.fleet.worker import State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
+from workers.fleet.worker import Exclusion, State, Worker, WorkerChanged, WorkerJoined, WorkerLeft, WorkerSpec
 
 
 @pytest.fixture
@@ -299,27 +298,11 @@ class Member:
 
 
 def test_each_reason_why_a_worker_is_excluded_has_its_label():
-    health = Health(HealthSettings(fail_threshold=1))
-    found = [reason_of(health, 0)]
-    health.probe_ok(0)
-    assert reason_of(health, 0) is None
-    health.probe_failed("refused", 0)
-    found.append(reason_of(health, 0))
-    health.probe_ok(1)
-    health.request_failed("500", 1)
-    found.append(reason_of(health, 1))
-    health.asleep(10)
-    found.append(reason_of(health, 1))
-    health.refused("cannot schedule", 1)
-    found.append(reason_of(health, 1))
-    health.drain()
-    found.append(reason_of(health, 1))
-    health.drain("being removed")
-    found.append(reason_of(health, 1))
-    found.append(exclusion(worker(model=None)))
-    assert tuple(found) == EXCLUSIONS
-
-
-def reason_of(health, now):
-    verdict = health.verdict(now)
-    return exclusion(worker(verdict.state, verdict.why))
+    metrics, members = Metrics("1"), {}
+    pools = OnePool(None)
+    pools.by_model, pools.members = {}, members
+    metrics.registry.register(Gauges(pools, list, metrics.observed))
+    for reason in (None, *Exclusion):
+        members["http://a:1"] = Member(worker(excluded=reason))
+        shown = {each: value(metrics, "worker_excluded", reason=each.value) for each in Exclusion}
+        assert shown == {each: float(each is reason) for each in Exclusion}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.fleet.health import Health, HealthSettings
-from workers.fleet.worker import State
+from workers.fleet.worker import Exclusion, State
 
 SETTINGS = HealthSettings()
 ASLEEP_FOR_S = 15.0
@@ -265,6 +265,33 @@ def test_what_the_operator_wants_comes_before_what_is_observed():
     assert state(health, 1.0) is State.SUSPECT
 
 
+def test_each_reason_for_an_exclusion_is_of_a_closed_list_whatever_the_words_are():
+    """A worker chooses the words of its failures: they must not pass for another reason."""
+    words = "requests failed: the engine is asleep, it refuses new requests, being removed"
+    health = Health(HealthSettings(fail_threshold=1))
+    found = [health.verdict(0).excluded]
+    health.probe_ok(0)
+    assert health.verdict(0).excluded is None
+    health.probe_failed(words, 0)
+    found.append(health.verdict(0).excluded)
+    for _ in range(HealthSettings().down_after_probes):
+        health.probe_failed(words, 0)
+    assert health.verdict(0).state is State.DOWN
+    assert health.verdict(0).excluded is Exclusion.PROBE_FAILED
+    health.probe_ok(1)
+    health.request_failed(words, 1)
+    found.append(health.verdict(1).excluded)
+    health.asleep(10)
+    found.append(health.verdict(1).excluded)
+    health.refused(words, 1)
+    found.append(health.verdict(1).excluded)
+    health.drain()
+    found.append(health.verdict(1).excluded)
+    health.drain(Exclusion.REMOVED)
+    found.append(health.verdict(1).excluded)
+    assert [*found, Exclusion.NO_MODEL] == list(Exclusion)
+
+
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
@@ -320,6 +347,7 @@ def test_every_mark_expires_and_nothing_changes_between_the_times_that_are_told(
             break
         assert now < end <= start + bound
         assert health.verdict((now + end) / 2) == health.verdict(now)
+        assert (health.verdict(now).excluded is None) == (health.verdict(now).state is State.UP)
         now = end
     assert health.next_change(now) is None
     assert health.verdict(now) == health.verdict(now + 1e6)

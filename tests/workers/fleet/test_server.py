@@ -8,6 +8,7 @@ from workers.fleet.health import HealthSettings
 from workers.fleet.probe import Models, ProbeError
 from workers.fleet.server import Server
 from workers.fleet.worker import (
+    Exclusion,
     Scrape,
     State,
     WorkerChanged,
@@ -213,7 +214,7 @@ def test_a_changed_specification_keeps_the_identity_unless_the_engines_change():
 
 def test_a_drain_outlives_a_restart():
     bench = Bench().up()
-    bench.server.drain("drained by the operator")
+    bench.server.drain(Exclusion.DRAINED)
     bench.server.restarted("its process was restarted")
     bench.server.healthy()
     assert (bench.worker.state, bench.worker.why) == (State.DRAINING, "drained by the operator")
@@ -228,7 +229,7 @@ def test_an_engine_is_idle_until_it_was_routable_and_again_once_released_in_a_dr
     assert not bench.server.idle
     bench.server.release(bench.server.engines[0])
     assert not bench.server.idle, "it takes new requests, so a release says nothing"
-    bench.server.drain("drained by the operator")
+    bench.server.drain(Exclusion.DRAINED)
     bench.server.release(bench.server.engines[0])
     assert bench.server.idle
     bench.server.undrain()
@@ -411,3 +412,12 @@ def test_a_subscriber_that_takes_the_server_away_at_a_change_hears_no_later_chan
     events.clear()
     server.healthy()
     assert [type(e) for e in events] == [WorkerChanged, WorkerLeft, WorkerLeft]
+
+
+def test_a_worker_that_does_not_say_what_it_serves_is_excluded_for_that():
+    bench = Bench()
+    assert bench.worker.excluded is Exclusion.STARTING
+    bench.server.healthy()
+    assert bench.worker.excluded is Exclusion.NO_MODEL
+    bench.up()
+    assert bench.worker.excluded is None
