@@ -55,6 +55,10 @@ class OrderPolicy(ABC):
         """Service that a client is owed (positive) or owes; None where the order keeps no such account."""
         return None
 
+    def sizes(self) -> dict[str, int]:
+        """Entries of the tables here that grow with traffic, by name: for metrics."""
+        return {}
+
     def on(self, event: Event) -> None:  # noqa: B027 - most policies keep no accounts
         """An event has happened: the only place where accounts move."""
 
@@ -76,6 +80,10 @@ class PlacementPolicy(ABC):
         The workers are all that could ever serve the request, never none. Room and waiting are the matcher's
         business: a rule compares load, caches and prompts only. Asking commits nothing.
         """
+
+    def sizes(self) -> dict[str, int]:
+        """Entries of the tables here that grow with traffic, by name: for metrics."""
+        return {}
 
     def on(self, event: Event) -> None:  # noqa: B027 - most policies keep no accounts
         """An event has happened: the only place where accounts move."""

@@ -116,7 +116,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     metrics = Metrics(
         installed("fairlead"),
         max_clients=config.metrics.max_clients,
-        clients={client.name: client.weight for client in config.clients},
+        clients=_weights(config),
         service_weights=_service_weights(config),
     )
     # How much is let in, and where a request's record goes at its end.
@@ -170,18 +170,21 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         names_workers=bool(config.workers),
     )
     metrics.open.set_function(lambda: intake.open)
-    metrics.registry.register(Gauges(pools, connections.counts, metrics.observed))
-    metrics.registry.register(CacheMetrics(pools, fleet))
-    metrics.registry.register(TokenizationSeries(tokenization))
-    metrics.registry.register(LogSeries(log_lines.lines))
+    tables = {"quotas": clients.quota.__len__, "response_owners": control.owners.__len__}
+    metrics.page.add(Gauges(pools, connections.counts, metrics.observed, tables))
+    metrics.page.add(CacheMetrics(pools, fleet))
+    metrics.page.add(TokenizationSeries(tokenization))
+    metrics.page.add(LogSeries(log_lines.lines))
     announced = False
 
     def on_fleet(event: FleetEvent) -> None:
         nonlocal announced
         pools.on_fleet(event)
-        connections.follow(control.routes())
+        table = control.routes()
+        connections.follow(table)
         reports.follow(event)
         metrics.follow(event)
+        metrics.follow_routes(table)
         tokenization.follow()
         if not announced and not router.not_ready():
             announced = True
@@ -218,6 +221,11 @@ def _warn_of_roles(pools: Pools, config: Config) -> None:
         _log.warning("policies: %s", lacking)
 
 
+def _weights(config: Config) -> dict[str, float]:
+    """The weight of each configured client."""
+    return {client.name: client.weight for client in config.clients}
+
+
 def _service_weights(config: Config) -> tuple[float, float]:
     """What a computed prompt token and an output token count as service: as the order has it, if it has a say."""
     settings = config.policies.queue.settings
@@ -233,7 +241,7 @@ def servers(config: Config, router: Router) -> list[Server]:
     inner = pages(
         router.pools,
         version=installed("fairlead"),
-        metrics_page=router.metrics.page,
+        metrics_page=router.metrics.page.read,
         missing=router.not_ready,
         documented=DOCUMENTED,
         render=lambda reject: to_http(error_of(reject)),
@@ -339,6 +347,7 @@ def _reload(router: Router, running: Config, reload: Callable[[], Config] | None
     router.metrics.config_read(accepted=True)
     router.fleet.apply(worker.spec() for worker in config.workers)
     router.clients.reload(config.clients)
+    router.metrics.reconfigure(_weights(config), max_clients=config.metrics.max_clients)
     router.intake.limits = config.limits
     router.pools.configure(config.models, keys_needed=router.clients.keys_needed)
     for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics", "tokenization"):

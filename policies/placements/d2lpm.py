@@ -91,6 +91,9 @@ class D2lpm(PlacementPolicy):
 
         return by_cost(question, cost)
 
+    def sizes(self) -> dict[str, int]:
+        return {"placement_accounts": len(self._deficits)}
+
     def deficit(self, client: str, worker: WorkerId) -> float:
         """What a client is owed (positive) or owes at a worker."""
         return self._deficits.deficit(client, worker)

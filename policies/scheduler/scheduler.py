@@ -80,6 +80,7 @@ class Scheduler:
         self.prefixes = knowledge.prefixes
         self.heatmap = knowledge.heatmap
         self._order = order
+        self._placement = placement
         self._fleet = Fleet(
             self.settings.prefill_window_s,
             self.settings.prefill_window_tokens,
@@ -255,6 +256,16 @@ class Scheduler:
         """Counts for metrics and the admin pages."""
         views = tuple(worker.view() for worker in self._fleet.workers())
         return Snapshot(len(self._waiting), len(self._entries) - len(self._waiting), views)
+
+    @property
+    def queued(self) -> int:
+        """How many requests wait."""
+        return len(self._waiting)
+
+    def sizes(self) -> dict[str, int]:
+        """Entries of everything here that grows with traffic, by name."""
+        own = {**self.prefixes.sizes(), "answer_lengths": len(self.lengths)}
+        return own | self._order.sizes() | self._placement.sizes()
 
     def waiting(self) -> Iterator[RequestView]:
         """All waiting requests, in no particular order."""

@@ -275,5 +275,6 @@ class Metrics(Section):
     """What /metrics shows."""
 
     max_clients: Whole = Field(
-        default=100, description="Client names used as labels; later ones are counted as one."
+        default=100,
+        description="Labels for clients that are not configured (`user`); later ones are counted as `other`.",
     )

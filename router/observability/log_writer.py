@@ -6,16 +6,18 @@ nothing (a terminal in scroll mode, a log collector that hangs): in the event lo
 
 import select
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import BinaryIO
 
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from router.observability.exposition import Metric, Snapshot, counter
 
 MAX_HELD_BYTES = 4 * 1024 * 1024
 """Lines that are not written yet; a line that does not fit beside them is dropped."""
 FLUSH_WITHIN_S = 1.0
 """How long `flush` waits for a reader that takes nothing."""
+_DROPPED = counter(
+    "log_lines_dropped", "Log lines that were not written: standard error is gone, or what reads it was too slow"
+)
 
 
 class Lines:
@@ -101,18 +103,15 @@ def _write_all(stream: BinaryIO, text: bytes) -> None:
     stream.flush()
 
 
-class LogSeries(Collector):
+class LogSeries:
     """What the log's readers missed, for Prometheus."""
+
+    metrics: tuple[Metric, ...] = (_DROPPED,)
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
 
-    def describe(self) -> Iterable[Metric]:
-        return self.collect()
-
-    def collect(self) -> Iterable[Metric]:
-        """Yields one counter without labels."""
-        text = "Log lines that were not written: standard error is gone, or what reads it was too slow"
-        dropped = CounterMetricFamily("fairlead_log_lines_dropped", text)
-        dropped.add_metric([], self._lines.dropped)
-        yield dropped
+    def read(self, into: Snapshot) -> Iterator[None]:
+        """One counter without labels."""
+        into.add(_DROPPED, self._lines.dropped)
+        yield

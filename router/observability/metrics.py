@@ -1,46 +1,56 @@
-"""What Prometheus sees: everything named `fairlead_*`, registered at the start, known label sets at 0.
+"""What Prometheus sees: everything named `fairlead_*`; base models, workers and configured clients from 0 on.
 
 What happens is counted here as it happens; what *is* (queues, room, worker states, trees) is read from its owner
 when Prometheus asks, see `gauges`.
 
-Label values are bounded: model names are those of the fleet (any other counts as the empty string), workers come
-and go with the fleet, clients beyond `max_clients` count as `other`.
+Invariants: there are series for what exists and for nothing else.
+- Models are the served names of the fleet: base models at once, adapters from their first request on; requests for
+  any other name count as the empty string.
+- Workers come and go with the fleet.
+- Clients are accounts, so the `user`s of an API key count as its client. The configured ones have a label each, of
+  others the first `max_clients`; the rest counts as `other`.
+- What has left takes its series along, and its last requests do not bring them back.
+- Models and clients are never multiplied by each other.
 """
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from policies.model import AttemptFailure, Outcome, Reason, Usage
-from router.observability.counters import Spreads, Total, Totals
+from policies.model import AttemptFailure, Outcome, Usage
+from router.observability.exposition import Snapshot
 from router.observability.loop_delay import LoopDelay
+from router.observability.page import Page, sliced
+from router.observability.series import ClientSeries, ModelSeries, WorkerSeries
 from router.observability.transitions import Observed, Transitions
-from router.port import Dispatch
+from router.port import Dispatch, RouteTable
+from workers.bounds.bounded_map import BoundedMap
 from workers.fleet.worker import FleetEvent, WorkerLeft
 
-_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
-_WAIT = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_CLIENT_WAIT = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-"""Coarser, as there are many clients."""
-_SHARE = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+_ANONYMOUS = "anonymous"
 _OTHER = "other"
 _HEADS = 1000
 """Prefixes are compared by their first bytes, among so many requests."""
+_REMOVED_CLIENTS = 10_000
+"""Clients taken out of the configuration that are remembered, so that their last requests bring no series back."""
 _ACCEPTED, _REFUSED = "accepted", "refused"
+_PER_STEP = 8
+"""Models, workers or clients that a scrape copies at a time: some 30 rows each."""
 
 
 class Metrics:
-    """The counters of one gateway, in a registry of their own.
+    """The counters of one gateway, and the page that shows them.
 
     `clients` are the configured ones with their weights; `service_weights` is what a prompt token that had to be
     computed and an output token count as service.
     """
+
+    metrics = (*ModelSeries.METRICS, *ClientSeries.METRICS, *WorkerSeries.METRICS)
 
     def __init__(
         self,
@@ -50,89 +60,87 @@ class Metrics:
         clients: Mapping[str, float] | None = None,
         service_weights: tuple[float, float] = (1.0, 2.0),
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody reads
-        self.registry = CollectorRegistry()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when each series began: twice as many lines
+        library = self._library = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self.registry)
+            collector(registry=library)
         self.service_weights = service_weights
-        self._max_clients = max_clients
-        self._clients: set[str] = set()
-        self._weights: dict[str, float] = {}
-        self._models: set[str] = set()
-        self._workers: dict[str, Total] = {}
-        self._cells: dict[tuple[str, str], _Cells] = {}
+        self.max_clients = max_clients
+        self._configured: dict[str, ClientSeries] = {}
+        self._unconfigured: dict[str, ClientSeries] = {}
+        self._shared = self._other = ClientSeries()
+        """Of all that have no label of their own."""
+        self._removed: BoundedMap[str, None] = BoundedMap(_REMOVED_CLIENTS)
+        self._models: dict[str, ModelSeries] = {}
+        self._served: frozenset[str] = frozenset()
+        """Names that may have series."""
+        self._table = RouteTable()
+        self._workers: dict[str, WorkerSeries] = {}
         self._heads: deque[int] = deque(maxlen=_HEADS)
         self._transitions = Transitions()
-        self._requests = self._counter("requests", "Requests by how they ended", "model", "client", "outcome")
-        self._tokens = self._counter("tokens", "Tokens as workers report them", "model", "client", "kind")
-        self._service = self._counter(
-            "client_service", "Work caused: weighted computed and output tokens", "client"
+        self.loop_delay = LoopDelay(library)
+        self._reloads = Counter(
+            "fairlead_config_reloads", "Configurations read while running", ["result"], registry=library
         )
-        self._weight = self._gauge("client_weight", "Share of the fleet relative to other clients", "client")
-        self._decisions = self._counter("decisions", "Placements by reason", "model", "reason")
-        self._placed = self._counter(
-            "worker_placements", "Requests by the last worker they were given to", "worker"
-        )
-        self._failures = self._counter("attempt_failures", "Attempts on a worker that failed", "worker", "reason")
-        self._cancelled = self._counter("cancellations", "Requests whose client left", "model")
-        self._predicted = self._counter("predicted_cached_tokens", "Prompt tokens expected in a cache", "model")
-        self._checked = self._counter(
-            "checked_prompt_tokens", "Prompt tokens of which the worker said whether they were cached", "model"
-        )
-        self._wrong = self._counter(
-            "mispredicted_cached_tokens", "Of these, those expected otherwise", "model", "direction"
-        )
-        self._share = self._histogram("matched_share", "Share of the prompt expected in a cache", _SHARE, "model")
-        self._ttft = self._seconds("time_to_first_token", "From arrival to the first token", _LATENCY, "model")
-        self._tpot = self._seconds("time_per_output_token", "After the first one", _PER_TOKEN, "model")
-        self._e2e = self._seconds("request_duration", "From arrival to the last byte", _LATENCY, "model")
-        self._wait = self._seconds("queue_wait", "From arrival to the decision", _WAIT, "model")
-        self._client_wait = self._seconds("client_queue_wait", "The same by client", _CLIENT_WAIT, "client")
-        self.loop_delay = LoopDelay(self.registry)
-        self._reloads = self._counter("config_reloads", "Configurations read while running", "result")
+        for result in (_ACCEPTED, _REFUSED):
+            self._reloads.labels(result)
         self._reload_good = self._gauge("config_last_reload_successful", "0 if the last configuration was refused")
+        self._reload_good.set(1)
         self._config_since = self._gauge("config_timestamp_seconds", "Since when this configuration is in force")
+        self._config_since.set(time.time())
         self.open = self._gauge("open_requests", "Requests inside the gateway")
         self._gauge("build_info", "Always 1", "version").labels(version).set(1)
-        self._start(clients or {})
+        self.page = Page(library)
+        self.page.add(self)
+        self._know_clients(clients or {})
 
     @property
     def observed(self) -> Observed:
         """What the counters know that is shown as a state."""
-        return Observed(self._client_label, self._clients, self._transitions, self._heads)
+        return Observed(self._label, self._labels, self._transitions, self._heads)
+
+    # -- what there is
 
     def follow(self, event: FleetEvent) -> None:
         """A worker joined, changed or left: its series come and go with it."""
         if isinstance(event, WorkerLeft):
-            self.forget_worker(event.id)
+            self._workers.pop(event.id, None)
+            self._transitions.forget(event.id)
+        else:
+            self._workers.setdefault(event.worker.id, WorkerSeries())
+            self._transitions.saw(event.worker)
+
+    def follow_routes(self, table: RouteTable) -> None:
+        """Which names are served now: base models begin at 0, and what is served no more takes its series along.
+
+        A name whose worker restarts keeps them: it is expected to be back.
+        """
+        if table is self._table:
             return
-        self.know_worker(event.worker.id)
-        for line in event.worker.served_names:
-            self.know_model(line)
-        self._transitions.saw(event.worker)
+        self._table = table
+        self._served = frozenset(route.served_name for route in table.names.values()) | table.expected
+        for name in self._models.keys() - self._served:
+            if name:
+                del self._models[name]
+        for name in table.models:
+            self._model(name)
 
-    def know_model(self, model: str) -> None:
-        """Start every series of a model at 0."""
-        if model not in self._models:
-            self._models.add(model)
-            for client in sorted(self._clients) or ["anonymous"]:
-                self._cell(model, client)
+    def reconfigure(self, clients: Mapping[str, float], *, max_clients: int) -> None:
+        """The configured clients are these now. New ones begin at 0; the series of those that are gone end.
 
-    def know_worker(self, worker: str) -> None:
-        self._workers[worker] = self._placed.labels(worker)
-        for reason in AttemptFailure:
-            self._failures.labels(worker, reason.value)
+        So do those of all others, whom the new keys may not know any more; with their next request they are back.
+        """
+        self.max_clients = max_clients
+        if clients != {name: series.weight for name, series in self._configured.items()}:
+            self._know_clients(clients)
 
-    def forget_worker(self, worker: str) -> None:
-        """Drop the series of a worker that has left: it will not come back under this name."""
-        self._workers.pop(worker, None)
-        self._placed.remove(worker)
-        for reason in AttemptFailure:
-            self._failures.remove(worker, reason.value)
-        self._transitions.forget(worker)
+    # -- what happens
 
     def attempt_failed(self, worker: str, reason: AttemptFailure) -> None:
-        self._failures.labels(worker, reason.value).inc()
+        """An attempt on a worker, which may have left meanwhile, has failed."""
+        known = self._workers.get(worker)
+        if known is not None:
+            known.failures[reason] += 1
 
     def config_read(self, *, accepted: bool) -> None:
         """The configuration was read again while running."""
@@ -155,137 +163,113 @@ class Metrics:
         usage: Usage | None,
         prompt_head: int | None = None,
     ) -> None:
-        """One request has ended. None stands for what it never came to."""
-        cell = self._cell(served_name, client)
-        cell.outcomes[outcome].inc()
-        cell.e2e.observe(e2e_s)
-        if weight != self._weights.get(client) and cell.client != _OTHER:
-            self._weigh(client, weight)
+        """One request of a client's account has ended. None stands for what it never came to."""
+        of_client = self._configured.get(client) or self._client(client)
+        of_model = self._models.get(served_name) or self._model(served_name)
+        of_client.outcomes[outcome] += 1
+        of_model.outcomes[outcome] += 1
+        of_model.e2e.observe(e2e_s)
+        if of_client.weight is None and of_client is not self._other:
+            of_client.weight = weight
         if outcome is Outcome.CANCELLED:
-            cell.cancelled.inc()
+            of_model.cancelled += 1
         if dispatch is not None:
-            self._was_placed(cell, dispatch)
+            of_client.queued.observe(dispatch.waited_s)
+            self._was_placed(of_model, dispatch)
             if prompt_head is not None:
                 self._heads.append(prompt_head)
         if usage is not None:
-            self._used(cell, usage, None if dispatch is None else dispatch.matched_tokens)
+            self._used(of_model, of_client, usage, None if dispatch is None else dispatch.matched_tokens)
         if streamed and ttft_s is not None:
-            cell.ttft.observe(ttft_s)
+            of_model.ttft.observe(ttft_s)
             if usage is not None and usage.output_tokens > 1:
-                cell.tpot.observe((e2e_s - ttft_s) / (usage.output_tokens - 1))
+                of_model.tpot.observe((e2e_s - ttft_s) / (usage.output_tokens - 1))
 
-    def page(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self.registry)
+    def read(self, into: Snapshot) -> Iterator[None]:
+        """What was counted, a few models, clients and workers at a time."""
+        for models in sliced(self._models.items(), _PER_STEP):
+            for model, of_model in models:
+                of_model.read(into, model)
+            yield
+        clients = {**self._configured, **self._unconfigured}
+        if any(self._other.outcomes.values()):
+            clients[_OTHER] = self._other
+        for some in sliced(clients.items(), _PER_STEP):
+            for client, of_client in some:
+                of_client.read(into, client)
+            yield
+        for workers in sliced(self._workers.items(), _PER_STEP):
+            for worker, of_worker in workers:
+                of_worker.read(into, worker)
+            yield
 
-    def _start(self, clients: Mapping[str, float]) -> None:
-        """What is known before anything has happened."""
-        self._reload_good.set(1)
-        self._config_since.set(time.time())
-        for result in (_ACCEPTED, _REFUSED):
-            self._reloads.labels(result)
-        for client, weight in clients.items():
-            self._clients.add(client)
-            self._weigh(client, weight)
+    def _was_placed(self, of_model: ModelSeries, dispatch: Dispatch) -> None:
+        of_model.queued.observe(dispatch.waited_s)
+        of_model.decisions[dispatch.reason] += 1
+        of_model.predicted += dispatch.matched_tokens
+        of_model.matched.observe(min(1.0, dispatch.matched_tokens / max(1, dispatch.input_tokens - 1)))
+        worker = self._workers.get(dispatch.worker)
+        if worker is not None:
+            worker.placements += 1
 
-    def _was_placed(self, cell: "_Cells", dispatch: Dispatch) -> None:
-        cell.wait.observe(dispatch.waited_s)
-        cell.client_wait.observe(dispatch.waited_s)
-        cell.decisions[dispatch.reason].inc()
-        placed = self._workers.get(dispatch.worker)
-        if placed is not None:  # one that has left must not come back as a series
-            placed.inc()
-        cell.predicted.inc(dispatch.matched_tokens)
-        cell.share.observe(min(1.0, dispatch.matched_tokens / max(1, dispatch.input_tokens - 1)))
-
-    def _used(self, cell: "_Cells", usage: Usage, predicted: int | None) -> None:
+    def _used(self, of_model: ModelSeries, of_client: ClientSeries, usage: Usage, predicted: int | None) -> None:
         extend_weight, output_weight = self.service_weights
         cached = usage.cached_tokens or 0
-        cell.input.inc(usage.input_tokens)
-        cell.output.inc(usage.output_tokens)
-        cell.cached.inc(cached)
-        cell.service.inc(extend_weight * max(0, usage.input_tokens - cached) + output_weight * usage.output_tokens)
+        for series in (of_model, of_client):
+            series.input += usage.input_tokens
+            series.output += usage.output_tokens
+            series.cached += cached
+        computed = max(0, usage.input_tokens - cached)
+        of_client.service += extend_weight * computed + output_weight * usage.output_tokens
         if usage.cached_tokens is not None and predicted is not None:
-            cell.checked.inc(usage.input_tokens)
-            cell.wrong[predicted > cached].inc(abs(predicted - cached))
+            of_model.checked += usage.input_tokens
+            if predicted > cached:
+                of_model.overestimated += predicted - cached
+            else:
+                of_model.underestimated += cached - predicted
 
-    def _weigh(self, client: str, weight: float) -> None:
-        self._weights[client] = weight
-        self._weight.labels(client).set(weight)
+    # -- whose series
 
-    def _cell(self, line: str, client: str) -> "_Cells":
-        cell = self._cells.get((line, client))
-        if cell is None:
-            label = self._client_label(client)  # those without one of their own share one cell
-            cell = self._cells.get((line, label))
-            if cell is None:
-                cell = self._cells[line, label] = _Cells(self, line, label)
-        return cell
+    def _know_clients(self, clients: Mapping[str, float]) -> None:
+        """Make the configured clients these."""
+        known = self._configured | self._unconfigured
+        self._unconfigured = {}
+        for name in self._configured.keys() - clients.keys():
+            self._removed[name] = None
+        for name in clients:
+            self._removed.pop(name, None)
+        self._configured = {name: known.get(name) or ClientSeries() for name in clients}
+        for name, weight in clients.items():
+            self._configured[name].weight = weight
+        self._other = self._configured.get(_OTHER, self._shared)
+        if not clients:
+            self._client(_ANONYMOUS)
 
-    def _client_label(self, client: str) -> str:
-        if client in self._clients:
-            return client
-        if len(self._clients) >= self._max_clients:
-            return _OTHER
-        self._clients.add(client)
-        return client
+    def _label(self, client: str) -> str:
+        """The label of a client's account."""
+        return client if client in self._configured or self._client(client) is not self._other else _OTHER
+
+    def _labels(self) -> list[str]:
+        """Clients that have a label of their own."""
+        return sorted((*self._configured, *self._unconfigured))
+
+    def _client(self, client: str) -> ClientSeries:
+        """The series of a client that is not configured."""
+        found = self._unconfigured.get(client)
+        if found is None:
+            if len(self._unconfigured) >= self.max_clients or client == _OTHER or client in self._removed:
+                return self._other
+            found = self._unconfigured[client] = ClientSeries()
+        return found
+
+    def _model(self, name: str) -> ModelSeries:
+        """The series of a served name; of the empty string for one that is served no more."""
+        if name not in self._served:
+            name = ""
+        found = self._models.get(name)
+        if found is None:
+            found = self._models[name] = ModelSeries()
+        return found
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"fairlead_{name}", text, labels, registry=self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Totals:
-        made = Totals(f"fairlead_{name}", text, labels)
-        self.registry.register(made)
-        return made
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Spreads:
-        made = Spreads(f"fairlead_{name}", text, labels, buckets)
-        self.registry.register(made)
-        return made
-
-    def _seconds(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Spreads:
-        return self._histogram(f"{name}_seconds", text, buckets, *labels)
-
-
-class _Cells:
-    """The children of one model and client, looked up once: labels() costs more than the counting."""
-
-    __slots__ = (
-        "cached",
-        "cancelled",
-        "checked",
-        "client",
-        "client_wait",
-        "decisions",
-        "e2e",
-        "input",
-        "outcomes",
-        "output",
-        "predicted",
-        "service",
-        "share",
-        "tpot",
-        "ttft",
-        "wait",
-        "wrong",
-    )
-
-    def __init__(self, metrics: Metrics, line: str, client: str) -> None:
-        self.client = client
-        self.outcomes = {o: metrics._requests.labels(line, client, o.value) for o in Outcome}  # noqa: SLF001
-        self.decisions = {r: metrics._decisions.labels(line, r.value) for r in Reason}  # noqa: SLF001
-        tokens = metrics._tokens  # noqa: SLF001 - the two classes are one thing
-        self.input = tokens.labels(line, client, "input")
-        self.output = tokens.labels(line, client, "output")
-        self.cached = tokens.labels(line, client, "cached")
-        self.service = metrics._service.labels(client)  # noqa: SLF001
-        self.client_wait = metrics._client_wait.labels(client)  # noqa: SLF001
-        self.cancelled = metrics._cancelled.labels(line)  # noqa: SLF001
-        self.predicted = metrics._predicted.labels(line)  # noqa: SLF001
-        self.checked = metrics._checked.labels(line)  # noqa: SLF001
-        self.wrong = [metrics._wrong.labels(line, way) for way in ("under", "over")]  # noqa: SLF001
-        self.share = metrics._share.labels(line)  # noqa: SLF001
-        self.ttft = metrics._ttft.labels(line)  # noqa: SLF001
-        self.tpot = metrics._tpot.labels(line)  # noqa: SLF001
-        self.e2e = metrics._e2e.labels(line)  # noqa: SLF001
-        self.wait = metrics._wait.labels(line)  # noqa: SLF001
+        return Gauge(f"fairlead_{name}", text, labels, registry=self._library)

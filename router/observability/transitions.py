@@ -1,7 +1,7 @@
 """What counters know of workers' states, and of what else is shown as a state."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from workers.fleet.worker import State, Worker
@@ -36,9 +36,9 @@ class Observed:
     """What the counters know that is shown as a state."""
 
     label: Callable[[str], str]
-    """A client's name as a label."""
-    clients: Collection[str]
-    """Clients that have a label of their own."""
+    """From a client's account to its label."""
+    clients: Callable[[], Sequence[str]]
+    """Clients that have a label of their own, sorted."""
     transitions: Transitions
     heads: Collection[int]
     """How the prompts of the last requests begin, hashed."""

@@ -52,13 +52,13 @@ class Running:
     def outcomes(self) -> Counter[str]:
         """Finished requests by outcome, as /metrics counts them."""
         counted: Counter[str] = Counter()
-        for labels, value in self.series("fairlead_requests_total"):
+        for labels, value in self.series("fairlead_client_requests_total"):
             if value:
                 counted[labels["outcome"]] += int(value)
         return counted
 
     def series(self, name: str) -> list[tuple[dict[str, str], float]]:
-        return series(self.gateway.metrics.page().decode(), name)
+        return series(self.gateway.metrics.page.now().decode(), name)
 
     def placements(self) -> list[str]:
         """The workers of the finished requests, in order."""

@@ -482,8 +482,10 @@ async def test_limits_hold_for_one_client_and_for_all_its_users_together():
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert "tokens per minute" in answer.json()["error"]["message"]
         assert (await http.post(TEXT, json=SHORT, headers=metered)).status_code == 200
-        counted = {(r["client"], r["outcome"]) for r, n in fleet.gateway.series("fairlead_requests_total") if n}
-        assert ("small/ann", "cancelled") in counted
+        counted = {
+            (r["client"], r["outcome"]) for r, n in fleet.gateway.series("fairlead_client_requests_total") if n
+        }
+        assert ("small", "cancelled") in counted
         assert ("metered", "refused") in counted
         await fleet.at_rest()
 

@@ -24,7 +24,7 @@ class Variable:
 
 
 MODEL = Variable("model", "label_values(fairlead_requests_total, model)")
-CLIENT = Variable("client", "label_values(fairlead_requests_total, client)")
+CLIENT = Variable("client", "label_values(fairlead_client_requests_total, client)")
 WORKER = Variable("worker", "label_values(fairlead_worker_state, worker)", "/([^#@]+)/")
 INSTANCE = Variable("instance", "label_values(fairlead_build_info, instance)")
 

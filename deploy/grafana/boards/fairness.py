@@ -9,7 +9,7 @@ _INDEX = (
     Panel(
         "Jain's index",
         "Over clients that compete: those with requests waiting for most of five minutes. 1: equal service by "
-        "weight; 1/n: one gets everything. 1 as well while nobody competes. Good: above 0.9.",
+        "weight; 1/n: one gets everything. 1 as well while fewer than two compete. Good: above 0.9.",
         (Query("fairlead:service_fairness:jain5m", "Jain's index"),),
         Unit.NONE,
         Kind.STAT,
@@ -59,7 +59,7 @@ _SERVICE = (
     Panel(
         "Deficit",
         "What the order owes a client (above 0: eligible) or has advanced to it, in units of service. Good: "
-        "nobody stays far below the others; empty where the order keeps no deficits.",
+        "no client stays far below the others; empty where the order keeps no deficits.",
         (
             Query(
                 f'sum by (client) (fairlead_client_deficit{{model=~"$model", {_CLIENT}}})',
@@ -95,7 +95,7 @@ _WAIT = (
     ),
     Panel(
         "Waiting requests",
-        "By client. A long line of one client is its own affair as long as the others do not wait for it.",
+        "By client. A long queue of one client is its own affair as long as the others do not wait for it.",
         (Query(f"sum by (client) (fairlead_client_queued{{{_CLIENT}}})", "{{client}}"),),
     ),
 )
@@ -105,7 +105,7 @@ _WHO = (
         "That ended, by client.",
         (
             Query(
-                f'sum by (client) (rate(fairlead_requests_total{{model=~"$model", {_CLIENT}}}[$__rate_interval]))',
+                f"sum by (client) (rate(fairlead_client_requests_total{{{_CLIENT}}}[$__rate_interval]))",
                 "{{client}}",
             ),
         ),
@@ -116,8 +116,8 @@ _WHO = (
         "By client. Good: 0; a single client with many probably exceeds its limits or sends to a wrong model.",
         (
             Query(
-                "sum by (client, outcome) (rate(fairlead_requests_total"
-                f'{{model=~"$model", {_CLIENT}, outcome=~"rejected|refused|failed"}}[$__rate_interval]))',
+                "sum by (client, outcome) (rate(fairlead_client_requests_total"
+                f'{{{_CLIENT}, outcome=~"rejected|refused|failed"}}[$__rate_interval]))',
                 "{{client}} {{outcome}}",
             ),
         ),

@@ -1,20 +1,19 @@
 """Fleet: what users feel."""
 
-from deploy.grafana.boards.board import CLIENT, MODEL, Board
+from deploy.grafana.boards.board import MODEL, Board
 from deploy.grafana.boards.panels import Kind, Panel, Query, Unit, quantiles
 
-_WHO = 'model=~"$model", client=~"$client"'
 _MODEL = 'model=~"$model"'
 _ERRORS = (
-    f'sum(rate(fairlead_requests_total{{{_WHO}, outcome=~"failed|rejected"}}[$__rate_interval]))'
-    f' / sum(rate(fairlead_requests_total{{{_WHO}, outcome=~"completed|failed|rejected"}}[$__rate_interval]))'
+    f'sum(rate(fairlead_requests_total{{{_MODEL}, outcome=~"failed|rejected"}}[$__rate_interval]))'
+    f' / sum(rate(fairlead_requests_total{{{_MODEL}, outcome=~"completed|failed|rejected"}}[$__rate_interval]))'
 )
 
 _NOW = (
     Panel(
         "Requests",
         "Requests that ended, per second, in every way there is.",
-        (Query(f"sum(rate(fairlead_requests_total{{{_WHO}}}[$__rate_interval]))"),),
+        (Query(f"sum(rate(fairlead_requests_total{{{_MODEL}}}[$__rate_interval]))"),),
         Unit.REQUESTS_PER_SECOND,
         Kind.STAT,
         span=4,
@@ -73,7 +72,7 @@ _TRAFFIC = (
         "Requests by outcome",
         "completed: answered. cancelled: the client left. refused: the request was wrong. rejected: turned away "
         "by the gateway. failed: a worker broke off. Good: nearly all completed.",
-        (Query(f"sum by (outcome) (rate(fairlead_requests_total{{{_WHO}}}[$__rate_interval]))", "{{outcome}}"),),
+        (Query(f"sum by (outcome) (rate(fairlead_requests_total{{{_MODEL}}}[$__rate_interval]))", "{{outcome}}"),),
         Unit.REQUESTS_PER_SECOND,
         Kind.STACK,
     ),
@@ -91,7 +90,7 @@ _TRAFFIC = (
     Panel(
         "Tokens",
         "As workers report them: prompt tokens, of these from the cache, and answers. Good: cached follows input.",
-        (Query(f"sum by (kind) (rate(fairlead_tokens_total{{{_WHO}}}[$__rate_interval]))", "{{kind}}"),),
+        (Query(f"sum by (kind) (rate(fairlead_tokens_total{{{_MODEL}}}[$__rate_interval]))", "{{kind}}"),),
         Unit.PER_SECOND,
     ),
 )
@@ -163,6 +162,6 @@ FLEET = Board(
     "fleet",
     "fairlead: Fleet",
     "What users feel: rate, errors, time to first token, time per token, queue.",
-    (MODEL, CLIENT),
+    (MODEL,),
     (("Now", _NOW), ("Traffic", _TRAFFIC), ("Latency", _LATENCY), ("Load", _LOAD)),
 )

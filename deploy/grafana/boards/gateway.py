@@ -142,8 +142,16 @@ _CARE = (
         warn=0.1,
     ),
     Panel(
+        "Dropped log lines",
+        "Lines that standard error did not take: its reader is gone or too slow. Requests go on. Good: 0.",
+        (Query(f"rate(fairlead_log_lines_dropped_total{{{_AT}}}[$__rate_interval])", "{{instance}}"),),
+        Unit.PER_SECOND,
+        span=6,
+        bad=0.001,
+    ),
+    Panel(
         "Scrapes of the gateway",
-        "How long a page of metrics takes. Good: below 0.5 s; it is read in the event loop.",
+        "How long a page of metrics takes. Good: below 0.5 s; it is made beside the event loop.",
         (Query(f'scrape_duration_seconds{{job="fairlead", {_AT}}}', "{{instance}}"),),
         Unit.SECONDS,
         span=6,

@@ -10,7 +10,7 @@ _PLACED = f"sum by (worker) (rate(fairlead_worker_placements_total{{{_WORKER}}}[
 _DECISIONS = (
     Panel(
         "Decisions by reason",
-        "hit: to a worker that holds the prefix. miss: nobody holds any of it. spill: its holder was too busy. "
+        "hit: to a worker that holds the prefix. miss: no worker holds any of it. spill: its holder was too busy. "
         "warm_up: a cold worker is warmed. Good: hits where prompts repeat.",
         (
             Query(

@@ -25,7 +25,7 @@ def _rate(metric: str) -> str:
 _STATE = (
     Panel(
         "State",
-        "As the gateway sees it. Good: up; suspect is used only where nobody better is left.",
+        "As the gateway sees it. Good: up; suspect is used only where no better one is left.",
         (
             Query(
                 "max by (worker) ("
@@ -43,7 +43,7 @@ _STATE = (
     ),
     Panel(
         "Left out, and why",
-        "Workers that get no requests, or only where nobody better is left. Good: empty.",
+        "Workers that get no requests, or only where no better one is left. Good: empty.",
         (Query(f"fairlead_worker_excluded{{{_GATEWAY}}} == 1"),),
         Unit.NONE,
         Kind.TABLE,
@@ -215,7 +215,7 @@ _TRANSFERS = (
     ),
     Panel(
         "Transfers that came to nothing",
-        "failed: the prompt is computed again. expired: nobody fetched the cache in time. Good: 0.",
+        "failed: the prompt is computed again. expired: no worker fetched the cache in time. Good: 0.",
         (
             Query(_rate("vllm:nixl_num_failed_transfers_total"), "failed {{worker}}"),
             Query(_rate("vllm:nixl_num_kv_expired_reqs_total"), "expired {{worker}}"),

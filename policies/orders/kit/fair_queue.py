@@ -114,6 +114,9 @@ class FairQueue(OrderPolicy):
     def __len__(self) -> int:
         return len(self._where)
 
+    def sizes(self) -> dict[str, int]:
+        return {"accounts": len(self.accounts)}
+
     def waiting(self) -> Iterator[RequestView]:
         return (branch.requests[name] for name, branch in self._where.items())
 

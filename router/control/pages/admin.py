@@ -1,5 +1,6 @@
 """The operator's side: see the fleet, add, drain and remove workers while traffic runs."""
 
+import asyncio
 import hmac
 from collections.abc import Callable, Collection
 from hashlib import sha256
@@ -8,13 +9,18 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
+from policies.model import WorkerView
 from policies.prefixes.trust import Trust
 from router.config.worker import WorkerConfig
+from router.control.pages.json_page import json_page
 from router.control.pages.status import Render, response
 from router.control.pools import Member, Pools
 from router.control.refused import Refused
+from router.observability.page import sliced
 from router.port import Reject, RejectKind
 from workers.fleet.fleet import DuplicateServerError, Fleet, UnknownServerError
+
+_WORKERS_PER_STEP = 32
 
 
 def admin_pages(  # noqa: C901 - a list of small pages
@@ -36,12 +42,12 @@ def admin_pages(  # noqa: C901 - a list of small pages
     )
 
     @app.get("/workers", summary="Every worker with its state and load")
-    async def workers() -> dict[str, Any]:
-        return {"workers": [_row(member) for member in pools.members.values()]}
+    async def workers() -> Response:
+        return json_page({"workers": await worker_rows(pools)})
 
     @app.get("/decisions", summary="The last requests that were placed: where, why, and what became of them")
-    async def last_decisions() -> dict[str, Any]:
-        return {"decisions": list(decisions)}
+    async def last_decisions() -> Response:
+        return json_page({"decisions": list(decisions)})
 
     @app.post("/workers", status_code=201, summary="Add a worker")
     async def add(worker: WorkerConfig) -> dict[str, Any]:
@@ -85,10 +91,21 @@ def _known(act: Callable[[str], None], url: str) -> None:
         raise Refused(Reject(RejectKind.NOT_FOUND, str(error), param="url")) from None
 
 
-def _row(member: Member) -> dict[str, Any]:
+async def worker_rows(pools: Pools) -> list[dict[str, Any]]:
+    """Every worker, a few at a time: the loop turns in between."""
+    loads: dict[str, WorkerView] = {}
+    for pool in list(pools.by_model.values()):
+        loads |= {row.id: row for row in pool.scheduler.snapshot().workers}
+        await asyncio.sleep(0)
+    rows = []
+    for members in sliced(pools.members.values(), _WORKERS_PER_STEP):
+        rows += [_row(member, loads.get(member.worker.id)) for member in members]
+        await asyncio.sleep(0)
+    return rows
+
+
+def _row(member: Member, load: WorkerView | None) -> dict[str, Any]:
     worker = member.worker
-    loads = {row.id: row for row in member.pool.scheduler.snapshot().workers} if member.pool else {}
-    load = loads.get(worker.id)
     return {
         "id": worker.id,
         "url": worker.spec.url,

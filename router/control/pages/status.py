@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from router.control.pages.json_page import json_page
 from router.control.pools import Pools
 from router.control.refused import Refused
 from router.port import Reject, RejectKind, shown
@@ -29,7 +30,7 @@ def pages(  # noqa: C901 - a list of small pages
     pools: Pools,
     *,
     version: str,
-    metrics_page: Callable[[], bytes],
+    metrics_page: Callable[[], Awaitable[bytes]],
     missing: Callable[[], list[str]],
     documented: Sequence[tuple[str, str, str]],
     render: Render,
@@ -66,19 +67,19 @@ def pages(  # noqa: C901 - a list of small pages
 
     @app.get("/metrics", tags=["gateway"], summary="Prometheus metrics")
     async def metrics() -> Response:
-        return Response(metrics_page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await metrics_page(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models", tags=["models"], summary="Models of the whole fleet")
-    async def models() -> dict[str, Any]:
+    async def models() -> Response:
         await up_to_date()
-        return {"object": "list", "data": model_cards(pools, started)}
+        return json_page({"object": "list", "data": model_cards(pools, started)})
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
-    async def model(model: str) -> dict[str, Any]:
+    async def model(model: str) -> Response:
         await up_to_date()
         for card in model_cards(pools, started):
             if card["id"] == model:
-                return card
+                return json_page(card)
         found = pools.routes().find(model)
         unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{shown(model)}` is not listed.")
         raise Refused(found if isinstance(found, Reject) else unlisted)
@@ -130,21 +131,21 @@ def model_cards(pools: Pools, created: int) -> list[dict[str, Any]]:
         worker = member.worker
         if worker.model is None:
             continue
-        for line in sorted(worker.served_names):
-            adapter = line in worker.adapters
-            root = worker.roots.get(line, line if adapter else worker.model)
-            cards.setdefault(line, _card(line, root, created, None if adapter else worker.max_model_len))
+        for name in sorted(worker.served_names - cards.keys()):
+            adapter = name in worker.adapters
+            root = worker.roots.get(name, name if adapter else worker.model)
+            cards[name] = _card(name, root, created, None if adapter else worker.max_model_len)
             if adapter:
-                cards[line]["parent"] = worker.model
+                cards[name]["parent"] = worker.model
     for alias, target in pools.aliases.items():
         if target in cards:
             cards.setdefault(alias, {**cards[target], "id": alias})
     return sorted(cards.values(), key=lambda card: (card["parent"] or card["id"], card["parent"] is not None))
 
 
-def _card(line: str, root: str, created: int, max_model_len: int | None) -> dict[str, Any]:
+def _card(name: str, root: str, created: int, max_model_len: int | None) -> dict[str, Any]:
     return {
-        "id": line,
+        "id": name,
         "object": "model",
         "created": created,
         "owned_by": "vllm",

@@ -106,7 +106,7 @@ class Record:
         took = now - self.arrived
         metrics.finished(
             served_name=self.served_name,
-            client=self.identity.client,
+            client=self.identity.account,
             weight=self.identity.weight,
             outcome=self.outcome,
             streamed=self._stream,

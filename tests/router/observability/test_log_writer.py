@@ -3,9 +3,10 @@ import os
 import threading
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from router.observability.log_writer import MAX_HELD_BYTES, Lines, LogSeries
+from router.observability.page import Page
 
 
 class Pipe:
@@ -97,9 +98,9 @@ def test_a_stream_that_is_gone_costs_lines_and_nothing_else(error):
         lines.write(b"a\n")
     assert lines.flush()
     assert lines.dropped == 3
-    registry = CollectorRegistry()
-    registry.register(LogSeries(lines))
-    assert b"fairlead_log_lines_dropped_total 3.0" in generate_latest(registry)
+    page = Page(CollectorRegistry())
+    page.add(LogSeries(lines))
+    assert b"fairlead_log_lines_dropped_total 3.0" in page.now()
     lines.close()
 
 

@@ -3,9 +3,10 @@ import logging
 import time
 
 from asked_worker import FakeWorker, member_of, until
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from router.edge.api.parsed_request import Surface
+from router.observability.page import Page
 from router.tokenization import tokenization as tokenization_room
 from router.tokenization.series import TokenizationSeries
 from router.tokenization.settings import TokenizationSettings
@@ -40,9 +41,9 @@ async def chosen(tokenization):
 
 
 def page(tokenization):
-    registry = CollectorRegistry()
-    registry.register(TokenizationSeries(tokenization))
-    return generate_latest(registry).decode()
+    made = Page(CollectorRegistry())
+    made.add(TokenizationSeries(tokenization))
+    return made.now().decode()
 
 
 async def test_a_model_has_a_desk_from_its_first_worker_to_its_last(folder, caplog):
