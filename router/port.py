@@ -68,6 +68,8 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     weight: float = 1.0
     limits_of: str = ""
     """The configured client whose limits the account has; empty: none."""
+    key_owner: str = ""
+    """The configured client whose key was sent; empty where no key is needed. Stored responses are its own."""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +99,10 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     session: str | None = None
     previous_response: str | None = None
     """The stored response that it goes on from."""
+    references: tuple[tuple[str, str], ...] = ()
+    """All that it names of what workers store: field and id."""
+    response: str | None = None
+    """The id under which its own answer is to be stored, if the client names one."""
     whole: bool = False
     """One worker has to serve it from its prompt to its end."""
 

@@ -34,6 +34,7 @@ from router.port import (
     RouteTable,
     Settled,
     Unscheduled,
+    shown,
 )
 from workers.fleet.attribution import Attribution
 from workers.fleet.worker import State
@@ -41,6 +42,7 @@ from workers.fleet.worker import State
 _log = logging.getLogger("fairlead.gateway")
 
 _LONGEST_ADAPTER = 256
+_LONGEST_RESPONSE_ID = 256
 
 
 class WorkerHealth(Protocol):
@@ -174,7 +176,7 @@ class ControlPlane:
     def stored(self, request: str, response: str) -> None:
         found = self._requests.get(request)
         if found is not None:
-            self.owners.keep(response, found.decode)
+            self.owners.keep(response, found.decode, found.facts.identity.key_owner)
 
     async def failed(self, failure: Failed) -> Dispatch | Reject | None:
         request = self._requests.get(failure.id)
@@ -243,7 +245,8 @@ class ControlPlane:
         """Into the scheduler, past the client's own limits."""
         pool = self._pool(facts.model)
         now = self._clock()
-        holder = self.owners.find(facts.previous_response)
+        self._check_references(facts)
+        holder = self.owners.find(facts.previous_response, facts.identity.key_owner)
         view = request_view(
             facts,
             pool.scheduler.lengths,
@@ -259,12 +262,36 @@ class ControlPlane:
     def _pass(self, facts: Unscheduled) -> _Request:
         if facts.model is not None:
             pool = self._pool(facts.model)
-        else:  # its holder decides, or the 404 of any worker
-            member = self._pools.members.get(self.owners.find(facts.response) or "")
+        else:  # its holder decides, or without keys the 404 of any worker
+            owner = facts.identity.key_owner
+            holder = self.owners.find(facts.response, owner)
+            if owner and holder is None:
+                raise Refused(_not_stored("response_id", facts.response or ""))
+            member = self._pools.members.get(holder or "")
             found = member.pool if member is not None else None
             first = next(iter(self._pools.by_model.values()), None)
             pool = found or first or self._pool("")
         return self._admit(facts, pool, 0, self._clock())
+
+    def _check_references(self, facts: Facts) -> None:
+        """Raises Refused where keys are needed and the request names what another key has stored.
+
+        What nobody is known to have stored is refused in the same words: nothing says whose it is.
+        """
+        owner = facts.identity.key_owner
+        if not owner:
+            return
+        for field, response in facts.references:
+            if self.owners.find(response, owner) is None:
+                raise Refused(_not_stored(field, response))
+        if facts.response is None:
+            return
+        if len(facts.response) > _LONGEST_RESPONSE_ID:
+            message = f"`request_id` has {len(facts.response)} characters; the most is {_LONGEST_RESPONSE_ID}."
+            raise Refused(Reject(RejectKind.BAD_REQUEST, message, param="request_id"))
+        if not self.owners.claim(facts.response, owner):
+            message = "`request_id` is in use already; choose another one, or leave it out."
+            raise Refused(Reject(RejectKind.BAD_REQUEST, message, param="request_id"))
 
     def _admit(self, facts: Facts | Unscheduled, pool: Pool, tokens: int, now: float) -> _Request:
         identity = facts.identity
@@ -316,7 +343,8 @@ class ControlPlane:
         if not members:
             self._end(request)
             return _nobody(name)
-        holder = self.owners.find(facts.response) if isinstance(facts, Unscheduled) else None
+        response = facts.response if isinstance(facts, Unscheduled) else None
+        holder = self.owners.find(response, facts.identity.key_owner)
         held = [member for member in members if member.worker.id == holder]
         member = min(held or members, key=lambda member: (member.worker.state is State.SUSPECT, member.open))
         request.attempt += 1
@@ -397,6 +425,11 @@ def _may_be_an_adapter(name: str) -> bool:
 def _nobody(served_name: str) -> Reject:
     message = f"No worker can serve the model `{served_name}` now."
     return Reject(RejectKind.UNAVAILABLE, message, retry_after_s=2)
+
+
+def _not_stored(field: str, response: str) -> Reject:
+    """In vLLM's words. The same for what another client has stored and for what does not exist."""
+    return Reject(RejectKind.NOT_FOUND, f"Response with id '{shown(response)}' not found.", param=field)
 
 
 def _last_words(reason: AttemptFailure, failure: Failed) -> Reject:

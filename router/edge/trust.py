@@ -142,6 +142,28 @@ def forwardable(fields: dict[str, Any], body: bytes) -> tuple[dict[str, Any], by
         raise BadRequest("The request body is nested too deeply.", param="body") from None
 
 
+_REFERENCE = "item_reference"
+
+
+def stored_references(fields: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What a body for `/v1/responses` names of what workers store: field and id.
+
+    Control passes on only those that the same key has stored. vLLM knows `previous_response_id`; conversations and
+    references to single items are OpenAI's, and would be looked up in the same way.
+    """
+    found = [("previous_response_id", fields.get("previous_response_id"))]
+    conversation = fields.get("conversation")
+    found.append(("conversation", conversation.get("id") if isinstance(conversation, dict) else conversation))
+    items = fields.get("input")
+    if isinstance(items, list):
+        found += [
+            ("input", item.get("id"))
+            for item in items
+            if isinstance(item, dict) and item.get("type") == _REFERENCE
+        ]
+    return tuple((field, value) for field, value in found if isinstance(value, str) and value)
+
+
 # -- headers
 
 TO_WORKERS = frozenset(

@@ -12,6 +12,8 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
+import msgspec
+
 from router.config.sections import ClientConfig
 from router.control.parties.quotas import NO_LIMITS, Limits, Quotas
 from router.control.refused import Refused
@@ -45,7 +47,9 @@ class Clients:
         for config in configs:
             limits = Limits(config.requests_per_minute, config.tokens_per_minute, config.max_concurrent)
             self._limits[config.name] = NO_LIMITS if limits == NO_LIMITS else limits
-            self._by_name[config.name] = Identity(config.name, config.name, config.weight, config.name)
+            self._by_name[config.name] = Identity(
+                config.name, config.name, config.weight, config.name, config.name
+            )
             for digest in config.digests:
                 raw = bytes.fromhex(digest.removeprefix("sha256:"))
                 self._by_digest[raw] = (raw, config.name)
@@ -70,15 +74,16 @@ class Clients:
             return owner
         if owner.client in self._trusting:
             return self._named(user, owner)
-        return Identity(f"{owner.client}/{_safe(user)}", owner.account, owner.weight, owner.limits_of)
+        return msgspec.structs.replace(owner, client=f"{owner.client}/{_safe(user)}")
 
     def _named(self, user: str, like: Identity) -> Identity:
-        """Find the configured client of that name, else make one with the weight and limits of `like`."""
-        known = self._by_name.get(user)
-        if known is None:
-            name = _safe(user)
-            known = self._by_name.get(name) or Identity(name, name, like.weight, like.limits_of)
-        return known
+        """Find the configured client of that name, else make one with the weight and limits of `like`.
+
+        Whose key it was stays as it is in `like`.
+        """
+        name = user if user in self._by_name else _safe(user)
+        known = self._by_name.get(name) or Identity(name, name, like.weight, like.limits_of)
+        return msgspec.structs.replace(known, key_owner=like.key_owner)
 
     def _key_owner(self, keys: Sequence[bytes]) -> str:
         for digest in keys:

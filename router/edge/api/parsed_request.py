@@ -64,6 +64,11 @@ class ParsedRequest:
     """The prompt's token ids, 4 bytes each, little-endian, several prompts one after the other: the client's own,
     or set by whoever has tokenized it."""
 
+    @property
+    def response(self) -> str | None:
+        """The id that the client gives its response, where workers take it from the body."""
+        return _text(self.fields.get("request_id")) if self.surface is Surface.RESPONSES else None
+
     def forget(self) -> None:
         """The request will not be sent again: let go of all but what is known of it."""
         self.body, self.fields = b"", {}

@@ -19,7 +19,7 @@ from policies.model import Usage
 from router.edge.api.parsed_request import Surface
 
 _MAX_PARTIAL = 1 << 20
-_LONGEST_ID = 256
+LONGEST_ID = 256
 """Of a stored response: each is remembered, with its worker."""
 _MOST_TOKENS = 1 << 40
 """More than that no request has used, whatever a worker reports."""
@@ -226,7 +226,7 @@ def find_id(data: bytes) -> str | None:
     at = data.find(b'"id":"resp_')
     if at < 0:
         return None
-    end = data.find(b'"', at + 6, at + 6 + _LONGEST_ID)
+    end = data.find(b'"', at + 6, at + 6 + LONGEST_ID)
     return data[at + 6 : end].decode("ascii", "replace") if end > 0 else None
 
 

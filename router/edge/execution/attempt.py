@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 
 from policies.model import AttemptFailure, Outcome, Usage
 from router.edge.api.parsed_request import ParsedRequest, Surface
-from router.edge.api.stream_monitor import StreamMonitor, error_of_event, find_id, whole_aborted, whole_usage
+from router.edge.api.stream_monitor import (
+    LONGEST_ID,
+    StreamMonitor,
+    error_of_event,
+    find_id,
+    whole_aborted,
+    whole_usage,
+)
 from router.edge.execution.worker_answer import (
     WHOLE_BYTES,
     AttemptFailed,
@@ -191,8 +198,11 @@ class Attempt:
         self.control.settled(Settled(self.request, outcome, usage, exact, fetched, not_found))
 
     def _hold(self, response: str | None) -> None:
-        if response is not None:
-            self.control.stored(self.request, response)
+        """The worker stores the answer under the id that it names, or that the client has chosen."""
+        if self.ask.surface is Surface.RESPONSES and self.ask.fields.get("store") is not False:
+            stored_as = self.ask.response or response
+            if stored_as is not None and len(stored_as) <= LONGEST_ID:
+                self.control.stored(self.request, stored_as)
 
 
 def _broken(tail: StreamMonitor) -> AttemptFailed:
