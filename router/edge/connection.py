@@ -27,6 +27,7 @@ _LINGER_BYTES = 16 << 20
 """For so long what still comes in after a refusal is thrown away: to close on a client that is writing would reset
 the connection before it has read why.
 """
+_HEAD, _REFUSED = Incoming.HEAD, Incoming.REFUSED
 _FRAMING = (b"content-length", b"transfer-encoding")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
@@ -100,7 +101,7 @@ class Connection(asyncio.Protocol):
         self._refusal: RequestError | None = None
         self._discarded = 0
         """Bytes thrown away since the refusal."""
-        self._incoming = Incoming.HEAD
+        self._incoming = _HEAD
         self._deadline: float | None = None
         """When to close unless something happens before."""
         self._timer: asyncio.TimerHandle | None = None
@@ -151,7 +152,7 @@ class Connection(asyncio.Protocol):
             self._exchange.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
-        if self._incoming is Incoming.REFUSED:
+        if self._incoming is _REFUSED:
             self._discarded += len(data)
             if self._discarded > _LINGER_BYTES:
                 self._transport.close()
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
         self._arrived = len(data)
         self._parse(data)
         # A header that never ends is not seen by `on_header`: what is still to be parsed counts as well.
-        if self._incoming is not Incoming.HEAD or self._turned:
+        if self._incoming is not _HEAD or self._turned:
             self._pending = 0
         else:
             self._pending += len(data)
@@ -197,11 +198,11 @@ class Connection(asyncio.Protocol):
             self._await_head()
 
     def on_url(self, url: bytes) -> None:
-        if self._incoming is Incoming.HEAD:
+        if self._incoming is _HEAD:
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._incoming is Incoming.HEAD:
+        if self._incoming is _HEAD:
             self._headers.append((name.lower(), value))
         else:
             self._trailing += len(name) + len(value) + 4
@@ -282,7 +283,7 @@ class Connection(asyncio.Protocol):
         self._flow.resume_reading()
         if self._pipeline:
             self._begin(self._pipeline.popleft())
-        elif self._incoming is not Incoming.HEAD:
+        elif self._incoming is not _HEAD:
             self._set_deadline(self._keep_alive_s)
 
     def _give_up(self) -> None:
@@ -298,7 +299,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Answer what never became a request in the API's own shape, and take nothing more on this connection."""
         exchange = self._exchange
-        if self._incoming is Incoming.REFUSED or self._transport.is_closing():
+        if self._incoming is _REFUSED or self._transport.is_closing():
             return
         if exchange is not None and exchange.started and not exchange.complete:
             self._transport.close()  # in the middle of another answer an error would pass for a part of it
