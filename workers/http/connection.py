@@ -149,6 +149,11 @@ class Connection(asyncio.Protocol):
             self.paused = False
             self._transport.resume_reading()
 
+    def unanswered(self) -> None:
+        """What has come is no part of an answer: every limit goes on as if nothing had."""
+        self.answering = False
+        self.quiet_ticks = self.age_ticks
+
     def close(self) -> None:
         """Close at once, without waiting for what is still to be written."""
         if not self.closed:

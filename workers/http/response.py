@@ -23,6 +23,7 @@ class Sender(Protocol):
     received: int
 
     def resume(self) -> None: ...
+    def unanswered(self) -> None: ...
     def drop(self, error: UpstreamError) -> None: ...
 
 
@@ -127,6 +128,11 @@ class Response:
                 self._give_up(ProtocolError(self._origin, f"a body of more than {limit} bytes", size))
                 # Raised by the next `read`, as nothing that has arrived is left.
         return b"".join(pieces)
+
+    def unanswered(self) -> None:
+        """The reader found nothing of an answer in what it has read: the limit for the first byte still holds."""
+        if self.connection is not None:
+            self.connection.unanswered()
 
     def abort(self) -> None:
         """Let go of the response, whatever its state; harmless when repeated or after its end.

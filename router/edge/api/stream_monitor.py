@@ -6,9 +6,14 @@ and each can be told by a substring: inside JSON strings quotes and line breaks 
 `data: [DONE]` at the beginning of a line, are always structure. Most pieces are one event in the middle of a
 choice (`_is_plain`): none of the others, which is told by one look instead of six.
 
-Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), and, where the usage
-event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint` in the very last
-chunk, so it has to move from the usage event, which follows at once, to the chunk that becomes the last one.
+Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), the events that vLLM
+sends before its engine has begun (`_OPENING`; another worker may still have to answer, under another id), and,
+where the usage event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint`
+in the very last chunk, so it has to move from the usage event, which follows at once, to the chunk that becomes
+the last one.
+
+Comment lines, such as those of vLLM's `--sse-keep-alive-interval`, are no part of an answer: those before the
+first token are left out, later ones pass.
 """
 
 from typing import Any
@@ -31,6 +36,11 @@ _NO_STOP = b'"type":"message_delta","delta":{"stop_reason":null'
 _NO_CHOICES = b'"choices":[]'
 _FINISHED = b'"finish_reason":"'
 _FINGERPRINT = b',"system_fingerprint":'
+_OPENING: dict[Surface, tuple[bytes, ...]] = {
+    Surface.RESPONSES: (b"event: response.created", b"event: response.queued", b"event: response.in_progress"),
+    Surface.MESSAGES: (b"event: message_start", b"event: ping"),
+}
+"""The events that may come long before the first token, by the line that names them."""
 _EVENT = b'data: {"id":'
 _UNFINISHED = b'"finish_reason":null'
 
@@ -39,7 +49,9 @@ class StreamMonitor:
     """Watches one stream of so many choices pass. `feed` returns the bytes that the client gets."""
 
     __slots__ = (
+        "_begun",
         "_held",
+        "_opening",
         "_partial",
         "_strip",
         "_surface",
@@ -59,6 +71,9 @@ class StreamMonitor:
         self._unfinished = choices
         self._partial = b""
         self._held = b""
+        self._begun = False
+        self._opening = b""
+        """Events that have come before the first token."""
         self.events = 0
         """Events so far: a running estimate of output tokens."""
         self.usage: Usage | None = None
@@ -72,6 +87,11 @@ class StreamMonitor:
         """One of these three."""
         self.response_id: str | None = None
 
+    @property
+    def begun(self) -> bool:
+        """A token has come, or the end."""
+        return self._begun or (self.events > 0 and self._surface not in _OPENING)
+
     def feed(self, data: bytes) -> bytes:
         if _is_plain(data) and not self._partial and not self._held:
             self.events += 1
@@ -84,18 +104,33 @@ class StreamMonitor:
         data, self._partial = data[:end], data[end:]
         if not data:
             return data
+        came = b"" if self.begun else data
         self.events += data.count(b"data: ")
         if self._surface is Surface.CHAT or self._surface is Surface.COMPLETIONS:
             data = self._openai(data)
         else:
             self._typed(data)
         self.over = self.done or self.aborted or self.error is not None
-        return data
+        return self._first(came, data) if came else data
 
     def rest(self) -> bytes:
         """What is left of a stream that ended without a blank line."""
         rest, self._held, self._partial = self._held + self._partial, b"", b""
         return rest
+
+    def _first(self, came: bytes, data: bytes) -> bytes:
+        """What the client gets of the events that came while there was no token; `data`: they, without usage."""
+        opening = _OPENING.get(self._surface, ())
+        brings_data = any(_has_data(event, opening) for event in came.split(b"\n\n"))
+        if brings_data or self.over or len(came) > _MAX_PARTIAL:
+            self._begun = True
+            data, self._opening = self._opening + data, b""
+            return data
+        if not opening:
+            self.events = 0  # comments, whatever they say
+        elif _begins_line(b"data:", came) and len(self._opening) <= _MAX_PARTIAL:
+            self._opening += data
+        return b""
 
     def _openai(self, data: bytes) -> bytes:
         finished = data.count(_FINISHED) if self._strip else 0
@@ -177,6 +212,11 @@ _CLOSING = (
 def _begins_line(mark: bytes, events: bytes) -> bool:
     """Whether a line begins like this. Without quotes it may stand in a text too, but not behind a line break."""
     return mark in events and (events.startswith(mark) or b"\n" + mark in events)
+
+
+def _has_data(event: bytes, opening: tuple[bytes, ...]) -> bool:
+    """Whether it brings data, and is not named as one of these."""
+    return _begins_line(b"data:", event) and not any(_begins_line(name, event) for name in opening)
 
 
 def _is_plain(data: bytes) -> bool:

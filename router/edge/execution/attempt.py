@@ -2,7 +2,8 @@
 
 An attempt ends in an answer, whole, streamed or a 4xx of the worker's own, or in `AttemptFailed`. As long as the
 client has seen nothing of it, a failed attempt can be replaced by another; so nothing is sent before the worker's
-first event has shown that the stream is none of the errors that vLLM hides inside a 200.
+first token has shown that the stream is none of the errors that vLLM hides inside a 200. Comments, and the events
+with which a stream opens before its prompt is computed, are no token (`StreamMonitor.begun`).
 """
 
 import math
@@ -67,9 +68,14 @@ class Attempt:
     tell_after: float = math.inf
     """It hears again once there are so many, or at this time of the clock; not before the stream has begun."""
     tell_at: float = math.inf
+    output_at: float = math.inf
+    """When control last heard of any."""
+    idle_s: float = math.inf
+    """How long a stream may bring nothing but comments, which are no sign of an engine that works."""
 
     async def run(self, upstream: Upstream, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """Perform it on this worker. Raises AttemptFailed; the worker is left alone afterwards in any case."""
+        self.idle_s = upstream.timeouts.idle_s
         try:
             exchange = self.exchange = await upstream.send(
                 b"POST", target, headers, self.body, whole=self.in_one_piece
@@ -129,66 +135,87 @@ class Attempt:
 
     async def _stream(self, exchange: Response) -> None:
         """An answer in events: once it has begun, each is passed on in the very moment in which it arrives."""
-        ask, answer = self.ask, self.answer
-        tail = StreamMonitor(ask.surface, strip_usage=not ask.wants_usage, choices=ask.sequences)
-        pass_on = None if answer.wire is None else self._into(answer.wire.write, tail)
-        while piece := await exchange.read():
-            data = tail.feed(piece)
-            if tail.error is not None and not answer.started:
-                await self._refused_in_stream(tail.error)
-                return
-            self._heed(tail)
-            if not data:
-                continue
-            if not answer.started:
-                await self._begin(exchange, tail)
-            await answer.body(data, more=True)
+        monitor = StreamMonitor(self.ask.surface, strip_usage=not self.ask.wants_usage, choices=self.ask.sequences)
+        events = await self._next(exchange, monitor)
+        if monitor.error is not None:
+            await self._refused_in_stream(monitor.error)
+            return
+        await self._begin(exchange, monitor)
+        pass_on = self._passing(monitor)
+        while events:
+            await self.answer.body(events, more=True)
             if pass_on is not None:
                 await exchange.feed(pass_on)
-        if not tail.done:
-            raise AttemptFailed(AttemptFailure.LOST, "the stream ended before its end")
-        if not answer.started:
-            await answer.start(exchange.status, exchange.headers)
-        await answer.body(tail.rest(), more=False)
+            events = await self._next(exchange, monitor)
+        await self.answer.body(monitor.rest(), more=False)
 
-    def _into(self, write: Callable[[bytes], bool], tail: StreamMonitor) -> Callable[[bytes], bool]:
-        """What becomes of each further piece: every token passes here, so it asks `_heed` only if it must."""
-        feed, now = tail.feed, self.clock
+    async def _next(self, exchange: Response, monitor: StreamMonitor) -> bytes:
+        """The next events for the client; b"" at the end. Raises AttemptFailed if that is none of a stream."""
+        while piece := await exchange.read():
+            events = monitor.feed(piece)
+            self._observe(monitor)
+            if events:
+                return events
+            if not monitor.begun:
+                exchange.unanswered()
+        if not monitor.done:
+            raise AttemptFailed(AttemptFailure.LOST, "the stream ended before its end")
+        return b""
+
+    def _passing(self, monitor: StreamMonitor) -> Callable[[bytes], bool] | None:
+        """What passes each further piece on at once: every token goes through it. None without a wire."""
+        if self.answer.wire is None:
+            return None
+        feed, write, now = monitor.feed, self.answer.wire.write, self.clock
 
         def pass_on(piece: bytes) -> bool:
-            data = feed(piece)
-            if tail.over or tail.events >= self.tell_after or now() >= self.tell_at:
-                self._heed(tail)
-            return not data or write(data)
+            events = feed(piece)
+            if monitor.over or monitor.events >= self.tell_after or now() >= self.tell_at:
+                self._observe(monitor)
+            return not events or write(events)
 
         return pass_on
 
-    async def _begin(self, exchange: Response, tail: StreamMonitor) -> None:
-        """The first event is there, and none of the errors that vLLM hides inside a 200."""
-        self.first_byte_at = now = self.clock()
-        self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
-        self.control.first_token(self.request)
-        self._hold(tail.response_id)
-        self.ask.forget()  # nobody starts anew once the client has seen a part of the answer
+    async def _begin(self, exchange: Response, monitor: StreamMonitor) -> None:
+        """The first token is there, and none of the errors that vLLM hides inside a 200."""
+        self._hold(monitor.response_id)
+        self.ask.forget()  # once the client has seen a part of the answer, the request cannot start anew
         await self.answer.start(exchange.status, exchange.headers)
 
-    def _heed(self, tail: StreamMonitor) -> None:
-        """Whoever is concerned hears of what has come, before the client does. Raises AttemptFailed."""
-        if tail.over:
-            if tail.aborted or tail.error is not None:
-                raise _broken(tail)
+    def _observe(self, monitor: StreamMonitor) -> None:
+        """Report to control what has come, before the client gets it. Raises AttemptFailed.
+
+        An error that comes first is left to `_stream`, which can still answer with its status.
+        """
+        if monitor.aborted or (monitor.error is not None and self.answer.started):
+            raise _broken(monitor)
+        if monitor.error is not None:
+            return
+        if self.first_byte_at is None and monitor.begun:
+            self.first_byte_at = self.output_at = now = self.clock()
+            self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
+            self.control.first_token(self.request)
+        if monitor.done:
             if self.outcome is None:
                 # Settled before its last bytes leave: the client's next request meets true accounts.
-                self._streamed(tail)
-        elif tail.events >= self.tell_after or self.clock() >= self.tell_at:
-            self.control.output(self.request, tail.events - self.told)
-            self.told = tail.events
-            self.tell_after, self.tell_at = self.told + _OUTPUT_EVERY, self.clock() + _OUTPUT_EVERY_S
+                self._streamed(monitor)
+        elif monitor.events >= self.tell_after or self.clock() >= self.tell_at:
+            self._report_output(monitor.events)
 
-    def _streamed(self, tail: StreamMonitor) -> None:
-        """The stream has said its last word; without reported usage its events are the estimate."""
-        seen = Usage(self.dispatch.input_tokens, max(0, tail.events - 2))
-        self._settle(Outcome.COMPLETED, tail.usage or seen, exact=tail.usage is not None)
+    def _report_output(self, events: int) -> None:
+        """So many events have come; comments alone are silence. Raises AttemptFailed after too much of it."""
+        now = self.clock()
+        if events > self.told:
+            self.control.output(self.request, events - self.told)
+            self.told, self.output_at = events, now
+        elif now - self.output_at > self.idle_s:
+            raise AttemptFailed(AttemptFailure.TIMEOUT, f"nothing but comments for {self.idle_s:g} s")
+        self.tell_after, self.tell_at = events + _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
+
+    def _streamed(self, monitor: StreamMonitor) -> None:
+        """The stream is complete; without reported usage its events are the estimate."""
+        seen = Usage(self.dispatch.input_tokens, max(0, monitor.events - 2))
+        self._settle(Outcome.COMPLETED, monitor.usage or seen, exact=monitor.usage is not None)
 
     def _settle(self, outcome: Outcome, usage: Usage, *, exact: bool, not_found: bool = False) -> None:
         if self.prompt_cached is not None and outcome is Outcome.COMPLETED:
@@ -205,8 +232,8 @@ class Attempt:
                 self.control.stored(self.request, stored_as)
 
 
-def _broken(tail: StreamMonitor) -> AttemptFailed:
+def _broken(monitor: StreamMonitor) -> AttemptFailed:
     """The worker says inside the stream that there will be no answer."""
-    if tail.error is None:
+    if monitor.error is None:
         return AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
-    return AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {excerpt(tail.error)}")
+    return AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {excerpt(monitor.error)}")

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 from collections import deque
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx
 import msgspec
@@ -22,7 +22,7 @@ from router.observability.log_writer import Lines
 from router.observability.metrics import Metrics
 from router.observability.request_log import RequestLog
 from router.port import Dispatch, Reject, RejectKind, Unscheduled
-from workers.http.upstream import Upstream
+from workers.http.upstream import Timeouts, Upstream
 
 TEXT = {"model": MODEL, "prompt": "hello", "max_tokens": 4}
 USAGE = {"prompt_tokens": 2, "completion_tokens": 3}
@@ -67,10 +67,10 @@ async def worker(reply):
 
 
 @asynccontextmanager
-async def edge(control):
+async def edge(control, timeouts=None):
     """The edge, listening: a client for it, and what counts its open requests."""
     async with AsyncExitStack() as stack:
-        connections = WorkerConnections(lambda worker: Upstream(worker.url))
+        connections = WorkerConnections(lambda worker: Upstream(worker.url, timeouts=timeouts))
         stack.push_async_callback(connections.aclose)
         connections.follow(control.routes())
         intake = Intake(Limits())
@@ -133,6 +133,77 @@ async def test_a_stream_tells_of_its_first_token_and_of_its_output():
     assert len(control.told("first_token")) == 1
     [[end]] = control.told("settled")
     assert (end.outcome, end.usage.output_tokens, end.exact) == (Outcome.COMPLETED, 69, False)
+
+
+OPENINGS = {
+    "/v1/completions": b": ping\n\n: ping\n\n",
+    "/v1/chat/completions": b":\n\n: data: {}\n\n",
+    "/v1/responses": b'event: response.created\ndata: {"response":{"id":"resp_1"}}\n\n: ping\n\n',
+    "/v1/messages": b'event: message_start\ndata: {"type":"message_start"}\n\nevent: ping\ndata: {}\n\n',
+}
+ANY = {**TEXT, "messages": [{"role": "user", "content": "x"}], "input": "x", "stream": True}
+LAST = {
+    "/v1/responses": b"event: response.completed\ndata: {}\n\n",
+    "/v1/messages": b"event: message_stop\ndata: {}\n\n",
+}
+
+
+@pytest.mark.parametrize("path", OPENINGS)
+async def test_a_worker_that_dies_before_its_first_token_is_replaced_whatever_it_has_sent(path):
+    whole = STREAM + event("a") + LAST.get(path, b"data: [DONE]\n\n")
+    async with worker(STREAM + OPENINGS[path]) as (dead, bodies), worker(whole) as (url, again):
+        control = FakeControl(dead, url)
+        async with edge(control) as (http, _):
+            reply = await http.post(path, json=ANY)
+            assert (reply.status_code, reply.content) == (200, whole.removeprefix(STREAM))
+        assert json.loads(bodies[0]) == json.loads(again[0])  # the body has been kept
+    [[failure]] = control.told("failed")
+    assert (failure.worker, failure.answering) == (dead, False)
+    assert len(control.told("first_token")) == 1
+
+
+async def test_comments_are_not_the_first_token_and_no_sign_of_an_answer():
+    async def comments(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(STREAM)
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(b": ping\n\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    server = await asyncio.start_server(comments, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    control = FakeControl(url, plan=[Dispatch(MODEL, url), Reject(RejectKind.WORKER_TIMEOUT, "No.")])
+    async with edge(control, Timeouts(first_byte_s=0.3)) as (http, _):
+        reply = await http.post("/v1/completions", json={**TEXT, "stream": True})
+    server.close()
+    assert reply.status_code == 504
+    [[failure]] = control.told("failed")
+    assert (failure.reason, failure.answering) == (AttemptFailure.TIMEOUT, False)
+    assert control.told("first_token") == []
+
+
+async def test_nothing_but_comments_in_mid_stream_is_silence():
+    async def falls_silent(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(STREAM + event("a"))
+        with suppress(ConnectionError):
+            while not writer.is_closing():
+                await asyncio.sleep(0.05)
+                writer.write(b": ping\n\n")
+                await writer.drain()
+
+    server = await asyncio.start_server(falls_silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    control = FakeControl(url)
+    async with edge(control, Timeouts(idle_s=0.4)) as (http, _):
+        reply = await http.post("/v1/completions", json={**TEXT, "stream": True})
+    server.close()
+    assert b"nothing but comments" in reply.content
+    [[failure]] = control.told("failed")
+    assert (failure.reason, failure.answering) == (AttemptFailure.TIMEOUT, True)
+    assert [tokens for _, tokens in control.told("output")] in ([], [1])
 
 
 async def test_what_control_decides_after_a_failure_is_done():

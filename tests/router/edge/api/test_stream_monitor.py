@@ -263,3 +263,52 @@ def test_the_error_among_events_is_found_with_its_status():
     assert error_of_event(b'data: {"error": "text"}\n\n') == (None, b'{"error":"text"}')
     assert error_of_event(b'data: {"error": {"code": "400"}}\n\n')[0] is None
     assert error_of_event(b'data: {"error": {"code": 7}}\n\n')[0] is None
+
+
+# -- before the first token
+
+COMMENTS = [b": ping\n\n", b":\n\n", b": data: {}\n: [DONE]\n\n", b"retry: 3000\n\n", b": a\n\n: b\n\n"]
+CREATED = b'event: response.created\ndata: {"response":{"id":"resp_1"},"type":"response.created"}\n\n'
+IN_PROGRESS = CREATED.replace(b"created", b"in_progress")
+DELTA = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a"}\n\n'
+STARTED = b'event: message_start\ndata: {"type":"message_start","message":{"id":"m"}}\n\n'
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+BLOCK = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"a"}}\n\n'
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_comments_are_no_token_and_those_before_the_first_are_left_out(size):
+    monitor = StreamMonitor(Surface.CHAT, strip_usage=False)
+    before = b"".join(COMMENTS)
+    for start in range(0, len(before), size):
+        assert monitor.feed(before[start : start + size]) == b""
+    assert (monitor.begun, monitor.events, monitor.over) == (False, 0, False)
+    assert monitor.feed(chunk("a")) == chunk("a")
+    assert (monitor.begun, monitor.events) == (True, 1)
+    assert monitor.feed(COMMENTS[0]) == COMMENTS[0]
+    assert monitor.events == 1
+
+
+@pytest.mark.parametrize(
+    ("surface", "opening", "token"),
+    [(Surface.RESPONSES, [CREATED, IN_PROGRESS], DELTA), (Surface.MESSAGES, [STARTED, PING, PING], BLOCK)],
+)
+def test_what_a_stream_opens_with_waits_for_its_first_token(surface, opening, token):
+    monitor = StreamMonitor(surface, strip_usage=False)
+    assert [monitor.feed(event) for event in [*opening, b": ping\n\n"]] == [b""] * (len(opening) + 1)
+    assert not monitor.begun
+    assert monitor.feed(token) == b"".join([*opening, token])
+    assert monitor.begun
+    assert monitor.feed(token) == token
+
+
+def test_a_stream_of_one_chunk_has_begun_although_that_chunk_is_held_back():
+    monitor = StreamMonitor(Surface.CHAT, strip_usage=True)
+    assert (monitor.feed(chunk("a", "stop")), monitor.begun) == (b"", True)
+
+
+def test_a_response_that_fails_at_once_is_told_from_its_opening_on():
+    monitor = StreamMonitor(Surface.RESPONSES, strip_usage=False)
+    failed = CREATED.replace(b"created", b"failed")
+    assert monitor.feed(CREATED) == b""
+    assert monitor.feed(failed) == CREATED + failed
