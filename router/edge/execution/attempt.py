@@ -140,7 +140,7 @@ class Attempt:
         if monitor.error is not None:
             await self._refused_in_stream(monitor.error)
             return
-        await self._begin(exchange, monitor)
+        await self._begin(exchange)
         pass_on = self._passing(monitor)
         while events:
             await self.answer.body(events, more=True)
@@ -176,9 +176,8 @@ class Attempt:
 
         return pass_on
 
-    async def _begin(self, exchange: Response, monitor: StreamMonitor) -> None:
+    async def _begin(self, exchange: Response) -> None:
         """The first token is there, and none of the errors that vLLM hides inside a 200."""
-        self._hold(monitor.response_id)
         self.ask.forget()  # once the client has seen a part of the answer, the request cannot start anew
         await self.answer.start(exchange.status, exchange.headers)
 
@@ -195,8 +194,11 @@ class Attempt:
             self.first_byte_at = self.output_at = now = self.clock()
             self.tell_after, self.tell_at = _OUTPUT_EVERY, now + _OUTPUT_EVERY_S
             self.control.first_token(self.request)
+            self._hold(monitor.response_id)
         if monitor.done:
             if self.outcome is None:
+                if not monitor.begun:
+                    self._hold(monitor.response_id)
                 # Settled before its last bytes leave: the client's next request meets true accounts.
                 self._streamed(monitor)
         elif monitor.events >= self.tell_after or self.clock() >= self.tell_at:
