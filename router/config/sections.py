@@ -151,6 +151,10 @@ class Limits(Section):
     drain_s: Seconds = Field(
         default=30.0, description="Time that open requests get to finish when the gateway stops."
     )
+    background_responses: Literal["held", "refused"] = Field(
+        default="held",
+        description="Responses with `background: true`: held (room and limits taken until they end) or refused.",
+    )
     attempts: Whole = Field(default=3, description="Workers tried for one request before it fails.")
 
 

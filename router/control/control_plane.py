@@ -37,7 +37,7 @@ from router.port import (
     shown,
 )
 from workers.fleet.attribution import Attribution
-from workers.fleet.worker import State
+from workers.fleet.worker import State, Worker
 
 _log = logging.getLogger("fairlead.gateway")
 
@@ -339,14 +339,15 @@ class ControlPlane:
         """For a request that is not scheduled: the holder of its response, else the least busy worker."""
         facts = request.facts
         name = facts.model or request.pool.model
+        response = facts.response if isinstance(facts, Unscheduled) else None
+        holder = self._pools.members.get(self.owners.find(response, facts.identity.key_owner) or "")
         members = [m for m in self._usable(request) if m.worker.id not in request.tried]
+        if holder is not None and holder.worker.id not in request.tried and _answers(holder.worker):
+            members = [holder]
         if not members:
             self._end(request)
             return _nobody(name)
-        response = facts.response if isinstance(facts, Unscheduled) else None
-        holder = self.owners.find(response, facts.identity.key_owner)
-        held = [member for member in members if member.worker.id == holder]
-        member = min(held or members, key=lambda member: (member.worker.state is State.SUSPECT, member.open))
+        member = min(members, key=lambda member: (member.worker.state is State.SUSPECT, member.open))
         request.attempt += 1
         request.decode = member.worker.id
         self._occupy(request, member.worker.id)
@@ -416,6 +417,11 @@ class ControlPlane:
             request.pool.forget(request.admitted)
         request.lease.release()
         self._vacate(request)
+
+
+def _answers(worker: Worker) -> bool:
+    """Whether it can be asked for what it stores: nothing new goes to a worker that drains, but this does."""
+    return worker.routable or worker.state is State.DRAINING
 
 
 def _may_be_an_adapter(name: str) -> bool:

@@ -105,12 +105,13 @@ def find(path: str, raw: bytes) -> Path | None:
     if found is None and path.startswith(_STORED):
         response, slash, part = path[len(_STORED) :].partition("/")
         methods = _PARTS_OF_STORED.get(part)
-        if methods is not None and bool(slash) == bool(part) and _is_id(response):
+        if methods is not None and bool(slash) == bool(part) and is_stored_id(response):
             return Path(path, methods, Use.STORED, response)
     return found
 
 
-def _is_id(text: str) -> bool:
+def is_stored_id(text: str) -> bool:
+    """Whether this may stand in a path as the id of a stored response, a client's path or the gateway's own."""
     return 0 < len(text) <= _LONGEST_ID and _ID_CHARACTERS.issuperset(text)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from policies.model import AttemptFailure, Outcome, Usage
+from router.edge.api.background import may_be_under_way, progress
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.stream_monitor import (
     LONGEST_ID,
@@ -20,6 +21,7 @@ from router.edge.api.stream_monitor import (
     whole_aborted,
     whole_usage,
 )
+from router.edge.execution.background import End, Ending
 from router.edge.execution.worker_answer import (
     WHOLE_BYTES,
     AttemptFailed,
@@ -37,6 +39,13 @@ from workers.http.upstream import Response, Upstream, UpstreamError
 _OUTPUT_EVERY = 32
 _OUTPUT_EVERY_S = 0.25
 """How often the scheduler hears of output: whichever comes first."""
+_OUTCOMES = {
+    Ending.COMPLETED: Outcome.COMPLETED,
+    Ending.CANCELLED: Outcome.CANCELLED,
+    Ending.FAILED: Outcome.FAILED,
+    Ending.GONE: Outcome.FAILED,
+    Ending.LATE: Outcome.FAILED,
+}
 GIVEN_UP = "the worker gave the answer up (finish_reason abort)"
 
 
@@ -63,6 +72,10 @@ class Attempt:
     """Prompt tokens that were cached where another worker computed the prompt; this one only knows its own."""
     fetching: bool = False
     """It brings parameters by which the worker fetches KV that another one has computed."""
+    pending: str | None = None
+    """Of a response in the background that is not over with its answer: its id."""
+    on_stored: Callable[[str], None] | None = None
+    """Is told the id of a response, once it is known."""
     told: int = 0
     """Events of the stream that control has heard of."""
     tell_after: float = math.inf
@@ -128,6 +141,11 @@ class Attempt:
         self.first_byte_at = self.clock()
         if self.ask.surface is Surface.RESPONSES:
             self._hold(find_id(body))
+            now = progress(body) if may_be_under_way(body) else None
+            if now is not None and now.under_way:
+                self.pending = now.id or ""
+                await self.answer.whole(exchange.status, exchange.headers, body)
+                return
         usage, dispatch = whole_usage(body), self.dispatch
         guess = Usage(dispatch.input_tokens, dispatch.output_tokens)
         self._settle(Outcome.COMPLETED, usage or guess, exact=usage is not None)
@@ -226,12 +244,24 @@ class Attempt:
         fetched = self.fetching and outcome is Outcome.COMPLETED
         self.control.settled(Settled(self.request, outcome, usage, exact, fetched, not_found))
 
+    def conclude(self, end: End) -> None:
+        """A response in the background has ended, as the worker was asked."""
+        outcome = _OUTCOMES[end.ending]
+        if end.usage is None and outcome is not Outcome.COMPLETED:
+            self.outcome = outcome
+            self.control.cancelled(self.request)  # what was computed is charged, as far as that is known
+            return
+        guess = Usage(self.dispatch.input_tokens, self.dispatch.output_tokens)
+        self._settle(outcome, end.usage or guess, exact=end.usage is not None)
+
     def _hold(self, response: str | None) -> None:
         """The worker stores the answer under the id that it names, or that the client has chosen."""
         if self.ask.surface is Surface.RESPONSES and self.ask.fields.get("store") is not False:
             stored_as = self.ask.response or response
             if stored_as is not None and len(stored_as) <= LONGEST_ID:
                 self.control.stored(self.request, stored_as)
+                if self.on_stored is not None:
+                    self.on_stored(stored_as)
 
 
 def _broken(monitor: StreamMonitor) -> AttemptFailed:

@@ -178,6 +178,10 @@ class Lifecycle(ABC):
         if self._task is not None:
             self._task.cancel()
 
+    def _detach(self) -> None:
+        """From here on the request does not end with its client: it is over when its work is."""
+        self._task = None
+
     def _authenticate(self, headers: Mapping[bytes, bytes]) -> None:
         """Whose key it is. Raises Unauthorized."""
         if self._control.routes().keys_needed:

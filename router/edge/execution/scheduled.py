@@ -5,18 +5,21 @@ identify ─► admit ─► run an attempt ─► answered
               └── failed ───┘   before anything has reached the client
 """
 
+import asyncio
 from collections.abc import Mapping
 from random import getrandbits
 from typing import Any
 
 from policies.model import AttemptFailure, Outcome, WorkerId
+from router.edge.api.background import is_asked_for
 from router.edge.api.facts import facts_of
 from router.edge.api.parsed_request import ParsedRequest, Surface, parse
 from router.edge.api.rewrite import for_prefill, for_worker
-from router.edge.errors import Dialect
+from router.edge.errors import BadRequest, Dialect
 from router.edge.execution.attempt import Attempt
+from router.edge.execution.background import end_of
 from router.edge.execution.kv_release import KvReleases, is_pushed
-from router.edge.execution.lifecycle import Lifecycle
+from router.edge.execution.lifecycle import ClientGone, Lifecycle
 from router.edge.execution.prefill_attempt import PrefillAttempt, divisible
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.tokenizer import Tokenizer
@@ -25,15 +28,27 @@ from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import to_worker
 from router.edge.intake import Intake
 from router.edge.response import Receive, Scope, Send
+from router.edge.trust import is_stored_id
 from router.port import Control, Dispatch, Failed, Route
 
+_STREAM_GRACE_S = 1.0
+"""Between the end of a response in the background and that of its stream, which usually says so itself."""
 _DIALECTS = {Surface.MESSAGES: Dialect.ANTHROPIC, Surface.RESPONSES: Dialect.RESPONSES}
 
 
 class ScheduledRequest(Lifecycle):
     """One request to one of the routed entry points. `explains`: answers say which worker gave them, and why."""
 
-    __slots__ = ("_connections", "_explains", "_last", "_releases", "_sent_as", "_surface", "_tokenizers")
+    __slots__ = (
+        "_background",
+        "_connections",
+        "_explains",
+        "_last",
+        "_releases",
+        "_sent_as",
+        "_surface",
+        "_tokenizers",
+    )
 
     def __init__(
         self,
@@ -65,12 +80,15 @@ class ScheduledRequest(Lifecycle):
         self._surface = surface
         self._explains = explains
         self._last: Attempt | None = None
+        self._background = False
+        """The worker goes on with it although the client may leave."""
         self._sent_as = self._id.encode()
         """The request's id as workers hear it."""
 
     async def _serve(self, body: bytes) -> None:
         ask = parse(self._surface, body)
         del body  # `ask` has it, for as long as it may be sent
+        self._background = self._is_background(ask)
         identity = self._identify(ask.user)
         route = await self._route(ask.model)
         self._record.asked(ask, route.served_name, self._recorder.log)
@@ -124,8 +142,70 @@ class ScheduledRequest(Lifecycle):
             self._key, dispatch, ask, self._answer, self._control, self._loop.time, for_worker(ask, route.rewrite)
         )
         self._sent_as = self._id.encode()
-        await self._run(attempt, dispatch.worker)
+        if self._background:
+            await self._run_in_background(attempt, dispatch.worker)
+        else:
+            await self._run(attempt, dispatch.worker)
+        if attempt.pending is not None:
+            await self._follow(attempt, attempt.pending, dispatch.worker)
         self._count(attempt, ask, route)
+
+    # -- responses in the background
+
+    def _is_background(self, ask: ParsedRequest) -> bool:
+        """Whether the worker will go on without the client. Raises BadRequest where that is not allowed."""
+        if ask.surface is not Surface.RESPONSES or not is_asked_for(ask.fields):
+            return False
+        if self._intake.limits.background_responses == "refused":
+            message = "Responses in the background are not served here; leave `background` out."
+            raise BadRequest(message, param="background")
+        if ask.response is not None and not is_stored_id(ask.response):
+            message = "The `request_id` of a response in the background may have letters, digits, `-` and `_`."
+            raise BadRequest(message, param="request_id")
+        return True
+
+    async def _run_in_background(self, attempt: Attempt, worker: WorkerId) -> None:
+        """Perform an attempt that does not end with its client. Raises AttemptFailed, or ClientGone after that.
+
+        A stream tells of its end by itself, but not where the response is cancelled, or fails: so the worker is
+        asked as well.
+        """
+        watching: list[asyncio.Task[None]] = []
+
+        def watch(response: str) -> None:
+            if attempt.ask.stream:
+                watching.append(self._loop.create_task(self._end_stream(attempt, response, worker)))
+
+        attempt.on_stored = watch
+        task, self._task = self._task, None
+        try:
+            await self._run(attempt, worker)
+        except AttemptFailed:
+            if self._gone:
+                raise ClientGone from None
+            self._task = task
+            raise
+        finally:
+            for one in watching:
+                one.cancel()
+
+    async def _end_stream(self, attempt: Attempt, response: str, worker: WorkerId) -> None:
+        """End a stream whose response has ended without a word in it."""
+        end = await end_of(response, worker, self._connections, clock=self._loop.time)
+        await asyncio.sleep(_STREAM_GRACE_S)
+        if attempt.outcome is None:
+            attempt.conclude(end)
+        if attempt.exchange is not None:
+            attempt.exchange.abort()
+
+    async def _follow(self, attempt: Attempt, response: str, worker: WorkerId) -> None:
+        """The client has its answer, which says that the response is queued: keep its place until it has ended."""
+        self._detach()
+        try:
+            attempt.conclude(await end_of(response, worker, self._connections, clock=self._loop.time))
+        except asyncio.CancelledError:
+            attempt.outcome = Outcome.CANCELLED
+            raise
 
     async def _run_pair(self, dispatch: Dispatch, prefill: WorkerId, ask: ParsedRequest, route: Route) -> None:
         """An attempt that computes the prompt, then one that goes on from there, unless the answer is over."""
