@@ -53,10 +53,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 @asynccontextmanager
-async def backends(count: int) -> AsyncIterator[tuple[str, ...]]:
-    """Addresses of backends, in a process of their own."""
+async def backends(count: int, adapters: int = 0) -> AsyncIterator[tuple[str, ...]]:
+    """Addresses of backends, in a process of their own; each lists so many adapters."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.dataplane.backend", str(count)),
+        *(sys.executable, "-m", "benchmarks.dataplane.backend", str(count), str(adapters)),
         cwd=Path(__file__).parents[2],
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -1,15 +1,16 @@
 """A vLLM that costs next to nothing: its HTTP surface, answers made beforehand, no engine.
 
-    python -m benchmarks.dataplane.backend COUNT
+    python -m benchmarks.dataplane.backend COUNT [ADAPTERS]
 
-One process listens on COUNT free ports and prints them. Two fields of a request say how its answer looks:
-`max_tokens` chunks (or tokens of a whole answer), `seed` milliseconds between two of them (a whole answer waits as
-long). Both are of the API, so every router forwards them. The first event of a stream, which has the role, is sent
-at once; the last ones (finish, usage, `[DONE]`) leave together. Without milliseconds the chunks come in bursts, as
-fast as they are taken.
+One process listens on COUNT free ports and prints them; each lists ADAPTERS LoRA adapters (`adapter-0` and so on).
+Two fields of a request say how its answer looks: `max_tokens` chunks (or tokens of a whole answer), `seed`
+milliseconds between two of them (a whole answer waits as long). Both are of the API, so all routers forward them.
+The first event of a stream, which has the role, is sent at once; the last ones (finish, usage, `[DONE]`) leave
+together. Without milliseconds the chunks come in bursts, as fast as they are taken.
 """
 
 import asyncio
+import json
 import re
 import sys
 
@@ -39,10 +40,21 @@ _METRICS = b"".join(
         b"vllm:num_preemptions_total",
     )
 )
-_MODELS = b'{"object":"list","data":[{"id":"%b","object":"model","created":1700000000,"owned_by":"vllm",' % (
-    MODEL.encode()
-)
-_MODELS += b'"root":"%b","parent":null,"max_model_len":1000000}]}' % MODEL.encode()
+
+
+def adapter(number: int) -> str:
+    """The name of an adapter."""
+    return f"adapter-{number}"
+
+
+def _models(adapters: int) -> bytes:
+    base = {"object": "model", "created": 1700000000, "owned_by": "vllm"}
+    cards = [{**base, "id": MODEL, "root": MODEL, "parent": None, "max_model_len": 1000000}]
+    cards += [
+        {**base, "id": name, "root": f"/{name}", "parent": MODEL, "max_model_len": None}
+        for name in map(adapter, range(adapters))
+    ]
+    return json.dumps({"object": "list", "data": cards}).encode()
 
 
 def _whole(body: bytes, content_type: bytes = b"application/json", status: bytes = b"200 OK") -> bytes:
@@ -53,7 +65,7 @@ def _whole(body: bytes, content_type: bytes = b"application/json", status: bytes
 PAGES = {
     b"/health": _whole(b""),
     b"/version": _whole(b'{"version":"0.32.0"}'),
-    b"/v1/models": _whole(_MODELS),
+    b"/v1/models": _whole(_models(0)),
     b"/metrics": _whole(_METRICS, b"text/plain; version=0.0.4; charset=utf-8"),
 }
 _NO_PAGE = _whole(b'{"detail":"Not Found"}', status=b"404 Not Found")
@@ -189,8 +201,9 @@ def _number(pattern: re.Pattern[bytes], request: bytes, default: int) -> int:
     return default if found is None else int(found.group(1))
 
 
-async def serve(count: int) -> None:
+async def serve(count: int, adapters: int = 0) -> None:
     """Listen on so many ports, say which, and answer until the standard input ends."""
+    PAGES[b"/v1/models"] = _whole(_models(adapters))
     loop = asyncio.get_running_loop()
     kernel.raise_file_limit()
     servers = [await loop.create_server(Backend, "127.0.0.1", 0, backlog=4096) for _ in range(count)]
@@ -199,4 +212,4 @@ async def serve(count: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1])))
+    uvloop.run(serve(*map(int, sys.argv[1:])))

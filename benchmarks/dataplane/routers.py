@@ -69,6 +69,8 @@ class Place:
     peers: Path
     """A folder of virtual environments, or of commands."""
     log_dir: Path
+    keys: tuple[str, ...] = KEYS
+    """fairlead has a client for each."""
 
 
 def peers() -> tuple[str, ...]:
@@ -110,18 +112,18 @@ async def started(name: str, place: Place, program: Sequence[str] = ()) -> Async
         port=port,
     )
     async with running(spec, grace_s=5.0) as process:
-        await _ready(spec, process)
+        await _ready(spec, process, place.keys)
         yield Started(name, spec.url, process.pid, config if kind == FAIRLEAD else None)
 
 
-def fairlead_config(workers: Sequence[str]) -> dict[str, Any]:
-    """The defaults, and three clients with keys."""
-    clients = [{"name": f"client-{number}", "keys": [key]} for number, key in enumerate(KEYS)]
+def fairlead_config(workers: Sequence[str], keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """The defaults, and a client for each key."""
+    clients = [{"name": f"client-{number}", "keys": [key]} for number, key in enumerate(keys)]
     return {"workers": list(workers), "clients": clients}
 
 
 def _fairlead(_name: str, place: Place, port: int, config: Path) -> list[str]:
-    config.write_text(yaml.safe_dump(fairlead_config(place.workers)))
+    config.write_text(yaml.safe_dump(fairlead_config(place.workers, place.keys)))
     command = str(Path(sys.executable).with_name("fairlead"))
     return [command, "serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
 
@@ -144,10 +146,10 @@ def _rust(name: str, place: Place, port: int, _config: Path) -> list[str]:
 _COMMANDS: dict[str, Callable[[str, Place, int, Path], list[str]]] = {FAIRLEAD: _fairlead, LITELLM: _litellm}
 
 
-async def _ready(spec: LaunchSpec, process: asyncio.subprocess.Process) -> None:
+async def _ready(spec: LaunchSpec, process: asyncio.subprocess.Process, keys: Sequence[str]) -> None:
     deadline = time.monotonic() + _READY_WITHIN_S
     while time.monotonic() < deadline and process.returncode is None:
-        if await _answers(spec):
+        if await _answers(spec, keys):
             return
         await asyncio.sleep(0.25)
     ended = "did not answer in time" if process.returncode is None else f"ended with status {process.returncode}"
@@ -155,7 +157,7 @@ async def _ready(spec: LaunchSpec, process: asyncio.subprocess.Process) -> None:
     raise NotReadyError(f"{spec.name} {ended}; the end of {spec.log}:\n{last}")
 
 
-async def _answers(spec: LaunchSpec) -> bool:
+async def _answers(spec: LaunchSpec, keys: Sequence[str]) -> bool:
     question = Question(prompt_bytes=64, tokens=1, spacing_ms=0)
     tally = Tally()
     try:
@@ -164,7 +166,7 @@ async def _answers(spec: LaunchSpec) -> bool:
         )
     except OSError:
         return False
-    requests = Requests(question, spec.url, KEYS, users=1, seed=0)
+    requests = Requests(question, spec.url, keys, users=1, seed=0)
     await asyncio.wait([client.ask(question, requests.next())], timeout=20.0)
     client.leave()
     return tally.done == 1

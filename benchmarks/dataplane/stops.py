@@ -68,6 +68,11 @@ class Watch:
             self._longest.collector_ms = max(self._longest.collector_ms, took)
 
 
+def lines(file: Path) -> int:
+    """How many seconds it has lines of."""
+    return len(file.read_text().splitlines())
+
+
 def longest(file: Path, since: int) -> Stops:
     """The largest of all lines but the first `since`."""
     lines = [json.loads(line) for line in file.read_text().splitlines()[since:]]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.dataplane import kernel, page, parts
+from benchmarks.dataplane import kernel, metrics_page, page, parts
 from benchmarks.dataplane.__main__ import backends
 from benchmarks.dataplane.backend import CHUNK, answer_to
 from benchmarks.dataplane.client import Client, Question, Requests, Tally
@@ -167,6 +167,19 @@ async def test_an_answer_that_is_not_whole_is_a_failure(what):
         client.transport.abort()
     assert (tally.done, tally.failed) == (0, 1)
     assert tally.faults
+
+
+# -- the page of metrics
+
+
+async def test_the_page_of_metrics_is_read_with_every_pair_of_client_and_adapter_asked():
+    measured = await metrics_page.run(("fairlead",), metrics_page.Shape(2, 3, 1, 8), scrapes=2)
+    one = measured["fairlead"]
+    assert one.failed == 0
+    assert one.lines > 500, "four models and two clients"
+    assert one.page_ms <= one.longest_page_ms
+    assert one.rest_ms > 0
+    assert one.stop_ms > 0
 
 
 # -- the machine
