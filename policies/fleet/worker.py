@@ -94,6 +94,14 @@ class Attempt:
         left = self.reserved - self.output_tokens
         return -(-left // self.request.sequences) if left > 0 else 0
 
+    def prefilled_tokens(self, now: float) -> int:
+        """Prompt tokens that are computed, or were cached: during the prefill, its predicted share."""
+        prompt = self.request.input_tokens
+        if not self.prefilling or self.first_token_at is not None or self.prefilled_at is not None:
+            return prompt
+        takes = self.prefiller.prefill_due - self.dispatched_at
+        return prompt if takes <= 0 else min(prompt, round(prompt * (now - self.dispatched_at) / takes))
+
     @property
     def predictable(self) -> bool:
         """Whether a first token, or more of the expected answer, is still to come."""

@@ -267,6 +267,14 @@ class Scheduler:
         own = {**self.prefixes.sizes(), "answer_lengths": len(self.lengths)}
         return own | self._order.sizes() | self._placement.sizes()
 
+    def progress(self, ticket: Ticket, now: float) -> tuple[int, int]:
+        """Tokens of the prompt and of the answers that the present attempt has computed; none while it waits.
+
+        During the prefill, and of answers that are not streamed, as the worker's profile predicts it.
+        """
+        running = self._running(ticket)
+        return (0, 0) if running is None else (running.prefilled_tokens(now), running.output_tokens)
+
     def waiting(self) -> Iterator[RequestView]:
         """All waiting requests, in no particular order."""
         return iter(self._waiting.values())

@@ -202,11 +202,12 @@ class ControlPlane:
                 admitted.settle(Usage(0, 0), Outcome.FAILED if at_fault else Outcome.REFUSED)
             self._end(request)
             return _last_words(reason, failure)
+        computed = self._computed(request) if failure.answering else 0
         if admitted is not None:
             # More than zero says that the client has seen a part of the answer, so that nothing may start anew.
             admitted.failed(reason, 1 if failure.answering else 0, worker)
         if failure.answering:
-            self._end(request)
+            self._end(request, computed)
             return None
         request.tried.add(worker)
         if admitted is None and not self._may_be_tried_elsewhere(request, reason):
@@ -219,7 +220,9 @@ class ControlPlane:
         if request is None:
             return
         usage = end.usage
+        computed = 0
         if request.admitted is not None:
+            computed = usage.input_tokens + usage.output_tokens
             request.admitted.settle(usage, end.outcome)
             if end.exact:
                 view = request.admitted.view
@@ -230,14 +233,13 @@ class ControlPlane:
                     self.pairs.worked(placement.prefill, placement.decode)
             if end.not_found:
                 self._health.adapter_unknown(request.decode, request.admitted.view.served_name)
-            request.lease.settle(usage.input_tokens + usage.output_tokens, self._clock())
             self._health.request_ok(request.prefill or request.decode)
-        self._end(request)
+        self._end(request, computed)
 
     def cancelled(self, request: str) -> None:
         found = self._requests.get(request)
         if found is not None:
-            self._end(found)
+            self._end(found, self._computed(found))
 
     # -- taking in
 
@@ -408,13 +410,23 @@ class ControlPlane:
         if member is not None:
             self._pools.vacate(member)
 
-    def _end(self, request: _Request) -> None:
-        """Every path leads here, once: nothing of the request stays behind."""
+    def _computed(self, request: _Request) -> int:
+        """Tokens that have been computed for a request so far, prompt and answer; 0 while it waits."""
+        if request.admitted is None:
+            return 0
+        return sum(request.pool.progress(request.admitted))
+
+    def _end(self, request: _Request, computed: int = 0) -> None:
+        """Every path leads here, once: nothing of the request stays behind.
+
+        `computed`: the tokens that its client is charged in place of what was expected.
+        """
         if self._requests.pop(request.facts.id, None) is None:
             return
         request.attribution.decided()
         if request.admitted is not None:
             request.pool.forget(request.admitted)
+        request.lease.settle(computed, self._clock())
         request.lease.release()
         self._vacate(request)
 

@@ -152,6 +152,11 @@ class Pool:
         self.after_event()
         return admitted
 
+    def progress(self, admitted: Admitted) -> tuple[int, int]:
+        """Tokens of the prompt and of the answer that its present attempt has computed; none while it waits."""
+        ticket = admitted.ticket
+        return (0, 0) if ticket is None else self.scheduler.progress(ticket, self.loop.time())
+
     def joined(self, facts: WorkerFacts) -> None:
         self.scheduler.worker_joined(facts, self.loop.time())
         self.after_event()

@@ -8,10 +8,10 @@ quantum (`Rounds`), and within a round the order is free (`dlpm.py`). D²LPM cou
 (`WorkerDeficits`).
 
 Charges: placing an attempt charges its prompt, output is charged as it streams past, and the end replaces both
-by what the worker reports. A failed attempt and a request that a worker refused are given back whole. A
-cancelled request stays charged, or long prompts with early cancels would be free. Beside the counter, which
-never fades, an account keeps its *recent* service, which fades by 1/e every `RECENT_S`. A correction takes back
-what is left of the charge it corrects, however long ago that was.
+by what the worker reports. A failed attempt, a request that a worker refused, and one that failed without any
+usage are given back whole. A cancelled request stays charged, or long prompts with early cancels would be free.
+Beside the counter, which never fades, an account keeps its *recent* service, which fades by 1/e every `RECENT_S`.
+A correction takes back what is left of the charge it corrects, however long ago that was.
 
 Invariants: with nothing running the charges of each attempt sum up to what it was worth, in the counter and in
 the recent service; accounts move in `charge` and where an order lifts them. The table holds at most `most`
@@ -222,7 +222,8 @@ class Accounts:
     def _settle(self, event: Left, charge: _Charge) -> None:
         """Replace what was charged by what was computed."""
         usage, now = event.usage, event.now
-        if event.outcome is None or event.outcome is Outcome.REFUSED:
+        nothing = event.outcome is Outcome.FAILED and usage is not None and usage.input_tokens == 0
+        if event.outcome is None or event.outcome is Outcome.REFUSED or nothing:
             prompt = self._input_weight * charge.prompt
             recent = prompt * _fading(charge.at, now) + charge.recent * _fading(charge.recent_at, now)
             _add(charge.account, -prompt - self._output_weight * charge.output, -recent, now)

@@ -42,6 +42,9 @@ _OPENING: dict[Surface, tuple[bytes, ...]] = {
 }
 """The events that may come long before the first token, by the line that names them."""
 _EVENT = b'data: {"id":'
+_USAGE_MEMBER = b'"usage"'
+_SPACE = 16
+"""Bytes after the name of a member in which its value begins, colon and spaces included."""
 _UNFINISHED = b'"finish_reason":null'
 
 
@@ -238,10 +241,10 @@ def _sign(events: list[bytes], fingerprint: str | None) -> None:
 
 def whole_usage(body: bytes) -> Usage | None:
     """The usage of an answer that is one JSON object, read from its end: bodies are long, usage stands last."""
-    at = body.rfind(b'"usage":{')
-    if at < 0:
+    at = body.rfind(_USAGE_MEMBER)
+    start = body.find(b"{", at, at + len(_USAGE_MEMBER) + _SPACE)
+    if at < 0 or body[at + len(_USAGE_MEMBER) : start].strip() != b":":
         return None
-    start = at + len(b'"usage":')
     depth, end = 0, start
     while (after := body.find(b"}", end, start + 4096) + 1) > 0:
         depth += body.count(b"{", end, after) - 1

@@ -76,6 +76,8 @@ class Attempt:
     """Of a response in the background that is not over with its answer: its id."""
     on_stored: Callable[[str], None] | None = None
     """Is told the id of a response, once it is known."""
+    monitor: StreamMonitor | None = None
+    """Of an answer in events, once it has begun to come."""
     told: int = 0
     """Events of the stream that control has heard of."""
     tell_after: float = math.inf
@@ -111,6 +113,9 @@ class Attempt:
         finally:
             if self.exchange is not None:
                 self.exchange.abort()
+            if self.outcome is None and self.monitor is not None and self.monitor.begun:
+                # It ends before its end: what has come by now is charged.
+                self.control.output(self.request, self.monitor.events - self.told)
 
     @property
     def in_one_piece(self) -> bool:
@@ -153,7 +158,9 @@ class Attempt:
 
     async def _stream(self, exchange: Response) -> None:
         """An answer in events: once it has begun, each is passed on in the very moment in which it arrives."""
-        monitor = StreamMonitor(self.ask.surface, strip_usage=not self.ask.wants_usage, choices=self.ask.sequences)
+        monitor = self.monitor = StreamMonitor(
+            self.ask.surface, strip_usage=not self.ask.wants_usage, choices=self.ask.sequences
+        )
         events = await self._next(exchange, monitor)
         if monitor.error is not None:
             await self._refused_in_stream(monitor.error)
