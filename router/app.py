@@ -200,6 +200,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         await tokenization.aclose()
         pools.close()
         await connections.aclose()
+        await intake.bodies.aclose()
 
 
 def _fleet_settings(config: Config) -> FleetSettings:

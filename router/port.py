@@ -85,6 +85,10 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     """Key bytes: everything that the chat template reads, or token ids."""
     unit_bytes: int = 1
     """4: `prompt` holds token ids, little-endian; 1: text."""
+    prompt_bytes: int = 0
+    """How long the key of text is before it is cut."""
+    all_there: bool = True
+    """The key is all of the prompt but its media, and nothing else: its length says how many tokens that has."""
     input_tokens: int | None = None
     """Where they have been counted; None: to be estimated from the key."""
     salt: str | None = None

@@ -23,7 +23,7 @@ from router.control.pools import Member, Pools
 from router.control.refused import Refused
 from router.control.response_owners import ResponseOwners
 from router.control.token_ratio import TokenRatio
-from router.control.view import request_view
+from router.control.view import key_bytes, request_view
 from router.port import (
     Dispatch,
     Facts,
@@ -225,8 +225,7 @@ class ControlPlane:
             computed = usage.input_tokens + usage.output_tokens
             request.admitted.settle(usage, end.outcome)
             if end.exact:
-                view = request.admitted.view
-                self.ratio.saw(view.served_name, view.key, usage.input_tokens)
+                self._learn(request.facts, usage.input_tokens)
             if end.fetched and (dispatch := request.admitted.dispatch) is not None:
                 placement = dispatch.place.placement
                 if placement.prefill is not None:
@@ -241,6 +240,11 @@ class ControlPlane:
         if found is not None:
             self._end(found, self._computed(found))
 
+    def _learn(self, facts: Facts | Unscheduled, input_tokens: int) -> None:
+        """What a worker reports of a prompt says how many tokens a byte has, if the bytes are all of it."""
+        if isinstance(facts, Facts) and facts.unit_bytes == 1 and facts.all_there:
+            self.ratio.saw(facts.model, key_bytes(facts), len(facts.media), input_tokens)
+
     # -- taking in
 
     def _schedule(self, facts: Facts) -> _Request:
@@ -252,7 +256,7 @@ class ControlPlane:
         view = request_view(
             facts,
             pool.scheduler.lengths,
-            tokens_per_byte=self.ratio.tokens_per_byte(facts.model),
+            ratio=self.ratio,
             pinned=holder if holder in self._pools.members else None,
             now=now,
         )

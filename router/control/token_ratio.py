@@ -1,37 +1,66 @@
-"""How many tokens a text has, estimated from its bytes: learned per model from the usage that workers report."""
+"""How many tokens a prompt has, estimated from its bytes and media: learned per model from what workers report.
 
-from dataclasses import dataclass
+Learned only from prompts whose key is all of them (`Facts.all_there`). Where a part lies on a worker (a stored
+response), is cut off, or is no text, the count says nothing of how many tokens a byte of text has, and it would be
+believed of everybody's prompts. Of a prompt with media, what is left beside its text is what they cost.
+"""
 
-from policies.model import PrefixKey
+from dataclasses import dataclass, field
 
-_START = 0.25
+_TEXT = 0.25
 """Tokens per byte of English text in current vocabularies, about."""
+_LEAST_TEXT, _MOST_TEXT = 0.02, 2.0
+"""Whatever was reported, a byte is no more than two tokens."""
+_LEAST_BYTES = 64
+"""A shorter prompt is mostly what the chat template adds."""
+_MEDIUM = 576.0
+"""Tokens of an image, sound or file: one 336-pixel tile of a vision encoder with 14-pixel patches."""
+_LEAST_MEDIUM, _MOST_MEDIUM = 1.0, 65_536.0
 _RATE = 0.05
 """Weight of one report once there have been twenty; before, all count alike."""
-_LEAST, _MOST = 0.02, 2.0
-"""Whatever was reported, a byte is no more than two tokens."""
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A mean that forgets slowly."""
+
+    value: float
+    reports: int = 0
+
+    def learn(self, seen: float) -> None:
+        self.reports += 1
+        self.value += max(_RATE, 1 / self.reports) * (seen - self.value)
 
 
 @dataclass(slots=True)
 class _Scale:
-    tokens_per_byte: float = _START
-    reports: int = 0
+    """Of one model."""
+
+    text: _Mean = field(default_factory=lambda: _Mean(_TEXT))
+    medium: _Mean = field(default_factory=lambda: _Mean(_MEDIUM))
 
 
 class TokenRatio:
-    """Tokens per byte of prompt key, by line."""
+    """Tokens per byte of prompt key and per medium, by served name."""
 
     def __init__(self) -> None:
-        self._by_line: dict[str, _Scale] = {}
+        self._by_name: dict[str, _Scale] = {}
 
-    def tokens_per_byte(self, line: str) -> float:
-        scale = self._by_line.get(line)
-        return _START if scale is None else scale.tokens_per_byte
+    def tokens_per_byte(self, served_name: str) -> float:
+        scale = self._by_name.get(served_name)
+        return _TEXT if scale is None else scale.text.value
 
-    def saw(self, line: str, key: PrefixKey, input_tokens: int) -> None:
-        """A prompt of this key turned out to have so many tokens."""
-        if key.width == 1 and len(key.data) >= 64:
-            scale = self._by_line.setdefault(line, _Scale())
-            scale.reports += 1
-            seen = min(max(input_tokens / len(key.data), _LEAST), _MOST)
-            scale.tokens_per_byte += max(_RATE, 1 / scale.reports) * (seen - scale.tokens_per_byte)
+    def tokens_per_medium(self, served_name: str) -> float:
+        scale = self._by_name.get(served_name)
+        return _MEDIUM if scale is None else scale.medium.value
+
+    def saw(self, served_name: str, key_bytes: int, media: int, input_tokens: int) -> None:
+        """A prompt whose key, all of it, is of so many bytes, with so many media, had so many tokens."""
+        if not media and key_bytes < _LEAST_BYTES:
+            return
+        scale = self._by_name.setdefault(served_name, _Scale())
+        if media:
+            left = (input_tokens - key_bytes * scale.text.value) / media
+            scale.medium.learn(min(max(left, _LEAST_MEDIUM), _MOST_MEDIUM))
+        else:
+            scale.text.learn(min(max(input_tokens / key_bytes, _LEAST_TEXT), _MOST_TEXT))

@@ -2,19 +2,19 @@
 
 from policies.estimates.answer_length import AnswerLengths
 from policies.model import PrefixKey, RequestView, WorkerId
+from router.control.token_ratio import TokenRatio
 from router.port import Facts, Identity
 
 _ID_BYTES = 4
-_MEDIA_TOKENS = 576
-"""Tokens assumed for an image, sound or file: one 336-pixel tile of a vision encoder with 14-pixel patches."""
 
 
 def request_view(
-    facts: Facts, lengths: AnswerLengths, *, tokens_per_byte: float, pinned: WorkerId | None, now: float
+    facts: Facts, lengths: AnswerLengths, *, ratio: TokenRatio, pinned: WorkerId | None, now: float
 ) -> RequestView:
-    """The scheduler's view. `tokens_per_byte` counts prompts whose ids are not known; times are the loop's."""
+    """The scheduler's view. `ratio` counts prompts whose ids are not known; times are the loop's."""
     identity = facts.identity
-    input_tokens = count_input(facts, tokens_per_byte)
+    tokens_per_byte = ratio.tokens_per_byte(facts.model)
+    input_tokens = count_input(facts, tokens_per_byte, ratio.tokens_per_medium(facts.model))
     length = lengths.estimate(identity.client, facts.model, input_tokens, facts.max_output_tokens)
     return RequestView(
         id=facts.id,
@@ -53,8 +53,13 @@ def prefix_key(facts: Facts, tokens_per_byte: float) -> PrefixKey:
     return PrefixKey(facts.prompt, 1, tokens_per_byte)
 
 
-def count_input(facts: Facts, tokens_per_byte: float) -> int:
+def count_input(facts: Facts, tokens_per_byte: float, tokens_per_medium: float) -> int:
     """Prompt tokens: as counted by the edge, else estimated."""
     if facts.input_tokens is not None:
         return max(1, facts.input_tokens)
-    return max(1, int(len(facts.prompt) * tokens_per_byte)) + _MEDIA_TOKENS * len(facts.media)
+    return max(1, int(key_bytes(facts) * tokens_per_byte)) + int(tokens_per_medium * len(facts.media))
+
+
+def key_bytes(facts: Facts) -> int:
+    """How long the key of a prompt is, before it is cut."""
+    return max(facts.prompt_bytes, len(facts.prompt))

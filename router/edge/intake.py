@@ -1,17 +1,20 @@
 """How much the edge takes in at once, and whether it still takes anything."""
 
 from router.config.sections import Limits
+from router.edge.api.body_reader import BodyReader
 from router.edge.errors import Overloaded, Unavailable
 
 
 class Intake:
     """The count of requests inside, and its bounds. `draining`: open requests may finish, no new ones come in."""
 
-    __slots__ = ("draining", "limits", "open")
+    __slots__ = ("bodies", "draining", "limits", "open")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.open = 0
+        self.bodies = BodyReader()
+        """Parses what comes in."""
         self.draining = False
 
     def check_room(self) -> None:

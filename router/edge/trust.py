@@ -6,14 +6,10 @@ never as a client wrote it. A path that generates text is scheduled, and counted
 through, as no prompt of text says what it costs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-
-import orjson
-
-from router.edge.errors import BadRequest
 
 
 class Use(Enum):
@@ -125,22 +121,16 @@ _NESTED = "vllm_xargs"
 """vLLM merges it with these fields of its own."""
 
 
-def forwardable(fields: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-    """The fields of a JSON body, and the body, without what is not forwarded; unchanged if it has none of that.
-
-    Raises BadRequest where it is nested too deeply to be written anew.
-    """
+def reserved(fields: Mapping[str, Any]) -> dict[str, tuple[str, ...] | None]:
+    """What of a JSON body is not forwarded: names of its members, and, of one that goes on without some, those."""
     nested = fields.get(_NESTED)
-    inner = isinstance(nested, dict) and not NOT_FORWARDED.isdisjoint(nested)
-    if NOT_FORWARDED.isdisjoint(fields) and not inner:
-        return fields, body
-    fields = {name: value for name, value in fields.items() if name not in NOT_FORWARDED}
-    if isinstance(nested, dict):
-        fields[_NESTED] = {name: value for name, value in nested.items() if name not in NOT_FORWARDED}
-    try:
-        return fields, orjson.dumps(fields)
-    except orjson.JSONEncodeError:
-        raise BadRequest("The request body is nested too deeply.", param="body") from None
+    inner = NOT_FORWARDED.intersection(nested) if isinstance(nested, dict) else None
+    if not inner and NOT_FORWARDED.isdisjoint(fields):
+        return {}
+    found: dict[str, tuple[str, ...] | None] = {name: None for name in fields if name in NOT_FORWARDED}
+    if inner:
+        found[_NESTED] = tuple(inner)
+    return found
 
 
 _REFERENCE = "item_reference"

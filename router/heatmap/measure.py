@@ -19,6 +19,7 @@ import orjson
 
 from router.edge.api.parsed_request import ParsedRequest, Surface, parse
 from router.edge.api.rewrite import for_prefill, for_worker
+from router.edge.pieces import joined
 from router.heatmap.sweep import Findings, Place, Shape, Side, Sweep, side
 from router.lab.profiling.stream import MeasurementError, worker_client
 from router.lab.profiling.sweep import TOKEN_IDS, Facts, look
@@ -67,11 +68,11 @@ class Arrangement:
         """Serve one request to its end; False if a prefill worker handed nothing over. Raises MeasurementError."""
         ask = _ask(self.decode.facts.model, prompt, output_tokens)
         if self.prefill is None:
-            await self.decode.complete(for_worker(ask, None))
+            await self.decode.complete(joined(for_worker(ask, None)))
             return True
-        answer = await self.prefill.complete(for_prefill(ask, self.prefill.facts.model))
+        answer = await self.prefill.complete(joined(for_prefill(ask, self.prefill.facts.model)))
         handed = answer.get("kv_transfer_params")
-        await self.decode.complete(for_worker(ask, None, handed if isinstance(handed, dict) else None))
+        await self.decode.complete(joined(for_worker(ask, None, handed if isinstance(handed, dict) else None)))
         return isinstance(handed, dict)
 
 

@@ -490,7 +490,7 @@ class _Driver:
         """Usage tells how many tokens a text has."""
         key = self._keys.pop(number, None)
         if key is not None:
-            self._scale.saw(request.served_name, key, request.input_tokens)
+            self._scale.saw(request.served_name, len(key.data), 0, request.input_tokens)
 
     def _end(self, number: int, now: float) -> None:
         """A request has ended: those that follow it may come."""

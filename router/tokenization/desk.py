@@ -11,9 +11,10 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
-from router.edge.api.parsed_request import ParsedRequest, Surface
+from router.edge.api.parsed_request import ParsedRequest, Surface, parsed_object
+from router.edge.pieces import joined
 from router.tokenization.lanes import Lanes
 from router.tokenization.local import LocalTokenizer
 from router.tokenization.pieces import Pieces
@@ -23,6 +24,7 @@ from router.tokenization.surfaces import prompt_of
 
 _log = logging.getLogger("fairlead.tokenization")
 
+T = TypeVar("T")
 Kind = Literal["local", "worker", "text"]
 
 _INLINE_BYTES = 8 * 1024
@@ -34,6 +36,8 @@ Measured by benchmarks/micro/tokenization.py.
 """
 _LONGEST_BYTES = 4 << 20
 """A million tokens, about: beyond the context of what is served today."""
+_MOST_VALUES = 200_000
+"""In a large body: the parser holds the interpreter's lock, some 20 ms for so many."""
 _MISCOUNTS = 3
 """So many in a row on one surface are no accident."""
 
@@ -75,7 +79,7 @@ class Desk:
     async def ids(self, ask: ParsedRequest) -> bytes | None:
         """The token ids of the request's prompt, 4 bytes each, little-endian; None: it goes on as text."""
         try:
-            ids = await self._ids(self._prompt(ask), len(ask.body))
+            ids = await self._ids(ask)
         except Inexact as inexact:
             self.as_text[inexact.why] += 1
             _log.debug("%s: a prompt goes on as text: %s", self.model, inexact)
@@ -102,24 +106,31 @@ class Desk:
             )
             self._on_distrust()
 
-    def _prompt(self, ask: ParsedRequest) -> Prompt:
+    async def _ids(self, ask: ParsedRequest) -> bytes:
         if self._wrong[ask.surface] >= _MISCOUNTS:
             raise Inexact(Why.DISTRUSTED)
-        return prompt_of(ask)
-
-    async def _ids(self, prompt: Prompt, size: int) -> bytes:
-        if isinstance(prompt, Ids):
-            return prompt.data
-        if size > _LONGEST_BYTES:
-            raise Inexact(Why.LONG)
-        tokenizer = self._tokenizer
+        size, tokenizer = len(ask.body), self._tokenizer
         try:
+            prompt = await self._prompt(ask, size)
+            if isinstance(prompt, Ids):
+                return prompt.data
+            if size > _LONGEST_BYTES:
+                raise Inexact(Why.LONG)
             if isinstance(tokenizer, LocalTokenizer):
                 return await self._here(tokenizer, prompt, size)
             async with asyncio.timeout(self._wait_s):
                 return await tokenizer.ids(prompt)
         except TimeoutError:
             raise Inexact(Why.SLOW) from None
+
+    async def _prompt(self, ask: ParsedRequest, size: int) -> Prompt:
+        """What is to be tokenized. A large body was parsed elsewhere: once more, in a thread, if quick."""
+        fields = ask.fields
+        if fields is None:
+            if size > _LONGEST_BYTES or ask.structure > _MOST_VALUES:
+                raise Inexact(Why.LONG)
+            fields = await self._in_thread(size, lambda: parsed_object(joined(ask.body)))
+        return prompt_of(ask, fields)
 
     async def _here(self, tokenizer: LocalTokenizer, prompt: Prompt, size: int) -> bytes:
         """At once where that is quickly done, else in a thread."""
@@ -131,7 +142,7 @@ class Desk:
             return tokenizer.finish(looks)
         return await self._in_thread(new, lambda: tokenizer.finish(looks))
 
-    async def _in_thread(self, size: int, work: Callable[[], bytes]) -> bytes:
+    async def _in_thread(self, size: int, work: Callable[[], T]) -> T:
         future = self._lanes.of(size).submit(size, work)
         if future is None:
             raise Inexact(Why.BUSY)

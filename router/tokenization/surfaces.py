@@ -9,16 +9,16 @@ from router.tokenization import anthropic, responses
 from router.tokenization.prompt import Chat, Ids, Inexact, Prompt, Texts, Why, flag, listed, template_arguments
 
 
-def prompt_of(ask: ParsedRequest) -> Prompt:
-    """What a worker tokenizes of this request. Raises Inexact."""
+def prompt_of(ask: ParsedRequest, fields: dict[str, Any]) -> Prompt:
+    """What a worker tokenizes of this request, whose body has these fields. Raises Inexact."""
     read = _SURFACES.get(ask.surface)
     if read is None:
         raise Inexact(Why.EMBEDDINGS)
     if ask.media:
         raise Inexact(Why.MEDIA)
-    if ask.fields.get("truncate_prompt_tokens") is not None:
+    if fields.get("truncate_prompt_tokens") is not None:
         raise Inexact(Why.TRUNCATED)
-    return read(ask.fields)
+    return read(fields)
 
 
 def _chat(fields: dict[str, Any]) -> Chat:

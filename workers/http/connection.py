@@ -33,6 +33,8 @@ from workers.http.errors import (
 )
 from workers.http.response import Response
 
+Buffer = bytes | memoryview
+
 
 class Pool(Protocol):
     """Where a connection belongs. `lost` comes exactly once per connection that was opened."""
@@ -128,7 +130,9 @@ class Connection(asyncio.Protocol):
 
     # For the pool and the response.
 
-    def start(self, response: Response, head: bytes, body: bytes, *, whole: bool = False) -> None:
+    def start(
+        self, response: Response, head: bytes, body: bytes | tuple[Buffer, ...], *, whole: bool = False
+    ) -> None:
         """Write a request to a connection that is not closed. `whole`: its answer will come in one piece."""
         self._reset()
         self.received = 0
@@ -139,7 +143,9 @@ class Connection(asyncio.Protocol):
         self.response = response
         response.connection = self
         # Everything is given to the transport at once: what waits there is the request itself, no more.
-        if len(body) > 65_536:
+        if isinstance(body, tuple):
+            self._transport.writelines((head, *body))
+        elif len(body) > 65_536:
             self._transport.writelines((head, body))
         else:
             self._transport.write(head + body)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from workers.http.connection import Connection, Patience
+from workers.http.connection import Buffer, Connection, Patience
 from workers.http.errors import (
     AnswerTimeout,
     ConnectFailed,
@@ -163,17 +163,18 @@ class Upstream:
         method: bytes,
         target: bytes,
         headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
+        body: bytes | tuple[Buffer, ...],
         *,
         whole: bool = False,
     ) -> Response:
         """Write a request and return without waiting for its response; NotConnected if that is impossible.
 
         Host and Content-Length are ours; headers that concern one hop only are dropped. ValueError for what
-        would break the request's lines. The body is handed to the transport whole. `whole`: the answer will not be
-        streamed, so `whole_answer_s` holds in place of `first_byte_s`.
+        would break the request's lines. The body, in one object or several, is handed to the transport whole.
+        `whole`: the answer will not be streamed, so `whole_answer_s` holds in place of `first_byte_s`.
         """
-        head = request_head(method, self._prefix + target, headers, self._host_header, len(body))
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        head = request_head(method, self._prefix + target, headers, self._host_header, size)
         connection = self._take_idle() or await self._fresh()
         response = Response(self._loop, self.origin, bodiless=method == b"HEAD")
         connection.start(response, head, body, whole=whole)

@@ -1,10 +1,10 @@
-"""Responses in the background (OpenAI's Responses API): whether one is asked for, and how far one is.
+"""Responses in the background (OpenAI's Responses API): how far one is.
 
 A worker answers at once that such a response is queued, and computes it afterwards, whether or not the client is
 still there. The answer says so in its `status`; what the request asked for is not enough to tell.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -12,8 +12,6 @@ from policies.model import Usage
 from router.edge.api.stream_monitor import LONGEST_ID, read_usage
 
 _UNDER_WAY = frozenset(("queued", "in_progress"))
-_NO = frozenset(("0", "off", "f", "false", "n", "no"))
-"""The words that vLLM takes for `false`, in any case of letters."""
 
 
 class Progress(NamedTuple):
@@ -26,12 +24,6 @@ class Progress(NamedTuple):
     @property
     def under_way(self) -> bool:
         return self.status in _UNDER_WAY
-
-
-def is_asked_for(fields: dict[str, Any]) -> bool:
-    """Whether a worker may take `background` for true: any value but those that it surely takes for false."""
-    value = fields.get("background")
-    return bool(value) and not (isinstance(value, str) and value.lower() in _NO)
 
 
 def progress(body: bytes) -> Progress:

@@ -22,6 +22,8 @@ def facts_of(
         unit_bytes=_ID_BYTES if alone else 1,
         input_tokens=len(ids) // _ID_BYTES if ids is not None else None,
         salt=ask.salt if alone else None,
+        prompt_bytes=ask.prompt_bytes,
+        all_there=ask.all_there,
         prompts=ask.prompts,
         media=ask.media,
         sequences=ask.sequences,

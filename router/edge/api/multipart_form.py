@@ -13,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from router.edge.errors import BadRequest
+from router.edge.pieces import Body, Payload, part
 from router.edge.trust import NOT_FORWARDED
 
 MAX_PARTS = 1000
@@ -68,7 +69,7 @@ class MultipartForm:
         self._value = b""
 
     @classmethod
-    async def parse(cls, body: bytes, content_type: bytes) -> "MultipartForm":
+    async def parse(cls, body: Body, content_type: bytes) -> "MultipartForm":
         """Read a body. Raises BadRequest for what is no multipart form, or one too large in its parts."""
         boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
         if not boundary:
@@ -91,7 +92,8 @@ class MultipartForm:
             for offset in range(0, len(body), _SLICE_BYTES):
                 if offset:
                     await asyncio.sleep(0)
-                form._offset, form._slice = offset, body[offset : offset + _SLICE_BYTES]
+                end = min(offset + _SLICE_BYTES, len(body))
+                form._offset, form._slice = offset, b"".join(part(body, offset, end))
                 parser.write(form._slice)
         except FormParserError as error:
             raise BadRequest(f"The request body is not a valid multipart form: {error}.", param="body") from None
@@ -110,10 +112,12 @@ class MultipartForm:
         found = self._fields.get(b"stream")
         return found is not None and found.value.lower() in (b"true", b"1", b"on", b"yes", b"y", b"t")
 
-    def with_model(self, body: bytes, model: str) -> bytes:
+    def with_model(self, body: Body, model: str) -> Payload:
         """The body that this form was read from, with another value of `model`, which it must have."""
         field = self._fields[b"model"]
-        return b"".join((body[: field.start], model.encode(), body[field.start + len(field.value) :]))
+        after = part(body, field.start + len(field.value), len(body))
+        buffers = (*part(body, 0, field.start), model.encode(), *after)
+        return b"".join(buffers) if isinstance(body, bytes) else buffers
 
     # -- what the parser finds, in the order of the body
 

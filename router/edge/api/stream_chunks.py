@@ -8,17 +8,16 @@ _KINDS = {"chat.completion": "chat.completion.chunk"}
 """What the chunks of an answer call themselves, where they differ from it."""
 
 
-def as_events(answer: dict[str, Any], options: Any) -> bytes:
-    """The events of a chat completion or completion with one choice; `options`: the client's stream options."""
-    wanted = options if isinstance(options, dict) else {}
-    usage = answer.get("usage") if wanted.get("include_usage") else None
+def as_events(answer: dict[str, Any], *, usage: bool, continuous: bool) -> bytes:
+    """The events of a chat completion or completion with one choice; with its usage at the end, or everywhere."""
+    counted = answer.get("usage") if usage else None
     [choice] = answer["choices"]
     chunks = [_chunk(answer, [part]) for part in _parts(choice)]
-    if usage is not None:
-        if wanted.get("continuous_usage_stats"):
+    if counted is not None:
+        if continuous:
             for chunk in chunks:
-                chunk["usage"] = usage
-        chunks.append({**_chunk(answer, []), "usage": usage})
+                chunk["usage"] = counted
+        chunks.append({**_chunk(answer, []), "usage": counted})
     if answer.get("system_fingerprint"):
         chunks[-1]["system_fingerprint"] = answer["system_fingerprint"]
     events = [b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks]

@@ -32,6 +32,7 @@ from router.edge.execution.worker_answer import (
     read_refusal,
 )
 from router.edge.headers import content_type
+from router.edge.pieces import Payload
 from router.edge.response import ResponseWriter
 from router.port import Control, Dispatch, Settled
 from workers.http.upstream import Response, Upstream, UpstreamError
@@ -60,7 +61,7 @@ class Attempt:
     answer: ResponseWriter
     control: Control
     clock: Callable[[], float]
-    body: bytes = b""
+    body: Payload = b""
     """What to send, until it is sent."""
     exchange: Response | None = None
     first_byte_at: float | None = None

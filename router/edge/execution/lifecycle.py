@@ -16,6 +16,7 @@ from random import getrandbits
 from typing import Any, TypeVar
 
 from policies.model import Outcome
+from router.edge.api.body_reader import INLINE_BYTES
 from router.edge.credentials import digests
 from router.edge.errors import (
     BodyTooLarge,
@@ -31,6 +32,7 @@ from router.edge.execution.record import Record
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.intake import Intake
+from router.edge.pieces import Body, PieceCollector, Pieces
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
 from router.port import Control, Dispatch, Facts, Failed, Identity, Reject, RejectKind, Route, Unscheduled
 
@@ -121,7 +123,7 @@ class Lifecycle(ABC):
         await self._answer.refuse(error)
 
     @abstractmethod
-    async def _serve(self, body: bytes) -> None:
+    async def _serve(self, body: Body) -> None:
         """Do what the request asks for, and answer it."""
 
     def _end(self, now: float) -> None:
@@ -153,7 +155,7 @@ class Lifecycle(ABC):
             if watch is not None:
                 watch.cancel()
 
-    async def _received(self) -> bytes:
+    async def _received(self) -> Body:
         """The body of the request. A stranger is turned away before the upload is taken in."""
         headers = dict(self._scope["headers"])
         self._authenticate(headers)
@@ -250,7 +252,7 @@ def taken(answer: T | Reject) -> T:
     return answer
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> Body:
     """The whole body of a request. Raises BodyTooLarge, UploadTimeout, or ClientGone.
 
     A body beyond the limit is still taken in for a while, and thrown away: to close on a client that is writing
@@ -262,7 +264,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     message = await receive()
     if not message.get("more_body") and message["type"] == "http.request" and len(message["body"]) <= limit:
         whole: bytes = message["body"]
-        return whole
+        return whole if len(whole) <= INLINE_BYTES else Pieces((whole,))
     try:
         async with asyncio.timeout(_UPLOAD_WITHIN_S):
             return await _read_pieces(message, receive, limit)
@@ -270,8 +272,8 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
         raise UploadTimeout(f"The request body did not arrive within {_UPLOAD_WITHIN_S:.0f} s.") from None
 
 
-async def _read_pieces(message: Message, receive: Receive, limit: int) -> bytes:
-    pieces: list[bytes] = []
+async def _read_pieces(message: Message, receive: Receive, limit: int) -> Body:
+    collected = PieceCollector()
     size = 0
     while True:
         if message["type"] == "http.disconnect":
@@ -279,11 +281,11 @@ async def _read_pieces(message: Message, receive: Receive, limit: int) -> bytes:
         piece = message.get("body", b"")
         size += len(piece)
         if size <= limit:
-            pieces.append(piece)
+            collected.add(piece)
         elif size > _DISCARDED * limit or not message.get("more_body"):
             raise BodyTooLarge(f"The request body has more than {limit} bytes, which is the limit.")
         if not message.get("more_body"):
-            return b"".join(pieces)
+            return collected.finished(INLINE_BYTES)
         message = await receive()
 
 

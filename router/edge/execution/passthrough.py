@@ -5,21 +5,21 @@ Attempts that fail are judged and followed by others as those of scheduled reque
 """
 
 from http import HTTPStatus
-from typing import Any
 
 import orjson
 
 from policies.model import AttemptFailure, Outcome, Usage, WorkerId
 from router.edge.api.multipart_form import MultipartForm
-from router.edge.errors import BadRequest
+from router.edge.api.passed_body import PassedBody
+from router.edge.api.rewrite import with_changes
 from router.edge.execution.lifecycle import Lifecycle
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer, check_success, read_refusal
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import content_type, to_worker
 from router.edge.intake import Intake
+from router.edge.pieces import Body, Payload, payload_of
 from router.edge.response import Receive, Scope, Send
-from router.edge.trust import forwardable
 from router.port import Control, Dispatch, Failed, Settled, Unscheduled
 from workers.http.upstream import ConnectFailed, Response, UpstreamError
 
@@ -49,34 +49,41 @@ class PassthroughRequest(Lifecycle):
         self._connections = connections
         self._response = response
 
-    async def _serve(self, body: bytes) -> None:
+    async def _serve(self, body: Body) -> None:
         kind = content_type(self._scope["headers"])
         form: MultipartForm | None = None
-        fields: dict[str, Any] = {}
         if kind.lower().startswith(b"multipart/"):
             form = await MultipartForm.parse(body, kind)
             named, user, streams = form.text("model"), form.text("user"), form.streams
         else:
-            fields, body = forwardable(_fields(body, kind), body)
-            named, user, streams = _model(fields), fields.get("user"), fields.get("stream") is True
-        identity = self._identify(user if isinstance(user, str) else None)
+            read = await self._read(body, kind)
+            named, user, streams = read.model, read.user, read.stream
+        identity = self._identify(user)
         model: str | None = None
+        rewrite: str | None = None
         if self._response is None:
             route = await self._route(named)
-            model = self._record.served_name = route.served_name
-            if route.rewrite is not None and named is not None:
-                if form is not None:
-                    body = form.with_model(body, route.rewrite)
-                else:
-                    body = orjson.dumps({**fields, "model": route.rewrite})
+            model, rewrite = route.served_name, None if named is None else route.rewrite
+            self._record.served_name = model
+        if form is not None:
+            payload = payload_of(body) if rewrite is None else form.with_model(body, rewrite)
+        else:
+            changes = read.changes if rewrite is None else {**read.changes, "model": orjson.dumps(rewrite)}
+            payload = with_changes(read, changes)
         dispatch: Dispatch | None = await self._admit(Unscheduled(self._key, identity, model, self._response))
         while dispatch is not None:
             self._record.served_name = dispatch.model
-            failed = await self._perform(dispatch.worker, body, streams=streams)
+            failed = await self._perform(dispatch.worker, payload, streams=streams)
             dispatch = None if failed is None else await self._after(*failed)
 
+    async def _read(self, body: Body, kind: bytes) -> PassedBody:
+        """What is read of a JSON body; nothing of any other kind of body."""
+        if not body or kind.lower().startswith(_NOT_JSON):
+            return PassedBody(body)
+        return await self._intake.bodies.read_passed(body)
+
     async def _perform(
-        self, worker: WorkerId, body: bytes, *, streams: bool
+        self, worker: WorkerId, body: Payload, *, streams: bool
     ) -> tuple[Failed, WholeAnswer | None] | None:
         """One attempt; how it failed, or None."""
         connection = self._connections.get(worker)
@@ -122,23 +129,3 @@ class PassthroughRequest(Lifecycle):
     def _end_with(self, outcome: Outcome) -> None:
         self._record.outcome = outcome
         self._control.settled(Settled(self._key, outcome, Usage(0, 0)))
-
-
-def _fields(body: bytes, kind: bytes) -> dict[str, Any]:
-    """The members of a JSON body; nothing of any other kind of body."""
-    if not body or kind.lower().startswith(_NOT_JSON):
-        return {}
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadRequest(f"The request body is not valid JSON: {error}.", param="body") from None
-    if not isinstance(fields, dict):
-        raise BadRequest("The request body must be a JSON object.", param="body")
-    return fields
-
-
-def _model(fields: dict[str, Any]) -> str | None:
-    model = fields.get("model")
-    if model is not None and not isinstance(model, str):
-        raise BadRequest(f"`model` must be a str, not {type(model).__name__}.", param="model")
-    return model

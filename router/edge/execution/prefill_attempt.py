@@ -15,41 +15,14 @@ from typing import Any
 import orjson
 
 from policies.model import AttemptFailure, Outcome, Usage
-from router.edge.api.parsed_request import ParsedRequest, Surface
+from router.edge.api.parsed_request import Surface
 from router.edge.api.stream_chunks import as_events
 from router.edge.api.stream_monitor import read_usage, whole_aborted
 from router.edge.execution.attempt import GIVEN_UP, Attempt
 from router.edge.execution.worker_answer import WHOLE_BYTES, AttemptFailed
 from workers.http.upstream import Response
 
-_DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)
-_WHOLE_ONLY = ("use_beam_search", "echo", "prompt_embeds")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
-
-
-def divisible(ask: ParsedRequest) -> bool:
-    """Whether two workers can share the request. If not, one of them does all of it:
-
-    - `/v1/responses`: each of the two would store a response, and go through tool calls of its own;
-    - embeddings: nothing is decoded;
-    - several sequences, beams: each would have to fetch the KV, which can be fetched once;
-    - log probabilities of the prompt (also with `echo`): only who computes it has them;
-    - prompts given as embeddings;
-    - a tool call or function that is forced: one token of it is no valid call, which vLLM may refuse.
-    """
-    fields = ask.fields
-    return (
-        ask.surface in _DIVISIBLE
-        and ask.sequences == 1
-        and not any(fields.get(name) for name in _WHOLE_ONLY)
-        and fields.get("prompt_logprobs") is None
-        and not _forced(fields.get("tool_choice"))
-    )
-
-
-def _forced(choice: Any) -> bool:
-    kind = choice.get("type") if isinstance(choice, dict) else choice
-    return kind not in (None, "auto", "none")
 
 
 @dataclass(slots=True)
@@ -83,7 +56,7 @@ class PrefillAttempt(Attempt):
 
     def _is_over(self, answer: dict[str, Any]) -> bool:
         """Whether the model had no more to say than this token. Nobody knows where more was demanded of it."""
-        if self.ask.surface is Surface.MESSAGES or self.ask.fields.get("min_tokens"):
+        if self.ask.surface is Surface.MESSAGES or self.ask.min_tokens:
             return False
         choices = answer.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else {}
@@ -95,7 +68,7 @@ class PrefillAttempt(Attempt):
         self._settle(Outcome.COMPLETED, spent or Usage(self.dispatch.input_tokens, 1), exact=spent is not None)
         answer = {**answer, "kv_transfer_params": None}
         if self.ask.stream:
-            events = as_events(answer, self.ask.fields.get("stream_options"))
+            events = as_events(answer, usage=self.ask.wants_usage, continuous=self.ask.continuous_usage)
             await self.answer.whole(exchange.status, _EVENTS, events)
         else:
             await self.answer.whole(exchange.status, exchange.headers, orjson.dumps(answer))

@@ -68,7 +68,7 @@ class Record:
         self.served_name = served_name
         self._head = xxhash.xxh3_64_intdigest(ask.prompt[:_HEAD_BYTES])
         if log.prefixes:
-            self._prefix, self._prompt_bytes = fingerprint(ask, served_name), len(ask.prompt)
+            self._prefix, self._prompt_bytes = fingerprint(ask, served_name), ask.prompt_bytes
         if log.prompts:
             self._prompt = ask.prompt.decode("utf-8", "replace")
 

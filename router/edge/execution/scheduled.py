@@ -11,22 +11,22 @@ from random import getrandbits
 from typing import Any
 
 from policies.model import AttemptFailure, Outcome, WorkerId
-from router.edge.api.background import is_asked_for
 from router.edge.api.facts import facts_of
-from router.edge.api.parsed_request import ParsedRequest, Surface, parse
+from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.rewrite import for_prefill, for_worker
 from router.edge.errors import BadRequest, Dialect
 from router.edge.execution.attempt import Attempt
 from router.edge.execution.background import end_of
 from router.edge.execution.kv_release import KvReleases, is_pushed
 from router.edge.execution.lifecycle import ClientGone, Lifecycle
-from router.edge.execution.prefill_attempt import PrefillAttempt, divisible
+from router.edge.execution.prefill_attempt import PrefillAttempt
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.tokenizer import Tokenizer
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.headers import to_worker
 from router.edge.intake import Intake
+from router.edge.pieces import Body
 from router.edge.response import Receive, Scope, Send
 from router.edge.trust import is_stored_id
 from router.port import Control, Dispatch, Failed, Route
@@ -85,8 +85,8 @@ class ScheduledRequest(Lifecycle):
         self._sent_as = self._id.encode()
         """The request's id as workers hear it."""
 
-    async def _serve(self, body: bytes) -> None:
-        ask = parse(self._surface, body)
+    async def _serve(self, body: Body) -> None:
+        ask = await self._intake.bodies.read(self._surface, body)
         del body  # `ask` has it, for as long as it may be sent
         self._background = self._is_background(ask)
         identity = self._identify(ask.user)
@@ -95,13 +95,14 @@ class ScheduledRequest(Lifecycle):
         tokenizer = self._tokenizers.get(route.model)
         if tokenizer is not None and ask.ids is None:
             ask.ids = await tokenizer.ids(ask)
+        ask.fields = None  # what waits is bytes
         facts = facts_of(
             ask,
             request=self._key,
             identity=identity,
             served_name=route.served_name,
             age_s=self._loop.time() - self._record.arrived,
-            whole=not divisible(ask) or ask.max_output_tokens == 1,
+            whole=not ask.divisible or ask.max_output_tokens == 1,
         )
         dispatch: Dispatch | None = await self._admit(facts)
         del facts  # control has what it needs of the prompt
@@ -154,7 +155,7 @@ class ScheduledRequest(Lifecycle):
 
     def _is_background(self, ask: ParsedRequest) -> bool:
         """Whether the worker will go on without the client. Raises BadRequest where that is not allowed."""
-        if ask.surface is not Surface.RESPONSES or not is_asked_for(ask.fields):
+        if not ask.background:
             return False
         if self._intake.limits.background_responses == "refused":
             message = "Responses in the background are not served here; leave `background` out."

@@ -12,7 +12,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,xx"}}
 
 
 def prompt(surface, **fields):
-    return prompt_of(parse(surface, json.dumps(fields).encode()))
+    return prompt_of(parse(surface, json.dumps(fields).encode()), fields)
 
 
 def why(surface, **fields):

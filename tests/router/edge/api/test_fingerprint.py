@@ -84,5 +84,5 @@ def test_token_ids_are_cut_at_two_blocks_of_16():
 def test_the_log_line_has_a_bound():
     assert pieces(completion("")) == []
     assert len(pieces(completion("a" * 48_000))) < 135
-    assert len(pieces(completion("a" * 20_000_000))) == MAX_PIECES
+    assert len(pieces(completion("a" * 20_000_000))) <= MAX_PIECES
     assert len(pieces(chat(*["x"] * 5000))) == MAX_PIECES

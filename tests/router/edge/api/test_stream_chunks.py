@@ -19,8 +19,8 @@ TEXT = {**CHAT, "object": "text_completion", "choices": [{"index": 0, "text": "x
 HEAD = {"id": "c-1", "created": 5, "model": "m"}
 
 
-def chunks(answer, options=None):
-    lines = as_events(answer, options).decode().split("\n\n")
+def chunks(answer, *, usage=False, continuous=False):
+    lines = as_events(answer, usage=usage, continuous=continuous).decode().split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
@@ -42,16 +42,16 @@ def test_a_text_is_one_chunk():
 
 
 def test_usage_comes_last_where_it_was_asked_for():
-    given = chunks(CHAT, {"include_usage": True})
+    given = chunks(CHAT, usage=True)
     assert [chunk.get("usage") for chunk in given] == [None, None, USAGE]
     assert given[-1]["choices"] == []
     assert [chunk.get("system_fingerprint") for chunk in given] == [None, None, "vllm"]
 
 
 def test_usage_is_on_every_chunk_where_that_was_asked_for():
-    given = chunks(CHAT, {"include_usage": True, "continuous_usage_stats": True})
+    given = chunks(CHAT, usage=True, continuous=True)
     assert [chunk["usage"] for chunk in given] == [USAGE] * 3
 
 
-def test_options_that_are_none_are_none():
-    assert len(chunks(CHAT, 5)) == len(chunks(CHAT, {"include_usage": False})) == 2
+def test_usage_that_was_not_asked_for_does_not_come():
+    assert len(chunks(CHAT)) == len(chunks(CHAT, continuous=True)) == 2

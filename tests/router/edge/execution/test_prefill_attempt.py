@@ -3,7 +3,6 @@ import json
 import pytest
 
 from router.edge.api.parsed_request import Surface, parse
-from router.edge.execution.prefill_attempt import divisible
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 TEXT = {"model": "m", "prompt": "x"}
@@ -11,7 +10,7 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 def can_be_divided(surface, body):
-    return divisible(parse(surface, json.dumps(body).encode()))
+    return parse(surface, json.dumps(body).encode()).divisible
 
 
 @pytest.mark.parametrize(
