@@ -57,18 +57,19 @@ def _models(adapters: int) -> bytes:
     return json.dumps({"object": "list", "data": cards}).encode()
 
 
-def _whole(body: bytes, content_type: bytes = b"application/json", status: bytes = b"200 OK") -> bytes:
+def whole(body: bytes, content_type: bytes = b"application/json", status: bytes = b"200 OK") -> bytes:
+    """A response with this body."""
     head = b"HTTP/1.1 %b\r\ndate: Mon, 01 Jan 2024 00:00:00 GMT\r\nserver: uvicorn\r\ncontent-length: %d\r\n"
     return head % (status, len(body)) + b"content-type: " + content_type + b"\r\n\r\n" + body
 
 
 PAGES = {
-    b"/health": _whole(b""),
-    b"/version": _whole(b'{"version":"0.32.0"}'),
-    b"/v1/models": _whole(_models(0)),
-    b"/metrics": _whole(_METRICS, b"text/plain; version=0.0.4; charset=utf-8"),
+    b"/health": whole(b""),
+    b"/version": whole(b'{"version":"0.32.0"}'),
+    b"/v1/models": whole(_models(0)),
+    b"/metrics": whole(_METRICS, b"text/plain; version=0.0.4; charset=utf-8"),
 }
-_NO_PAGE = _whole(b'{"detail":"Not Found"}', status=b"404 Not Found")
+_NO_PAGE = whole(b'{"detail":"Not Found"}', status=b"404 Not Found")
 
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ndate: Mon, 01 Jan 2024 00:00:00 GMT\r\nserver: uvicorn\r\n"
@@ -176,7 +177,7 @@ def answer_to(request: bytes) -> list[bytes]:
         return [PAGES.get(path.partition(b"?")[0], _NO_PAGE)]
     tokens = _number(_MAX_TOKENS, request, 16)
     if not _STREAM.search(request):
-        return [_whole(whole_answer(tokens, len(request)))]
+        return [whole(whole_answer(tokens, len(request)))]
     end = _FINISH
     if _USAGE.search(request):
         end += _framed(_EVENT % (b"", b"," + _usage(tokens, len(request))))
@@ -203,7 +204,7 @@ def _number(pattern: re.Pattern[bytes], request: bytes, default: int) -> int:
 
 async def serve(count: int, adapters: int = 0) -> None:
     """Listen on so many ports, say which, and answer until the standard input ends."""
-    PAGES[b"/v1/models"] = _whole(_models(adapters))
+    PAGES[b"/v1/models"] = whole(_models(adapters))
     loop = asyncio.get_running_loop()
     kernel.raise_file_limit()
     servers = [await loop.create_server(Backend, "127.0.0.1", 0, backlog=4096) for _ in range(count)]

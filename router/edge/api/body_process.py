@@ -1,4 +1,4 @@
-"""A process beside the gateway that parses large bodies: `python -m router.edge.api.body_process`.
+"""A process beside the gateway that parses large bodies; `body_reader` starts it.
 
 A parser in C holds the interpreter's lock for as long as it runs, half a second for 32 MiB of small values, in
 whatever thread it runs; and what it makes may be thirty times as large as its text. Here both concern nobody else.
@@ -104,7 +104,3 @@ def _resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-
-if __name__ == "__main__":
-    main()

@@ -116,7 +116,8 @@ class BodyReader:
             if process.returncode is None:
                 return process, False
             self._processes.discard(process)
-        command = (sys.executable, "-m", "router.edge.api.body_process")
+        # Not `-m`: what it pickles must be of the module by its name, not of `__main__`.
+        command = (sys.executable, "-c", "from router.edge.api.body_process import main; main()")
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, cwd=_ROOT, limit=_PIECE_BYTES
         )
