@@ -1,7 +1,7 @@
 """How long does one request stop the streams of others, and what does it leave in memory?
 
     python -m benchmarks.dataplane.gaps
-    python -m benchmarks.dataplane.gaps --only "prompts,image" --repeat 3 --json gaps.json
+    python -m benchmarks.dataplane.gaps --only "prompts;image" --repeat 3 --json gaps.json
 
 The gateway runs as it ships, as a process of its own. One client reads a stream of a chunk every 2 ms; beside it,
 another one sends one request of up to 32 MiB to a second model. Printed for each shape of request, and for the
@@ -54,7 +54,7 @@ _READY_WITHIN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One kind of request. `body` makes it; `count` of them are sent at once; `unread`: the answers are not read."""
+    """One kind of request, made by `body`; `count` of them are sent at once; `unread`: no answer is read."""
 
     name: str
     path: str
@@ -83,9 +83,13 @@ def _in_chat(each: str, size: int) -> bytes:
     return _fill(before, each, "]" + after, size)
 
 
-def _text(filling: bytes, size: int, more: bytes = b"") -> bytes:
-    head, tail = b'{"model":"%s",%s"prompt":"' % (SINK.encode(), more), b'"}'
+def _text(filling: bytes, size: int, more: bytes = b"", model: str = SINK) -> bytes:
+    head, tail = b'{"model":"%s",%s"prompt":"' % (model.encode(), more), b'"}'
     return head + filling * ((size - len(head) - len(tail)) // len(filling)) + tail
+
+
+def _fields() -> bytes:
+    return ("{" + ",".join(f'"{number}":1' for number in range(900_000)) + "}").encode()
 
 
 def _image(size: int) -> bytes:
@@ -113,8 +117,8 @@ def _form(*parts: bytes) -> bytes:
     return b"".join((*parts, _part("model", SINK.encode()), b"--b--\r\n"))
 
 
-def _numbers(field: str, each: str, size: int, model: str = SINK) -> bytes:
-    return _fill(f'{{"model":"{model}","{field}":[', each, "]}", size)
+def _numbers(field: str, each: str, size: int) -> bytes:
+    return _fill(f'{{"model":"{SINK}","{field}":[', each, "]}", size)
 
 
 _LARGE = 32 * _MIB - 4096
@@ -124,7 +128,7 @@ SHAPES = (
     Shape("32 MiB of empty lists", _CHAT, lambda: _numbers("messages", "[]", _LARGE)),
     Shape("32 MiB of empty objects in a field", _CHAT, lambda: _numbers("x", "{}", _LARGE)),
     Shape("32 MiB of short strings", "/v1/embeddings", lambda: _numbers("input", '"a"', _LARGE)),
-    Shape("1,024 fields and more", _CHAT, lambda: ("{" + ",".join(f'"{n}":1' for n in range(900_000)) + "}").encode()),
+    Shape("1,024 fields and more", _CHAT, _fields),
     Shape("262,144 prompts of a token", _TEXT, lambda: _numbers("prompt", "[5]", 4 * 262_144)),
     Shape("2,048 prompts of a token", _TEXT, lambda: _numbers("prompt", "[5]", 4 * 2048)),
     Shape("1.5 million token ids", _TEXT, lambda: _numbers("prompt", "31337", 6 * 1_500_000)),
@@ -135,7 +139,7 @@ SHAPES = (
     Shape("30 MB of emoji, stream options", _TEXT, lambda: _text(
         "\N{GRINNING FACE}".encode(), 30_000_000, b'"stream":true,"stream_options":{"x":1},"priority":1,'
     )),
-    Shape("30 MB for an alias", _TEXT, lambda: _text(b"word ", 30_000_000).replace(SINK.encode(), ALIAS.encode(), 1)),
+    Shape("30 MB for an alias", _TEXT, lambda: _text(b"word ", 30_000_000, model=ALIAS)),
     Shape("30 MB of blanks", _CHAT, lambda: b'{"model":"sink","messages":[]' + b" " * 30_000_000 + b"}"),
     Shape("30 MB that is not JSON", _CHAT, lambda: b'{"model":"sink","messages":[' + b'"a",' * 7_500_000),
     Shape("nested 300 levels", _CHAT, lambda: _deep(300)),
@@ -165,7 +169,7 @@ SHAPES = (
           headers=f"authorization: Bearer {ADMIN_KEY}\r\n"),
     Shape("admin: 32 MiB without its key", "/admin/workers", lambda: _numbers("url", "[]", _LARGE)),
     Shape("20 bodies of 30 MB that wait", _TEXT,
-          lambda: _text(b"word ", 30_000_000).replace(SINK.encode(), MODEL.encode(), 1), count=20),
+          lambda: _text(b"word ", 30_000_000, model=MODEL), count=20),
     Shape("60 answers of 8 MB, unread", _TEXT, lambda: _text(b"word ", 500), count=60, unread=True),
 )  # fmt: skip
 
@@ -312,7 +316,7 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
     streams = [await loop.run_in_executor(None, Stream, port) for port in (gateway.port, gateway.direct)]
     statuses: list[str] = []
     try:
-        while any(stream.reads < 100 for stream in streams):
+        while any(stream.reads < 100 for stream in streams):  # noqa: ASYNC110 - read in threads
             await asyncio.sleep(0.05)
         before = peak = gateway.resident()
         for stream in streams:
@@ -330,7 +334,7 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
                 await asyncio.sleep(0.02)
                 peak = max(peak, gateway.resident())
             done.set()
-            while any(thread.is_alive() for thread in threads):
+            while any(thread.is_alive() for thread in threads):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         gaps = [stream.longest_ms() for stream in streams]
     finally:
@@ -406,7 +410,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.dataplane.gaps", description=__doc__.split("\n", 1)[0]
     )
     add = command.add_argument
-    add("--only", default="", help="shapes whose names have one of these in them, with commas between")
+    add("--only", default="", help="shapes whose names have one of these in them, with ; between")
     add("--repeat", type=int, default=1, help="how often each is sent, one after the other")
     add("--gap-ms", type=float, default=50.0, help="the longest gap that passes")
     add("--left-mb", type=float, default=20.0, help="the most memory that may be left")
@@ -438,7 +442,7 @@ def table(rows: list[Row], gap_ms: float, left_mb: float) -> Table:
 
 async def run(options: argparse.Namespace) -> int:
     """Measure what is asked for; the exit status."""
-    wanted = [word for word in options.only.split(",") if word]
+    wanted = [word for word in options.only.split(";") if word]
     shapes = [each for each in SHAPES if not wanted or any(word in each.name for word in wanted)]
     rows: list[Row] = []
     async with gateway_under_test(round(options.answer_mb * 1e6), options.checkout) as gateway:

@@ -59,7 +59,7 @@ def check_counts(fields: Mapping[str, Any], *, embeds: bool = False) -> None:
     if len(fields) > FIELDS:
         raise _too_many("The request body", "fields", len(fields), FIELDS, None)
     for name, value in fields.items():
-        if (isinstance(value, list) and len(value) > 1) or (isinstance(value, dict) and len(value) > ITEMS):
+        if (isinstance(value, list) and value) or (isinstance(value, dict) and len(value) > ITEMS):
             _check_field(name, value, embeds=embeds)
 
 

@@ -1,7 +1,6 @@
 """What control hears of a request: all that placing and charging takes, no byte of its body beside the key."""
 
-from router.edge.api.parsed_request import ParsedRequest, Surface
-from router.edge.trust import stored_references
+from router.edge.api.parsed_request import ParsedRequest
 from router.port import Facts, Identity
 
 _ID_BYTES = 4
@@ -32,7 +31,7 @@ def facts_of(
         priority=ask.priority,
         session=ask.session,
         previous_response=ask.previous_response,
-        references=stored_references(ask.fields) if ask.surface is Surface.RESPONSES else (),
+        references=ask.references,
         response=ask.response,
         whole=whole,
     )

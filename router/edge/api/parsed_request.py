@@ -27,7 +27,7 @@ from router.edge.api.counts import check_counts
 from router.edge.api.members import Member, changed, members
 from router.edge.errors import BadRequest
 from router.edge.pieces import Body
-from router.edge.trust import reserved
+from router.edge.trust import reserved, stored_references
 
 _ID_BYTES = 4
 _SMALL = 512
@@ -81,6 +81,10 @@ class ParsedRequest:
     user: str | None
     session: str | None
     previous_response: str | None
+    references: tuple[tuple[str, str], ...]
+    """What it names of what workers store: field and id."""
+    stores: bool
+    """The worker keeps the response, unless it is told not to."""
     request_id: str | None
     """The id that the body names for the request."""
     salt: str | None
@@ -105,7 +109,7 @@ class ParsedRequest:
     @property
     def response(self) -> str | None:
         """The id that the client gives its response, where workers take it from the body."""
-        return _text(self.fields.get("request_id")) if self.surface is Surface.RESPONSES else None
+        return self.request_id if self.surface is Surface.RESPONSES else None
 
     def forget(self) -> None:
         """The request will not be sent again: let go of all but what is known of it."""
@@ -154,6 +158,8 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         user=_user(surface, fields),
         session=_text(fields.get("prompt_cache_key")) or _text(fields.get("session_id")),
         previous_response=_text(fields.get("previous_response_id")) if surface is Surface.RESPONSES else None,
+        references=stored_references(fields) if surface is Surface.RESPONSES else (),
+        stores=surface is Surface.RESPONSES and lax_bool(fields.get("store")) is not False,
         request_id=_text(fields.get("request_id")),
         salt=_text(fields.get("cache_salt")),
         divisible=_divisible(surface, fields, sequences),

@@ -264,7 +264,7 @@ class Attempt:
 
     def _hold(self, response: str | None) -> None:
         """The worker stores the answer under the id that it names, or that the client has chosen."""
-        if self.ask.surface is Surface.RESPONSES and self.ask.fields.get("store") is not False:
+        if self.ask.stores:
             stored_as = self.ask.response or response
             if stored_as is not None and len(stored_as) <= LONGEST_ID:
                 self.control.stored(self.request, stored_as)

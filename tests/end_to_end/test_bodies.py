@@ -1,0 +1,194 @@
+"""Bodies of every size and shape over real sockets: counted, parsed beside the gateway, changed by splicing."""
+
+import asyncio
+import json
+
+import pytest
+from gateway_under_test import (
+    MODEL,
+    post,
+    raw_client,
+    running_fleet,
+    running_gateway,
+    scripted_worker,
+    whole_answer,
+)
+
+from router.edge.api import body_reader
+
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MESSAGES, EMBEDDINGS, RERANK = "/v1/messages", "/v1/embeddings", "/v1/rerank"
+SPEECH = "/v1/audio/transcriptions"
+USAGE = {"prompt_tokens": 2, "completion_tokens": 3}
+WHOLE = {"id": "c", "choices": [{"text": "x", "finish_reason": "stop"}], "usage": USAGE}
+
+
+def body(fields, more=b""):
+    return json.dumps({"model": MODEL, **fields}).encode()[:-1] + more + b"}"
+
+
+def nested(levels, name):
+    return b',"%s":' % name.encode() + b"[" * levels + b"]" * levels
+
+
+async def asked(port, request):
+    async with raw_client(port) as client:
+        await client.send(request)
+        return await client.answer()
+
+
+def is_an_error(answer, path, words):
+    assert answer.status == 400, answer.body[:500]
+    content = json.loads(answer.body)
+    if path == MESSAGES:
+        assert content["type"] == "error"
+        assert set(content["error"]) == {"type", "message"}
+    else:
+        assert set(content["error"]) == {"message", "type", "param", "code"}
+    assert words in content["error"]["message"]
+
+
+MANY = [
+    (TEXT, {"prompt": [[5]] * 262_144}, "`prompt` has 262144 prompts; at most 2048"),
+    (TEXT, {"prompt": ["x"] * 3000}, "`prompt` has 3000 prompts; at most 2048"),
+    (TEXT, {"prompt": "x", "stop": ["a"] * 300}, "`stop` has 300 stop strings; at most 256"),
+    (TEXT, {"prompt": [7] * 2_100_000}, "JSON values"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "x"}] * 20_000},
+        "`messages` has 20000 messages; at most 16384",
+    ),
+    (CHAT, {"messages": [{"role": "user", "content": [{}] * 20_000}]}, "`messages` has 20000 content parts"),
+    (CHAT, {"messages": [], "tools": [{}] * 3000}, "`tools` has 3000 tools; at most 2048"),
+    (CHAT, {f"f{number}": 1 for number in range(2000)}, "The request body has 2001 fields; at most 1024"),
+    (CHAT, {"messages": [], "metadata": [0] * 20_000}, "`metadata` has 20000 items; at most 16384"),
+    (MESSAGES, {"messages": [{"role": "user", "content": [{}] * 20_000}]}, "`messages` has 20000 content parts"),
+    (MESSAGES, {"messages": [], "stop_sequences": ["a"] * 300}, "`stop_sequences` has 300 stop strings"),
+    (RESPONSES, {"input": [{}] * 20_000}, "`input` has 20000 items; at most 16384"),
+    (EMBEDDINGS, {"input": ["x"] * 3000}, "`input` has 3000 inputs; at most 2048"),
+    (RERANK, {"query": "x", "documents": ["x"] * 20_000}, "`documents` has 20000 documents; at most 16384"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "words"), MANY, ids=lambda value: str(value)[:24])
+async def test_more_of_anything_than_is_possible_is_refused_by_name(unhurt, path, fields, words):
+    if len(request := post(path, body(fields))) > 1_000_000:
+        pytest.skip("larger than this gateway takes; `test_large_ones` sends it to another one")
+    is_an_error(await asked(unhurt.gateway.port, request), path, words)
+
+
+async def test_large_ones_are_refused_by_another_process_in_the_same_words(monkeypatch):
+    monkeypatch.setattr(body_reader, "parse", None)
+    async with running_fleet(1) as fleet:
+        for path, fields, words in MANY:
+            request = post(path, body(fields, b" " * 200_000))
+            is_an_error(await asked(fleet.gateway.port, request), path, words)
+        await fleet.at_rest()
+
+
+DEEP = [
+    (CHAT, {"messages": [{"role": "user", "content": "x"}]}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}]}, "tools"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}]}, "documents"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "stream": True}, "metadata"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "priority": 1}, "x"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "model": "alias"}, "x"),
+    (TEXT, {"prompt": "x", "stream": True, "stream_options": {"x": 1}}, "x"),
+    (TEXT, {}, "prompt"),
+    (RESPONSES, {}, "input"),
+    (RESPONSES, {"input": "x"}, "tools"),
+    (MESSAGES, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}, "system"),
+    (MESSAGES, {"max_tokens": 2}, "messages"),
+    (EMBEDDINGS, {}, "input"),
+    (RERANK, {"query": "x", "documents": ["x"], "model": "alias"}, "x"),
+    (RERANK, {"query": "x"}, "documents"),
+]
+
+
+@pytest.mark.parametrize("levels", [200, 255, 300, 600, 1000, 1024, 100_000])
+async def test_nesting_is_answered_by_the_worker_or_refused_and_never_an_error_of_ours(levels, caplog):
+    async def answer(_fields, writer):
+        writer.write(whole_answer(json.dumps(WHOLE).encode()))
+
+    async with (
+        scripted_worker(answer) as worker,
+        running_gateway([{"url": worker.url}], models={"alias": MODEL}) as gateway,
+    ):
+        for path, fields, name in DEEP:
+            async with raw_client(gateway.port) as client:
+                await client.send(post(path, body({"max_tokens": 2, **fields}, nested(levels, name))))
+                reply = await client.answer()
+            assert reply.status in (200, 400), (path, name, reply.body)
+            if reply.status == 400:
+                is_an_error(reply, path, "nested" if levels < 1000 else "")
+            elif path != RERANK and name not in ("messages", "input", "prompt"):
+                assert worker.bodies[-1].count(b"[") >= levels
+    assert "Traceback" not in caplog.text
+    assert "bug of the gateway" not in caplog.text
+
+
+async def test_a_part_of_a_turn_in_a_part_of_a_turn_without_end_is_no_error_of_ours(unhurt):
+    for levels in (10, 100, 300, 500):
+        part = '{"type":"tool_result","content":[' * levels + "]}" * levels
+        content = '[{"role":"user","content":[' + part + "]}]"
+        for path in (CHAT, MESSAGES):
+            request = post(path, f'{{"model":"{MODEL}","max_tokens":1,"messages":{content}}}'.encode())
+            assert (await asked(unhurt.gateway.port, request)).status in (200, 400)
+
+
+async def test_what_is_changed_is_spliced_and_every_other_byte_goes_on_as_it_came():
+    """In one process or the other, whatever is odd about the rest."""
+    odd = b'"seed" : 123456789012345678901234567890, "x":[1.50, 1E30 ,"\\u00e9\\/\\ud83d\\ude00"], "prompt":"a"'
+
+    async def answer(_fields, writer):
+        writer.write(whole_answer(json.dumps(WHOLE).encode()))
+
+    async with (
+        scripted_worker(answer) as worker,
+        running_gateway([{"url": worker.url}], models={"alias": MODEL}) as gateway,
+    ):
+        for blanks in (b"", b" " * 300_000):
+            text = (
+                b'{"priority":2, "model" : "alias",' + odd + b',"vllm_xargs":{"a":1,"priority":5}' + blanks + b"}"
+            )
+            assert (await asked(gateway.port, post(TEXT, text))).status == 200
+            expected = b'{"model" : "%b",' % MODEL.encode() + odd + b',"vllm_xargs":{"a":1}' + blanks + b"}"
+            assert worker.bodies[-1] == expected
+
+
+async def test_a_stream_goes_on_while_large_bodies_are_read(monkeypatch):
+    """The mechanism: nothing of a large body is parsed, joined or copied here but in pieces."""
+    monkeypatch.setattr(body_reader, "parse", None)
+    async with running_fleet(1) as fleet:
+        text = body({"prompt": "x" * 20_000_000, "max_tokens": 1})
+        turns = 0
+
+        async def count():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        answer = await asked(fleet.gateway.port, post(TEXT, text))
+        counting.cancel()
+        assert answer.status in (200, 400)
+        assert turns > 200
+        await fleet.at_rest()
+
+
+async def test_a_large_form_is_passed_on_whole_and_its_alias_replaced():
+    async def answer(_fields, writer):
+        writer.write(whole_answer(b'{"text":"x"}'))
+
+    form = b'--b\r\ncontent-disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+    audio = bytes(range(256)) * 4000
+    text = form % (b"file", b'; filename="a"', audio) + form % (b"model", b"", b"alias") + b"--b--\r\n"
+    async with (
+        scripted_worker(answer) as worker,
+        running_gateway([{"url": worker.url}], models={"alias": MODEL}) as gateway,
+    ):
+        head = f"POST {SPEECH} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+        reply = await asked(gateway.port, f"{head}content-length: {len(text)}\r\n\r\n".encode() + text)
+        assert reply.status == 200
+        assert worker.bodies[-1] == text.replace(b"\r\nalias\r\n", b"\r\n%b\r\n" % MODEL.encode())
