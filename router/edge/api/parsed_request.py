@@ -85,6 +85,8 @@ class ParsedRequest:
     """What it names of what workers store: field and id."""
     stores: bool
     """The worker keeps the response, unless it is told not to."""
+    background: bool
+    """A worker may take it for a response in the background: it is not surely told that it is none."""
     request_id: str | None
     """The id that the body names for the request."""
     salt: str | None
@@ -160,6 +162,7 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         previous_response=_text(fields.get("previous_response_id")) if surface is Surface.RESPONSES else None,
         references=stored_references(fields) if surface is Surface.RESPONSES else (),
         stores=surface is Surface.RESPONSES and lax_bool(fields.get("store")) is not False,
+        background=surface is Surface.RESPONSES and _may_be_true(fields.get("background")),
         request_id=_text(fields.get("request_id")),
         salt=_text(fields.get("cache_salt")),
         divisible=_divisible(surface, fields, sequences),
@@ -238,6 +241,10 @@ def flag(fields: dict[str, Any], name: str) -> bool | None:
         message = f"`{name}` must be a boolean (true or false), not {type(value).__name__}{shown}."
         raise BadRequest(message, param=name)
     return found
+
+
+def _may_be_true(value: Any) -> bool:
+    return bool(value) and lax_bool(value) is not False
 
 
 def lax_bool(value: Any) -> bool | None:
