@@ -34,7 +34,7 @@ from router.edge.errors import error_of, to_http
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
-from router.edge.process_limits import raise_file_limit, spare_the_collector
+from router.edge.process_limits import raise_file_limit, return_large_blocks, spare_the_collector
 from router.edge.routes import DOCUMENTED, Routes
 from router.edge.server import Server, make_server, stop
 from router.observability import request_log
@@ -94,6 +94,7 @@ async def run(
     """
     log_lines = request_log.configure(config.log, sys.stderr)
     raise_file_limit()
+    return_large_blocks()
     async with assemble(config, log_lines, on_ready) as router:
         listening = servers(config, router)
         stopping = asyncio.Event()
@@ -170,6 +171,8 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         names_workers=bool(config.workers),
     )
     metrics.open.set_function(lambda: intake.open)
+    metrics.held("requests", lambda: intake.held.requests)
+    metrics.held("answers", lambda: intake.held.answers)
     tables = {"quotas": clients.quota.__len__, "response_owners": control.owners.__len__}
     metrics.page.add(Gauges(pools, connections.counts, metrics.observed, tables))
     metrics.page.add(CacheMetrics(pools, fleet))
@@ -350,6 +353,7 @@ def _reload(router: Router, running: Config, reload: Callable[[], Config] | None
     router.clients.reload(config.clients)
     router.metrics.reconfigure(_weights(config), max_clients=config.metrics.max_clients)
     router.intake.limits = config.limits
+    router.intake.held.limit = config.limits.held_bytes
     router.pools.configure(config.models, keys_needed=router.clients.keys_needed)
     for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics", "tokenization"):
         if getattr(config, section) != getattr(running, section):

@@ -144,6 +144,10 @@ class Limits(Section):
     """Bounds on what the gateway takes in."""
 
     body_bytes: Whole = Field(default=32 * 1024 * 1024, description="Largest request body.")
+    held_bytes: Whole = Field(
+        default=1024 * 1024 * 1024,
+        description="Bytes of all waiting bodies and unread answers together; more is turned away.",
+    )
     header_bytes: Whole = Field(default=64 * 1024, description="Largest request line and headers together.")
     concurrent_requests: Whole = Field(default=10_000, description="Requests open at once; more are turned away.")
     queue_requests: Whole = Field(default=4096, description="Requests that may wait per model.")

@@ -34,6 +34,9 @@ class Wire(Protocol):
     def write(self, data: bytes) -> bool:
         """Send more of a body at once; False: the client reads slowly, the next piece should be awaited."""
 
+    def unread(self) -> int:
+        """Bytes that have been written and not taken by the client's connection."""
+
     def watch(self, gone: Callable[[], None]) -> None:
         """Call this once if the client leaves before its answer is complete."""
 
@@ -203,6 +206,9 @@ class Exchange:
         pieces, self._pieces, self._size = self._pieces, [], 0
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    def unread(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def watch(self, gone: Callable[[], None]) -> None:
         self.flow.resume_reading()  # or nobody would hear of it

@@ -3,16 +3,18 @@
 from router.config.sections import Limits
 from router.edge.api.body_reader import BodyReader
 from router.edge.errors import Overloaded, Unavailable
+from router.edge.held_bytes import HeldBytes
 
 
 class Intake:
     """The count of requests inside, and its bounds. `draining`: open requests may finish, no new ones come in."""
 
-    __slots__ = ("bodies", "draining", "limits", "open")
+    __slots__ = ("bodies", "draining", "held", "limits", "open")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.open = 0
+        self.held = HeldBytes(limits.held_bytes)
         self.bodies = BodyReader()
         """Parses what comes in."""
         self.draining = False

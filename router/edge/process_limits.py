@@ -1,6 +1,7 @@
 """What the operating system and the interpreter have to be told before many streams are served."""
 
 import contextlib
+import ctypes
 import gc
 import logging
 import resource
@@ -22,6 +23,22 @@ def raise_file_limit() -> None:
             "(`ulimit -Hn`, `LimitNOFILE=` of systemd, `ulimits` of compose)",
             hard,
         )
+
+
+_LARGE_BYTES = 256 << 10
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+
+
+def return_large_blocks() -> None:
+    """Have the C library give large blocks back to the system as soon as they are free.
+
+    By itself it raises its threshold with each large block that is freed (up to 32 MiB) and keeps such blocks in
+    its heap from then on, where a small one behind them holds them for good. Only glibc knows this setting.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        library.mallopt(_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
 def spare_the_collector() -> None:

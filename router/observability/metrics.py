@@ -15,7 +15,7 @@ Invariants: there are series for what exists and for nothing else.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
@@ -89,10 +89,15 @@ class Metrics:
         self._config_since = self._gauge("config_timestamp_seconds", "Since when this configuration is in force")
         self._config_since.set(time.time())
         self.open = self._gauge("open_requests", "Requests inside the gateway")
+        self._held = self._gauge("held_bytes", "Bodies and unread answers of all requests, in bytes", "what")
         self._gauge("build_info", "Always 1", "version").labels(version).set(1)
         self.page = Page(library)
         self.page.add(self)
         self._know_clients(clients or {})
+
+    def held(self, what: str, read: Callable[[], float]) -> None:
+        """Where to read how many bytes are held of this."""
+        self._held.labels(what).set_function(read)
 
     @property
     def observed(self) -> Observed:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+from contextlib import AsyncExitStack
 
 import pytest
 from gateway_under_test import (
@@ -11,10 +13,12 @@ from gateway_under_test import (
     running_fleet,
     running_gateway,
     scripted_worker,
+    until,
     whole_answer,
 )
 
 from router.edge.api import body_reader
+from router.edge.execution.scheduled import ScheduledRequest
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, EMBEDDINGS, RERANK = "/v1/messages", "/v1/embeddings", "/v1/rerank"
@@ -192,3 +196,104 @@ async def test_a_large_form_is_passed_on_whole_and_its_alias_replaced():
         reply = await asked(gateway.port, f"{head}content-length: {len(text)}\r\n\r\n".encode() + text)
         assert reply.status == 200
         assert worker.bodies[-1] == text.replace(b"\r\nalias\r\n", b"\r\n%b\r\n" % MODEL.encode())
+
+
+# -- what waits, and what is not read
+
+
+async def test_what_waits_is_bytes_and_bounded_in_sum():
+    """A queue of large bodies: those beyond the bound are turned away, and nothing is held at the end."""
+    released = asyncio.Event()
+
+    async def answer(_fields, writer):
+        await released.wait()
+        writer.write(whole_answer(json.dumps(WHOLE).encode()))
+
+    text = body({"prompt": "x" * 400_000, "max_tokens": 1})
+    async with (
+        scripted_worker(answer) as worker,
+        running_gateway([{"url": worker.url}], limits={"held_bytes": 2_000_000}) as gateway,
+    ):
+        waiting = [asyncio.create_task(asked(gateway.port, post(TEXT, text))) for _ in range(6)]
+        held = gateway.gateway.intake.held
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await until(lambda: len([task for task in waiting if not task.done()]) <= 2)
+        assert 0 < held.requests <= 2_000_000
+        page = {labels["what"]: value for labels, value in gateway.series("fairlead_held_bytes")}
+        assert page["requests"] == held.requests
+        assert all(task.result().status == 429 for task in done)
+        assert b"its limit is 2000000" in next(iter(done)).result().body
+        released.set()
+        statuses = sorted([reply.status for reply in await asyncio.gather(*waiting)])
+        assert statuses[:1] == [200]
+        assert set(statuses) == {200, 429}
+        await gateway.at_rest()
+        assert (held.requests, held.answers) == (0, 0)
+
+
+async def test_no_parsed_body_waits():
+    """What was parsed may be thirty times as large as its text."""
+    asked_for = []
+    released = asyncio.Event()
+
+    class Kept(ScheduledRequest):
+        async def _attempted(self, dispatch, ask, route):
+            asked_for.append((ask.fields, bytes(ask.body)))
+            return await super()._attempted(dispatch, ask, route)
+
+    async def answer(_fields, writer):
+        await released.wait()
+        writer.write(whole_answer(json.dumps(WHOLE).encode()))
+
+    released.set()
+    async with scripted_worker(answer) as worker, running_gateway([{"url": worker.url}]) as gateway:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("router.edge.routes.ScheduledRequest", Kept)
+            text = body({"prompt": "x", "x": [[]] * 5000})
+            assert (await asked(gateway.port, post(TEXT, text))).status == 200
+    assert asked_for == [(None, text)]
+
+
+@pytest.mark.parametrize("path", [TEXT, "/tokenize"])
+async def test_answers_that_are_not_read_are_counted_bounded_in_sum_and_keep_their_request_open(path):
+    large = json.dumps({**WHOLE, "x": "y" * 6_000_000}).encode()
+
+    async def answer(_fields, writer):
+        writer.write(whole_answer(large))
+        await writer.drain()
+
+    async with (
+        scripted_worker(answer) as worker,
+        running_gateway([{"url": worker.url}], limits={"held_bytes": 20_000_000}) as gateway,
+    ):
+        intake = gateway.gateway.intake
+        async with AsyncExitStack() as stack:
+            sockets = []
+            for _ in range(5):
+                mine = socket.socket()
+                mine.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+                mine.connect(("127.0.0.1", gateway.port))
+                stack.callback(mine.close)
+                mine.sendall(post(path, body({"prompt": "x"})))
+                sockets.append(mine)
+            await until(lambda: intake.held.answers > 0)
+            await asyncio.sleep(0.5)
+            assert intake.held.answers <= 20_000_000
+            assert 0 < intake.open <= 5
+            assert gateway.series("fairlead_open_requests") == [({}, intake.open)]
+        await gateway.at_rest()
+        assert intake.held.answers == 0
+
+
+async def test_a_large_answer_is_whole_however_slowly_it_is_read():
+    large = json.dumps({"x": "y" * 3_000_000, **WHOLE}, separators=(",", ":")).encode()
+
+    async def answer(_fields, writer):
+        for at in range(0, len(whole := whole_answer(large)), 99_999):
+            writer.write(whole[at : at + 99_999])
+            await writer.drain()
+
+    async with scripted_worker(answer) as worker, running_gateway([{"url": worker.url}]) as gateway:
+        reply = await asked(gateway.port, post(TEXT, body({"prompt": "x"})))
+        assert reply.body == large
+        assert gateway.lines()[-1]["output_tokens"] == 3

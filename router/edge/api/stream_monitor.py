@@ -30,7 +30,7 @@ _MOST_TOKENS = 1 << 40
 """More than that no request has used, whatever a worker reports."""
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error"'
-_ABORT = b'"finish_reason":"abort"'
+ABORT = b'"finish_reason":"abort"'
 _NO_STOP = b'"type":"message_delta","delta":{"stop_reason":null'
 """How vLLM says abort on `/v1/messages`. On `/v1/responses` it does not say it at all (0.32)."""
 _NO_CHOICES = b'"choices":[]'
@@ -143,7 +143,7 @@ class StreamMonitor:
             data = self._usage_event(data)
         if _ERROR in data:
             self.error = data[data.index(_ERROR) :]
-        if _ABORT in data:
+        if ABORT in data:
             self.aborted = True
         if _begins_line(_DONE, data):
             self.done = True
@@ -261,7 +261,7 @@ def whole_aborted(body: bytes, *, anthropic: bool = False) -> bool:
     """Whether the worker gave the answer up because it is shutting down."""
     if anthropic:
         return b'"type":"message"' in body and b'"stop_reason":"' not in body
-    return _ABORT in body
+    return ABORT in body
 
 
 def find_id(data: bytes) -> str | None:

@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from policies.model import AttemptFailure, Outcome, Usage
+from router.edge.api.answer_body import AnswerBody, id_of, small, usage_of
 from router.edge.api.background import may_be_under_way, progress
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.stream_monitor import (
     LONGEST_ID,
     StreamMonitor,
     error_of_event,
-    find_id,
-    whole_aborted,
-    whole_usage,
 )
 from router.edge.execution.background import End, Ending
 from router.edge.execution.worker_answer import (
@@ -114,9 +112,11 @@ class Attempt:
         finally:
             if self.exchange is not None:
                 self.exchange.abort()
-            if self.outcome is None and self.monitor is not None and self.monitor.begun:
+            self.answer.holding.drop_answer()
+            monitor = self.monitor
+            if self.outcome is None and monitor is not None and monitor.begun and monitor.events > self.told:
                 # It ends before its end: what has come by now is charged.
-                self.control.output(self.request, self.monitor.events - self.told)
+                self.control.output(self.request, monitor.events - self.told)
 
     @property
     def in_one_piece(self) -> bool:
@@ -141,18 +141,24 @@ class Attempt:
 
     async def _whole(self, exchange: Response) -> None:
         """An answer in one piece."""
-        body = await exchange.read_all(WHOLE_BYTES)
-        if whole_aborted(body, anthropic=self.ask.surface is Surface.MESSAGES):
+        answer = AnswerBody(self.ask.surface)
+        while piece := await exchange.read():
+            self.answer.holding.add_answer(len(piece))
+            answer.add(piece)
+            if answer.size > WHOLE_BYTES:
+                raise AttemptFailed(AttemptFailure.LOST, f"an answer of more than {WHOLE_BYTES} bytes")
+        if answer.aborted:
             raise AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
+        body = answer.finished()
         self.first_byte_at = self.clock()
         if self.ask.surface is Surface.RESPONSES:
-            self._hold(find_id(body))
-            now = progress(body) if may_be_under_way(body) else None
+            self._hold(id_of(body))
+            now = progress(small(body)) if may_be_under_way(small(body)) else None
             if now is not None and now.under_way:
                 self.pending = now.id or ""
                 await self.answer.whole(exchange.status, exchange.headers, body)
                 return
-        usage, dispatch = whole_usage(body), self.dispatch
+        usage, dispatch = usage_of(body), self.dispatch
         guess = Usage(dispatch.input_tokens, dispatch.output_tokens)
         self._settle(Outcome.COMPLETED, usage or guess, exact=usage is not None)
         await self.answer.whole(exchange.status, exchange.headers, body)
@@ -204,6 +210,7 @@ class Attempt:
 
     async def _begin(self, exchange: Response) -> None:
         """The first token is there, and none of the errors that vLLM hides inside a 200."""
+        self.answer.holding.drop_request(len(self.ask.body))
         self.ask.forget()  # once the client has seen a part of the answer, the request cannot start anew
         await self.answer.start(exchange.status, exchange.headers)
 

@@ -11,7 +11,7 @@ holds of the request, and the count of open requests.
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import getrandbits
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from router.edge.exchange import wire_of
 from router.edge.execution.record import Record
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
+from router.edge.held_bytes import Holding
 from router.edge.intake import Intake
 from router.edge.pieces import Body, PieceCollector, Pieces
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
@@ -57,6 +58,7 @@ class Lifecycle(ABC):
         "_answer",
         "_control",
         "_gone",
+        "_holding",
         "_id",
         "_intake",
         "_key",
@@ -90,7 +92,8 @@ class Lifecycle(ABC):
         self._id = request_id(scope)
         self._key = f"{self._id}/{id(self):x}"
         self._wire = wire_of(scope)
-        self._answer = ResponseWriter(send, self._id.encode(), dialect, self._wire)
+        self._holding = Holding(intake.held)
+        self._answer = ResponseWriter(send, self._id.encode(), dialect, self._wire, self._holding)
         self._record = Record(self._id, scope["path"], self._loop.time())
         self._admitted = False
         self._gone = False
@@ -130,6 +133,8 @@ class Lifecycle(ABC):
         """Every path leads here, once: nothing of the request stays behind."""
         if self._admitted:
             self._control.cancelled(self._key)
+        self._holding.drop_request()
+        self._holding.drop_answer()
         self._record.status = self._answer.status
         self._recorder.write(self._record, now)
 
@@ -159,7 +164,7 @@ class Lifecycle(ABC):
         """The body of the request. A stranger is turned away before the upload is taken in."""
         headers = dict(self._scope["headers"])
         self._authenticate(headers)
-        return await read_body(headers, self._receive, self._intake.limits.body_bytes)
+        return await read_body(headers, self._receive, self._intake.limits.body_bytes, self._holding.add_request)
 
     def _watch(self) -> "asyncio.Task[None] | None":
         """Notice that the client leaves; with a server that does not tell, in a task."""
@@ -252,8 +257,12 @@ def taken(answer: T | Reject) -> T:
     return answer
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> Body:
-    """The whole body of a request. Raises BodyTooLarge, UploadTimeout, or ClientGone.
+async def read_body(
+    headers: Mapping[bytes, bytes], receive: Receive, limit: int, hold: Callable[[int], None]
+) -> Body:
+    """The whole body of a request. Raises BodyTooLarge, UploadTimeout, ClientGone, or what `hold` raises.
+
+    `hold` is told of every piece that is kept, before it is.
 
     A body beyond the limit is still taken in for a while, and thrown away: to close on a client that is writing
     would reset the connection before it has read why.
@@ -264,15 +273,16 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     message = await receive()
     if not message.get("more_body") and message["type"] == "http.request" and len(message["body"]) <= limit:
         whole: bytes = message["body"]
+        hold(len(whole))
         return whole if len(whole) <= INLINE_BYTES else Pieces((whole,))
     try:
         async with asyncio.timeout(_UPLOAD_WITHIN_S):
-            return await _read_pieces(message, receive, limit)
+            return await _read_pieces(message, receive, limit, hold)
     except TimeoutError:
         raise UploadTimeout(f"The request body did not arrive within {_UPLOAD_WITHIN_S:.0f} s.") from None
 
 
-async def _read_pieces(message: Message, receive: Receive, limit: int) -> Body:
+async def _read_pieces(message: Message, receive: Receive, limit: int, hold: Callable[[int], None]) -> Body:
     collected = PieceCollector()
     size = 0
     while True:
@@ -281,6 +291,7 @@ async def _read_pieces(message: Message, receive: Receive, limit: int) -> Body:
         piece = message.get("body", b"")
         size += len(piece)
         if size <= limit:
+            hold(len(piece))
             collected.add(piece)
         elif size > _DISCARDED * limit or not message.get("more_body"):
             raise BodyTooLarge(f"The request body has more than {limit} bytes, which is the limit.")

@@ -88,6 +88,7 @@ class ScheduledRequest(Lifecycle):
     async def _serve(self, body: Body) -> None:
         ask = await self._intake.bodies.read(self._surface, body)
         del body  # `ask` has it, for as long as it may be sent
+        self._holding.add_request(len(ask.prompt))
         self._background = self._is_background(ask)
         identity = self._identify(ask.user)
         route = await self._route(ask.model)

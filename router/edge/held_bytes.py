@@ -1,0 +1,66 @@
+"""How many bytes the gateway holds for its requests: bodies that may still be sent, answers that are not read yet.
+
+One request is bounded by the limits of its body and of an answer; this bounds all of them together. What would go
+beyond is refused as it arrives, so that a queue of large bodies, or clients that do not read, cannot take the
+machine's memory.
+
+Invariant: `requests` and `answers` are the sums over all `Holding`s, and each of those is emptied at its request's
+one end.
+"""
+
+from router.edge.errors import Overloaded
+
+
+class HeldBytes:
+    """The sums of all requests. `limit` may change at any time; what is held stays held."""
+
+    __slots__ = ("answers", "limit", "requests")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.requests = 0
+        self.answers = 0
+
+
+class Holding:
+    """What one request holds."""
+
+    __slots__ = ("_all", "_answer", "_request")
+
+    def __init__(self, everything: HeldBytes) -> None:
+        self._all = everything
+        self._request = 0
+        self._answer = 0
+
+    def add_request(self, size: int) -> None:
+        """So many more bytes of its body, or made of it, are held. Raises Overloaded."""
+        self._check(size)
+        self._request += size
+        self._all.requests += size
+
+    def add_answer(self, size: int) -> None:
+        """So many more bytes of its answer are held. Raises Overloaded."""
+        self._check(size)
+        self._answer += size
+        self._all.answers += size
+
+    def drop_request(self, size: int | None = None) -> None:
+        """So many bytes of its body are let go of; None: all."""
+        size = self._request if size is None else min(size, self._request)
+        self._request -= size
+        self._all.requests -= size
+
+    def drop_answer(self, size: int | None = None) -> None:
+        """So many bytes of its answer have been sent; None: all."""
+        size = self._answer if size is None else min(size, self._answer)
+        self._answer -= size
+        self._all.answers -= size
+
+    def _check(self, size: int) -> None:
+        everything = self._all
+        if everything.requests + everything.answers + size > everything.limit:
+            raise Overloaded(
+                f"The gateway holds {everything.requests} bytes of requests and {everything.answers} of answers; "
+                f"its limit is {everything.limit} (`limits.held_bytes`).",
+                retry_after_s=5,
+            )

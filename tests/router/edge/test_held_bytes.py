@@ -1,0 +1,29 @@
+import pytest
+
+from router.edge.errors import Overloaded
+from router.edge.held_bytes import HeldBytes, Holding
+
+
+def test_what_all_requests_hold_is_bounded_in_sum_and_given_back():
+    everything = HeldBytes(100)
+    one, other = Holding(everything), Holding(everything)
+    one.add_request(60)
+    other.add_answer(30)
+    with pytest.raises(Overloaded, match="holds 60 bytes of requests and 30 of answers; its limit is 100"):
+        other.add_request(11)
+    assert (everything.requests, everything.answers) == (60, 30)  # what is refused is not counted
+    one.drop_request(10)
+    other.add_request(11)
+    one.drop_request()
+    other.drop_request()
+    other.drop_answer()
+    assert (everything.requests, everything.answers) == (0, 0)
+
+
+def test_no_more_is_given_back_than_is_held():
+    everything = HeldBytes(100)
+    one = Holding(everything)
+    one.add_request(5)
+    one.drop_request(50)
+    one.drop_answer(50)
+    assert (everything.requests, everything.answers) == (0, 0)
