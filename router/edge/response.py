@@ -58,6 +58,10 @@ class ResponseWriter:
         self.ended = False
         self.status = 0
 
+    def name(self, request: bytes) -> None:
+        """The request's id, as the answer's headers have it."""
+        self._request = request
+
     def explain(self, dispatch: Dispatch) -> None:
         """Say in the answer's headers where it comes from, and why from there."""
         self._decision = [

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from gateway_under_test import (
     MODEL,
+    STREAM_HEAD,
     post,
     raw_client,
     running_fleet,
@@ -17,8 +18,12 @@ from gateway_under_test import (
     whole_answer,
 )
 
+from router.control.view import count_input
 from router.edge.api import body_reader
+from router.edge.api.facts import facts_of
+from router.edge.api.parsed_request import Surface, parse
 from router.edge.execution.scheduled import ScheduledRequest
+from router.port import Identity
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, EMBEDDINGS, RERANK = "/v1/messages", "/v1/embeddings", "/v1/rerank"
@@ -297,3 +302,151 @@ async def test_a_large_answer_is_whole_however_slowly_it_is_read():
         reply = await asked(gateway.port, post(TEXT, body({"prompt": "x"})))
         assert reply.body == large
         assert gateway.lines()[-1]["output_tokens"] == 3
+
+
+# -- as vLLM does it
+
+
+async def sent_as(worker_heads, port, request):
+    async with raw_client(port) as client:
+        await client.send(request)
+        answer = await client.answer()
+    return worker_heads[-1], answer
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, RESPONSES])
+async def test_the_id_that_a_body_names_is_the_request_s_unless_a_header_names_one(path):
+    """vLLM takes the header where there is one, and the gateway always sends one."""
+    heads = []
+
+    async def serve(reader, writer):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if head.startswith(b"GET"):
+                models = json.dumps({"data": [{"id": MODEL, "root": MODEL}]}).encode()
+                writer.write(whole_answer(models if b"/v1/models" in head else b""))
+                continue
+            heads.append(head.lower())
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            writer.write(whole_answer(json.dumps(WHOLE).encode()))
+
+    async def quiet(reader, writer):
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await serve(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(quiet, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with running_gateway([{"url": url}]) as gateway:
+        fields = {"prompt": "x", "messages": [], "input": "x", "request_id": "mine-1"}
+        head, answer = await sent_as(heads, gateway.port, post(path, body(fields)))
+        assert b"\r\nx-request-id: mine-1\r\n" in head
+        assert answer.headers["x-request-id"] == "mine-1"
+        assert gateway.lines()[-1]["request_id"] == "mine-1"
+        head, answer = await sent_as(heads, gateway.port, post(path, body(fields), "x-request-id: header-1"))
+        assert b"\r\nx-request-id: header-1\r\n" in head
+        for odd in ("a\r\nb: c", "é", "x" * 200, "", 5):
+            head, answer = await sent_as(heads, gateway.port, post(path, body({**fields, "request_id": odd})))
+            assert answer.status == 200
+            assert len(answer.headers["x-request-id"]) == 32
+    server.close()
+
+
+@pytest.mark.parametrize("word", [True, 1, 1.0, "true", "True", "yes", "ON", "t", "y", "1"])
+async def test_a_truth_value_in_any_of_vllm_s_words_streams(word):
+    events = b'data: {"choices":[{"index":0,"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+    async def answer(fields, writer):
+        writer.write(STREAM_HEAD + events)
+
+    async with scripted_worker(answer) as worker, running_gateway([{"url": worker.url}]) as gateway:
+        reply = await asked(gateway.port, post(TEXT, body({"prompt": "x", "stream": word})))
+        assert (reply.status, reply.body) == (200, events)
+        assert worker.asked[-1]["stream"] == word
+        assert worker.asked[-1]["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize("word", ["maybe", 2, 0.5, [], {}, "tru"])
+async def test_what_vllm_takes_for_no_truth_value_is_refused_by_name(unhurt, word):
+    answer = await asked(unhurt.gateway.port, post(TEXT, body({"prompt": "x", "stream": word})))
+    is_an_error(answer, TEXT, "`stream` must be a boolean")
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": "), (" , ", " : ")])
+async def test_usage_that_was_not_asked_for_is_taken_out_however_the_json_is_spaced(separators):
+    def event(**more):
+        return b"data: " + json.dumps({"id": "c", "object": "x", **more}, separators=separators).encode() + b"\n\n"
+
+    def choice(text, reason):
+        return [{"index": 0, "text": text, "finish_reason": reason}]
+
+    events = [
+        event(choices=choice('"usage": {"choices": []} ', None)),
+        event(choices=choice("", "stop")),
+        event(choices=[], usage={**USAGE, "total_tokens": 5}, system_fingerprint="f"),
+        b"data: [DONE]\n\n",
+    ]
+
+    async def answer(_fields, writer):
+        for each in events:
+            writer.write(STREAM_HEAD + each if each is events[0] else each)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with scripted_worker(answer) as worker, running_gateway([{"url": worker.url}]) as gateway:
+        request = post(TEXT, body({"prompt": "x", "stream": True}))
+        reply = await asked(gateway.port, request)
+        seen = [json.loads(each[6:]) for each in reply.body.split(b"\n\n") if each.startswith(b"data: {")]
+        assert reply.body.startswith(events[0])
+        assert len(seen) == 2
+        assert all("usage" not in each and each["choices"] for each in seen)
+        assert seen[-1]["system_fingerprint"] == "f"
+        assert gateway.lines()[-1]["output_tokens"] == 3
+        wanted = await asked(
+            gateway.port, post(TEXT, body({"stream": True, "stream_options": {"include_usage": True}}))
+        )
+        assert b'"usage"' in wanted.body.split(b"\n\n")[2]
+
+
+# -- what a prompt counts
+
+
+async def test_each_part_counts_for_what_it_is_and_only_whole_prompts_teach_what_a_byte_is_worth():
+    usage = {"prompt_tokens": 0, "completion_tokens": 3}
+
+    async def answer(_fields, writer):
+        writer.write(whole_answer(json.dumps({**WHOLE, "usage": usage}, separators=(",", ":")).encode()))
+
+    async with scripted_worker(answer) as worker, running_gateway([{"url": worker.url}]) as gateway:
+        ratio = gateway.gateway.control.ratio
+
+        async def told(path, tokens, **fields):
+            usage["prompt_tokens"] = tokens
+            await asked(gateway.port, post(path, body(fields)))
+
+        text, turn = "word " * 200, [{"role": "user", "content": "word " * 200}]
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
+        for _ in range(10):
+            await told(RESPONSES, 90_000, input=text, previous_response_id="resp_1")
+            await told(RESPONSES, 90_000, input=text, conversation="conv_1")
+            await told(TEXT, 90_000, prompt=text, prompt_embeds="AAAA")
+            await told(TEXT, 3, prompt=text, truncate_prompt_tokens=3)
+            await told(CHAT, 9_000, messages=turn, chat_template="{{ messages }}" * 99)
+            await told(CHAT, 1_300, messages=[{"role": "user", "content": [picture]}])
+        assert ratio.tokens_per_byte(MODEL) == 0.25
+        assert 1_200 < ratio.tokens_per_medium(MODEL) < 1_300
+        usage["prompt_tokens"] = 1
+        result = {"type": "tool_result", "tool_use_id": "t", "content": "word " * 12_000}
+        in_list = {**result, "content": [{"type": "text", "text": "word " * 12_000}]}
+        with_picture = {**result, "content": [{"type": "text", "text": "word " * 12_000}, picture]}
+        for block, least, most in (
+            (result, 14_900, 15_100),
+            (in_list, 14_900, 15_100),
+            (with_picture, 16_100, 16_400),
+        ):
+            given = {"messages": [{"role": "user", "content": [block]}], "max_tokens": 5}
+            view = parse(Surface.MESSAGES, json.dumps(given).encode())
+            facts = facts_of(
+                view, request="r", identity=Identity("a", "a"), served_name=MODEL, age_s=0, whole=False
+            )
+            assert least < count_input(facts, 0.25, ratio.tokens_per_medium(MODEL)) < most

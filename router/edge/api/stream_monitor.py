@@ -110,7 +110,7 @@ class StreamMonitor:
         came = b"" if self.begun else data
         self.events += data.count(b"data: ")
         if self._surface is Surface.CHAT or self._surface is Surface.COMPLETIONS:
-            data = self._openai(data)
+            data = self._openai(_compacted(data) if _is_spaced(data) else data)
         else:
             self._typed(data)
         self.over = self.done or self.aborted or self.error is not None
@@ -177,15 +177,16 @@ class StreamMonitor:
 
     def _typed(self, data: bytes) -> None:
         """Events with names: `/v1/responses` and `/v1/messages`, which bring their own usage."""
+        look = data.replace(b" ", b"") if _is_spaced(data) else data
         if self.response_id is None and self._surface is Surface.RESPONSES:
-            self.response_id = find_id(data)
+            self.response_id = find_id(look)
         if b'"usage"' in data:
             for event in data.split(b"\n\n"):
-                if b'"usage":{' in event:
+                if b'"usage"' in event:
                     self._named_usage(_parsed(event))
-        if b"event: error\n" in data or _ERROR in data:
+        if b"event: error\n" in data or _ERROR in data or _ERROR.replace(b" ", b"") in look:
             self.error = data
-        if _NO_STOP in data:
+        if _NO_STOP in look:
             self.aborted = True
         if any(_begins_line(mark, data) for mark in _CLOSING):
             self.done = True
@@ -230,6 +231,26 @@ def _is_plain(data: bytes) -> bool:
         and data.find(b"\n") == len(data) - 2
         and _UNFINISHED in data
     )
+
+
+def _is_spaced(data: bytes) -> bool:
+    """Whether its JSON may have blanks between names and values, which vLLM's has not."""
+    return b'": ' in data or b'" :' in data
+
+
+def _compacted(data: bytes) -> bytes:
+    """Whole events, of which those that are more than a piece of a choice are written without blanks."""
+    *events, rest = data.split(b"\n\n")
+    return b"\n\n".join([*map(_compact, events), rest])
+
+
+def _compact(event: bytes) -> bytes:
+    # Without blanks, what is looked for is structure as ever: quotes inside a string are escaped.
+    look = event.replace(b" ", b"")
+    if not any(mark in look for mark in (_NO_CHOICES, _FINISHED, b'data:{"error"')):
+        return event
+    content = _parsed(event)
+    return event[: event.find(b"data:")] + b"data: " + orjson.dumps(content) if content else event
 
 
 def _sign(events: list[bytes], fingerprint: str | None) -> None:
@@ -309,9 +330,9 @@ def _is_count(value: object) -> bool:
 
 def _parsed(event: bytes) -> dict[str, Any]:
     """The JSON of an event's data line; an empty object if it is not JSON."""
-    at = event.find(b"data: ")
+    at = event.find(b"data:")
     try:
-        value = orjson.loads(event[at + 6 :])
+        value = orjson.loads(event[at + 5 :])
     except orjson.JSONDecodeError:
         return {}
     return value if isinstance(value, dict) else {}

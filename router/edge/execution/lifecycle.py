@@ -201,6 +201,17 @@ class Lifecycle(ABC):
             self._record.identity = taken(self._control.identify(self._keys, user))
         return self._record.identity
 
+    def _named(self, request: str | None) -> None:
+        """The body names the request. As in vLLM that is its id, unless the client's headers have one."""
+        if (
+            request is not None
+            and _is_header_value(request)
+            and not any(name == b"x-request-id" for name, _ in self._scope["headers"])
+        ):
+            self._id = request
+            self._answer.name(request.encode())
+            self._record.name(request)
+
     async def _route(self, model: str | None) -> Route:
         """Where a model name leads. A name that is not known may have been loaded a moment ago."""
         found = self._control.routes().find(model)
@@ -303,8 +314,10 @@ async def _read_pieces(message: Message, receive: Receive, limit: int, hold: Cal
 def request_id(scope: Scope) -> str:
     """The client's X-Request-Id where it is fit to be sent on, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and 0 < len(value) <= _ID_BYTES and value.isascii():
-            text: str = value.decode()
-            if text.isprintable():
-                return text
+        if name == b"x-request-id" and value.isascii() and _is_header_value(text := str(value, "ascii")):
+            return text
     return f"{getrandbits(128):032x}"
+
+
+def _is_header_value(text: str) -> bool:
+    return 0 < len(text) <= _ID_BYTES and text.isascii() and text.isprintable()

@@ -62,6 +62,10 @@ class Record:
         self._dispatch: Dispatch | None = None
         self._first_byte_at: float | None = None
 
+    def name(self, request: str) -> None:
+        """The request's id, as the log has it."""
+        self._request = request
+
     def asked(self, ask: ParsedRequest, served_name: str, log: RequestLog) -> None:
         """The request is understood: it goes to this model."""
         self._stream = ask.stream

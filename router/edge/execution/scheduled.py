@@ -90,6 +90,7 @@ class ScheduledRequest(Lifecycle):
         del body  # `ask` has it, for as long as it may be sent
         self._holding.add_request(len(ask.prompt))
         self._background = self._is_background(ask)
+        self._named(ask.request_id)
         identity = self._identify(ask.user)
         route = await self._route(ask.model)
         self._record.asked(ask, route.served_name, self._recorder.log)
