@@ -8,7 +8,7 @@ measured profile:
     owed       until the prefill in flight there is done
   + prefill    of what is not cached, attention over what is (quadratic in length)
   + decode     its expected answer, at the pace of the batch it joins
-  + harm       its prefill holds up every sequence that decodes there, and it slows their steps
+  + harm       its prefill holds up every sequence that decodes there, and it slows their steps: second for second
 
 A holder of the prefix wins as long as the prefill it saves outweighs its queue, so a prefix that is too hot spills
 by itself: its holders' batches grow until another worker is cheaper, computes it, and becomes a holder too. A
@@ -30,8 +30,6 @@ from policies.protocol import PlacementPolicy
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    harm: float = 0.1
-    """Weight of what the request does to others against its own latency."""
     decode: float = 0.01
     """Weight of the pace of decoding, its own and that of the sequences it joins, against time to first token."""
     warm_up: float = 0.02
@@ -75,13 +73,13 @@ class Fairlead(PlacementPolicy):
     def _cost(self, request: RequestView, worker: WorkerView, matched: int) -> float:
         """Seconds that the request would add to the sum of all completion times, from when it starts."""
         profile, batch, context = worker.profile, worker.sequences, worker.decode_tokens
-        prompt, answer, harm = request.input_tokens, request.expected_output_tokens, self._settings.harm
+        prompt, answer = request.input_tokens, request.expected_output_tokens
         prefill = profile.prefill_s(prompt - matched if prompt > matched else 1, matched)
         after = profile.step_s(batch + request.sequences, context + prompt * request.sequences)
         pace = answer * after
         if batch:
-            pace += harm * batch * answer * (after - profile.step_s(batch, context))
-        return prefill * (1 + harm * batch) + self._settings.decode * pace
+            pace += batch * answer * (after - profile.step_s(batch, context))
+        return prefill * (1 + batch) + self._settings.decode * pace
 
     def _is_for_warming(self, request: RequestView) -> bool:
         return draw(request, self._seed) < self._settings.warm_up * 2**64

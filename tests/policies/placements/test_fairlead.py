@@ -17,7 +17,7 @@ SPEED = Profile(base_s=0.0, per_token_s=0.001, per_pair_s=0.0, step_base_s=0.01,
 
 
 def policy(knowledge=None, **fields):
-    return Fairlead(Settings(**{"warm_up": 0.0, "decode": 0.0, "harm": 0.0, **fields}), knowledge or Knowledge())
+    return Fairlead(Settings(**{"warm_up": 0.0, "decode": 0.0, **fields}), knowledge or Knowledge())
 
 
 def busy(name, *, requests=0, until=0.0, profile=SPEED):
@@ -40,10 +40,9 @@ def busy(name, *, requests=0, until=0.0, profile=SPEED):
         min_size=1,
         max_size=5,
     ),
-    harm=st.sampled_from([0.0, 0.1, 1.0]),
     decode=st.sampled_from([0.0, 0.03, 1.0]),
 )
-def test_it_is_the_worker_where_all_requests_together_lose_least_time(rows, harm, decode):
+def test_it_is_the_worker_where_all_requests_together_lose_least_time(rows, decode):
     profiles = [replace(SPEED, per_token_s=per_token) for *_, per_token in rows]
     fleet = [
         busy(f"w{number}", requests=batch, until=1.0 + due, profile=profile)
@@ -55,10 +54,10 @@ def test_it_is_the_worker_where_all_requests_together_lose_least_time(rows, harm
         (matched, batch, due, _), profile = rows[number], profiles[number]
         before, after = profile.step_s(batch, 0), profile.step_s(batch + 1, 1000)
         prefill = profile.prefill_s(1000 - matched, matched)
-        answer = 100 * after + harm * batch * 100 * (after - before)
-        return due + prefill * (1 + harm * batch) + decode * answer
+        answer = 100 * after + batch * 100 * (after - before)
+        return due + prefill * (1 + batch) + decode * answer
 
-    order = ranking(policy(harm=harm, decode=decode), fleet, matches, request(tokens=1000), 1.0)
+    order = ranking(policy(decode=decode), fleet, matches, request(tokens=1000), 1.0)
     assert [entry.cost for entry in order] == pytest.approx([cost(int(e.worker.id[1:])) for e in order])
     assert [entry.cost for entry in order] == sorted(entry.cost for entry in order)
 

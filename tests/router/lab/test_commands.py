@@ -89,7 +89,7 @@ def test_settings_reach_policies_scheduler_and_engines():
     burst = "poisson:requests=60,rate=2000,input_tokens=4000"
     assert simulate(burst, "--workers", 1, "--set", "queue_requests=5")["rejected"] > 20
     assert simulate(burst, "--workers", 1, "--set", "queue_wait_s=0.05")["rejected"] > 0
-    slow = simulate(SMALL, "--workers", 1, "--set", "engine.max_num_seqs=1", "--set", "placement.harm=0.9")
+    slow = simulate(SMALL, "--workers", 1, "--set", "engine.max_num_seqs=1", "--set", "placement.decode=0.9")
     assert slow["e2e_s"]["mean"] > simulate(SMALL, "--workers", 1)["e2e_s"]["mean"]
     assert simulate(SMALL, "--set", "engine.prefix_caching=false")["prefix_hit_ratio"] == 0
 
