@@ -17,7 +17,7 @@ import httpx
 from benchmarks.fleet.ports import free_ports
 from workers.fleet.vllm_metrics import NotMetricsError, merge, parse_metrics
 from workers.fleet.worker import Scrape
-from workers.launch.devices import Cpu, Gpu
+from workers.launch.devices import Cpu, Gpu, has_amx
 from workers.launch.disaggregation import Split
 from workers.launch.plan import LaunchSpec, check_vllm, plan
 from workers.launch.supervisor import Progress, Stage, Supervisor
@@ -71,7 +71,7 @@ def specs_of(settings: ServerSettings, log_dir: Path, ports: Sequence[int]) -> l
     for split, count in ((settings.split, apart), (Split(), settings.count - apart)):
         taken = len(specs) + sum(spec.side_port is not None for spec in specs)
         if count:
-            device = settings.device or Cpu(settings.kv_mib * _MIB)
+            device = settings.device or Cpu(settings.kv_mib * _MIB, amx=has_amx())
             specs += plan(
                 str(settings.model),
                 [device] * count,  # type: ignore[arg-type]  # all of one kind

@@ -38,6 +38,10 @@ DEFAULTS = {
     "--hf-overrides": '{"max_position_embeddings": 65536}',
     "--max-model-len": "65536",
     "--kv-cache-memory-bytes": str(128 << 20),
+    # Not the model's bfloat16: with it a CPU that has AMX gives other answers than one that has not, and there an
+    # engine of 0.32.0 dies of an illegal instruction if the first thing it ever computes is a single token, as the
+    # decode worker of a pair does.
+    "--dtype": "float32",
 }
 _FIRST_PORT, _LAST_PORT = 10_000, 30_000
 """Below the range from which the system hands out ports."""

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(400)
 
 FULL = 8
 """What the fixture `limited` takes at once."""
-DRAINING = Wanted(args=("--shutdown-timeout", "30"), environment=(("VLLM_SERVER_DEV_MODE", "1"),))
+DRAINING = Wanted(args=("--shutdown-timeout", "150"), environment=(("VLLM_SERVER_DEV_MODE", "1"),))
 WORDS = "What is the capital of France?"
 TURNS = {"messages": [{"role": "user", "content": WORDS}], "ignore_eos": True}
 ASKS = {

@@ -31,13 +31,22 @@ class Cpu:
 
     memory_bytes: int
     """Free memory that the worker may count as its own."""
+    amx: bool = False
+    """The CPU has tiles for products of matrices (Intel's AMX)."""
 
 
-def find_cpus(workers: int, meminfo: Path = Path("/proc/meminfo")) -> list[Cpu]:
+def find_cpus(workers: int, proc: Path = Path("/proc")) -> list[Cpu]:
     """Places for that many CPU workers, which share the memory that is free now."""
-    available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    meminfo = (proc / "meminfo").read_text().splitlines()
+    available = next(line for line in meminfo if line.startswith("MemAvailable:"))
     free_bytes = int(available.split()[1]) * 1024
-    return [Cpu(free_bytes // workers) for _ in range(workers)]
+    return [Cpu(free_bytes // workers, amx=has_amx(proc)) for _ in range(workers)]
+
+
+def has_amx(proc: Path = Path("/proc")) -> bool:
+    """Whether this machine's CPU has Intel's AMX."""
+    flags = next((line for line in (proc / "cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    return "amx_tile" in flags.split()
 
 
 def find_gpus(environment: Mapping[str, str] = os.environ) -> list[Gpu]:

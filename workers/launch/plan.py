@@ -185,7 +185,9 @@ def _device_flags(group: Sequence[Gpu | Cpu], tensor_parallel: int) -> Iterator[
         yield "--tensor-parallel-size", str(tensor_parallel)
     if isinstance(group[0], Cpu):
         kv_bytes = min(CPU_KV_BYTES_MAX, int(group[0].memory_bytes * CPU_KV_SHARE))
-        yield "--dtype", "bfloat16"
+        # On AMX, vLLM 0.32.0's attention in bfloat16 answers nonsense, and an engine whose first step is a single
+        # token (the decode worker of a pair) dies of an illegal instruction.
+        yield "--dtype", "float32" if group[0].amx else "bfloat16"
         # Compiling takes a minute at each start and gains a fifth in speed.
         yield ("--enforce-eager",)
         yield "--kv-cache-memory-bytes", str(kv_bytes)

@@ -4,7 +4,7 @@ import pynvml
 import pytest
 
 from workers.launch import devices
-from workers.launch.devices import choose_gpus, find_cpus, find_gpus, visible_ids
+from workers.launch.devices import Cpu, choose_gpus, find_cpus, find_gpus, visible_ids
 from workers.launch.errors import NoGpu
 
 UUIDS = ["GPU-aa11", "GPU-ab22", "GPU-cc33"]
@@ -73,6 +73,14 @@ def test_gpus_are_chosen_by_their_place_among_the_visible_ones(three_gpus):
 
 
 def test_cpu_workers_divide_the_memory_that_is_available(tmp_path):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
-    assert [cpu.memory_bytes for cpu in find_cpus(2, meminfo)] == [32 * 1024] * 2
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   64 kB\n")
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu amx_tile_not avx\n")
+    assert find_cpus(2, tmp_path) == [Cpu(32 * 1024)] * 2
+
+
+def test_a_cpu_with_amx_is_known_by_its_flags(tmp_path):
+    (tmp_path / "meminfo").write_text("MemAvailable:   64 kB\n")
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu amx_bf16 amx_tile avx\n")
+    assert find_cpus(1, tmp_path) == [Cpu(64 * 1024, amx=True)]
+    (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd\n")
+    assert find_cpus(1, tmp_path) == [Cpu(64 * 1024)]

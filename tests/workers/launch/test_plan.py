@@ -90,6 +90,11 @@ def test_cpu_workers_share_the_memory_and_start_fast():
     assert "CUDA_VISIBLE_DEVICES" not in spec.environment
 
 
+def test_a_cpu_with_amx_computes_in_float32_which_vllm_gets_right_there():
+    [spec] = specs_of([Cpu(memory_bytes=2 << 30, amx=True)])
+    assert value_of(spec, "--dtype") == "float32"
+
+
 def test_a_cpu_worker_of_a_big_machine_does_not_take_all_of_it():
     (spec,) = specs_of([Cpu(memory_bytes=1 << 40)])
     assert value_of(spec, "--kv-cache-memory-bytes") == str(1 << 30)
