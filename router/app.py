@@ -21,6 +21,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from router.config.reload import merged
 from router.config.schema import Config
 from router.config.yaml_lines import ConfigError
 from router.control.cache_reports import CacheReports
@@ -73,8 +74,11 @@ class Router:
     metrics: Metrics
     request_log: RequestLog
     decisions: deque[dict[str, Any]] = field(repr=False)
-    names_workers: bool
-    """Whether the configuration in force names workers."""
+    config: Config
+    """In force: as it was at the start, with what could be taken over since."""
+    listening: list[Server] = field(default_factory=list)
+    """For clients, then for the operator if that is one of its own."""
+    client_routes: Routes | None = None
 
     def not_ready(self) -> list[str]:
         """Why it is not ready; empty if it is."""
@@ -98,13 +102,13 @@ async def run(
     async with assemble(config, log_lines, on_ready) as router:
         listening = servers(config, router)
         stopping = asyncio.Event()
-        with _signals(stopping, lambda: _reload(router, config, reload)):
+        with _signals(stopping, lambda: _reload(router, reload)):
             serving = [asyncio.create_task(server.serve()) for server in listening]
             lag = asyncio.create_task(watch(router.metrics.loop_delay))
             spare_the_collector()
             try:
                 await _until(stopping, serving)
-                await _drain(router, config.limits.drain_s if drain_s is None else drain_s, stopping, serving)
+                await _drain(router, drain_s, stopping, serving)
             finally:
                 lag.cancel()
                 await stop(listening, serving)
@@ -135,18 +139,19 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         lambda event: on_fleet(event),  # noqa: PLW0108 - defined below
         kv_listener=reports if config.health.kv_events == "auto" else None,
     )
-    pools = Pools(make_scheduler=lambda: make_scheduler(config), rested=fleet.release, aliases=config.models)
+    pools = Pools(
+        make_scheduler=lambda: make_scheduler(router.config), rested=fleet.release, aliases=config.models
+    )
     pools.configure(config.models, keys_needed=clients.keys_needed)
     # The port: what requests share, on the other side of it.
     control = ControlPlane(
         pools, clients, fleet, metrics.attempt_failed, loop.time, attempts=config.limits.attempts
     )
     # The edge's own way to workers.
-    timeouts = Timeouts(**config.timeouts.model_dump())
     connections = WorkerConnections(
         lambda worker: Upstream(
             worker.url,
-            timeouts=timeouts,
+            timeouts=_timeouts(router.config),
             tls=context_of(worker.tls) if worker.url.startswith("https:") else None,
             host_name=worker.host_name,
         )
@@ -168,7 +173,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         metrics=metrics,
         request_log=log_lines,
         decisions=decisions,
-        names_workers=bool(config.workers),
+        config=config,
     )
     metrics.open.set_function(lambda: intake.open)
     metrics.held("requests", lambda: intake.held.requests)
@@ -191,7 +196,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         tokenization.follow()
         if not announced and not router.not_ready():
             announced = True
-            _warn_of_roles(pools, config)
+            _warn_of_roles(pools, router.config)
             loop.call_later(0.05, on_ready)  # by then the listener, started beside us, has its socket
 
     fleet.apply(worker.spec() for worker in config.workers)
@@ -225,6 +230,10 @@ def _warn_of_roles(pools: Pools, config: Config) -> None:
         _log.warning("policies: %s", lacking)
 
 
+def _timeouts(config: Config) -> Timeouts:
+    return Timeouts(**config.timeouts.model_dump())
+
+
 def _weights(config: Config) -> dict[str, float]:
     """The weight of each configured client."""
     return {client.name: client.weight for client in config.clients}
@@ -251,28 +260,21 @@ def servers(config: Config, router: Router) -> list[Server]:
         render=lambda reject: to_http(error_of(reject)),
         look_again=router.fleet.look_again,
     )
-    made = [
-        make_server(
-            routes(router, inner, explains=listen.decision_headers),
-            listen,
-            limits,
-            host=listen.host,
-            port=listen.port,
-            tls=True,
-        )
-    ]
+    router.client_routes = routes(router, inner, explains=listen.decision_headers)
+    made = [make_server(router.client_routes, listen, limits, host=listen.host, port=listen.port, tls=True)]
     if admin is not None:
         operator = admin_pages(
             router.pools,
             router.fleet,
             router.decisions,
-            admin.digest,
+            lambda: router.config.admin.digest if router.config.admin is not None else "",
             lambda reject: to_http(error_of(reject)),
         )
         if admin.port is None:
             inner.mount("/admin", operator)
         else:
             made.append(make_server(operator, listen, limits, host=admin.host, port=admin.port, tls=False))
+    router.listening = made
     return made
 
 
@@ -299,9 +301,13 @@ async def _until(stopping: asyncio.Event, serving: list[asyncio.Task[None]]) -> 
 
 
 async def _drain(
-    router: Router, drain_s: float, stopping: asyncio.Event, serving: list[asyncio.Task[None]]
+    router: Router, drain_s: float | None, stopping: asyncio.Event, serving: list[asyncio.Task[None]]
 ) -> None:
-    """Not ready any more; what is open may finish, until `drain_s` are over or a second signal comes."""
+    """Not ready any more; what is open may finish, until `drain_s` are over or a second signal comes.
+
+    None: as the configuration in force says.
+    """
+    drain_s = router.config.limits.drain_s if drain_s is None else drain_s
     intake, clock = router.intake, asyncio.get_running_loop().time
     intake.draining = True
     if intake.open:
@@ -330,8 +336,8 @@ def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[No
             loop.add_signal_handler(number, lambda: None)
 
 
-def _reload(router: Router, running: Config, reload: Callable[[], Config] | None) -> None:
-    """SIGHUP: workers, clients, limits and aliases as the file has them now.
+def _reload(router: Router, reload: Callable[[], Config] | None) -> None:
+    """SIGHUP: every setting as the file has it now, or a warning that names it (see `router.config.reload`).
 
     A bad file, or one without workers where there were some, changes nothing.
     """
@@ -339,27 +345,46 @@ def _reload(router: Router, running: Config, reload: Callable[[], Config] | None
         _log.info("SIGHUP: there is no configuration to read again")
         return
     try:
-        config = reload()
+        read = reload()
     except ConfigError as error:
         _refuse(router, str(error))
         return
-    if router.names_workers and not config.workers:
+    if router.config.workers and not read.workers:
         # Far more often an empty or half-written file than a wish; an outage of everything either way.
         _refuse(router, "it names no workers, where the old one does (to end them all, stop the gateway)")
         return
-    router.names_workers = bool(config.workers)
+    router.config, restart = merged(router.config, read)
+    _take_over(router, router.config)
+    for name in restart:
+        _log.warning("configuration: a change of `%s` takes effect at the next start", name)
+    _warn_of_roles(router.pools, router.config)
     router.metrics.config_read(accepted=True)
-    router.fleet.apply(worker.spec() for worker in config.workers)
+    _log.info("configuration read: %d workers, %d clients", len(read.workers), len(read.clients))
+
+
+def _take_over(router: Router, config: Config) -> None:
+    """Give each part what is in force now: all that `router.config.reload.LIVE` lists."""
+    limits = config.limits
+    router.request_log.reconfigure(config.log)
+    router.intake.limits = limits
+    router.intake.held.limit = limits.held_bytes
+    for server in router.listening:
+        try:
+            server.reconfigure(config.listen, limits)
+        except OSError as error:
+            _log.error("configuration: the certificate has changed since it was checked: %s", error)
+    if router.client_routes is not None:
+        router.client_routes.explains = config.listen.decision_headers
     router.clients.reload(config.clients)
     router.metrics.reconfigure(_weights(config), max_clients=config.metrics.max_clients)
-    router.intake.limits = config.limits
-    router.intake.held.limit = config.limits.held_bytes
+    router.control.attempts = limits.attempts
+    for pool in router.pools.by_model.values():
+        pool.scheduler.set_limits(
+            max_queued=limits.queue_requests, max_wait_s=limits.queue_wait_s, attempts=limits.attempts
+        )
+    router.connections.set_timeouts(_timeouts(config))
     router.pools.configure(config.models, keys_needed=router.clients.keys_needed)
-    for section in ("listen", "policies", "health", "timeouts", "admin", "log", "metrics", "tokenization"):
-        if getattr(config, section) != getattr(running, section):
-            _log.warning("configuration: a change of `%s` takes effect at the next start", section)
-    _warn_of_roles(router.pools, running)
-    _log.info("configuration read: %d workers, %d clients", len(config.workers), len(config.clients))
+    router.fleet.apply(worker.spec() for worker in config.workers)
 
 
 def _refuse(router: Router, why: str) -> None:

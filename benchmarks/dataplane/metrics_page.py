@@ -63,6 +63,8 @@ class Measured:
     """Longest stop of the loop, CPU of its own thread."""
     stop_ms: float
     """The same by the clock."""
+    collector_ms: float
+    """Longest run of the garbage collector, which is part of either."""
     rest_cpu_ms: float
     """Both while nothing asks for the page."""
     rest_ms: float
@@ -113,7 +115,7 @@ async def _watched(file: Path) -> AsyncIterator[stops.Stops]:
 async def measure(name: str, place: Place, shape: Shape, scrapes: int) -> Measured:
     """Start a router, fill it, read its page."""
     file = place.log_dir / f"{name.replace('/', '_')}.jsonl"
-    program = (sys.executable, "-m", "benchmarks.dataplane.stops", str(file))
+    program = (sys.executable, "-P", "-m", "benchmarks.dataplane.stops", str(file))
     async with started(name, place, program) as router:
         tally = await ask_all(router, place.keys, shape)
         await asyncio.sleep(1)
@@ -133,6 +135,7 @@ async def measure(name: str, place: Place, shape: Shape, scrapes: int) -> Measur
         max(times),
         scraped.cpu_ms,
         scraped.late_ms,
+        scraped.collector_ms,
         at_rest.cpu_ms,
         at_rest.late_ms,
         tally.failed,
@@ -148,10 +151,12 @@ def show(measured: dict[str, Measured], shape: Shape) -> None:
     """The table."""
     words = f"{shape.clients} clients, {shape.adapters} adapters, {shape.workers} workers, {shape.pairs} requests"
     table = Table(title=words)
-    for title in ("", "lines", "kB", "page ms", "longest", "stop ms (CPU)", "(clock)", "at rest (CPU)", "(clock)"):
+    stop = ("stop ms (CPU)", "(clock)", "collector", "at rest (CPU)", "(clock)")
+    for title in ("", "lines", "kB", "page ms", "longest", *stop):
         table.add_column(title, justify="right" if title else "left")
     for name, one in measured.items():
-        figures = (one.page_ms, one.longest_page_ms, one.stop_cpu_ms, one.stop_ms, one.rest_cpu_ms, one.rest_ms)
+        figures = [one.page_ms, one.longest_page_ms, one.stop_cpu_ms, one.stop_ms, one.collector_ms]
+        figures += [one.rest_cpu_ms, one.rest_ms]
         table.add_row(name, str(one.lines), f"{one.kilobytes:.0f}", *(f"{figure:.1f}" for figure in figures))
     Console(width=130).print(table)
 

@@ -107,6 +107,10 @@ class Scheduler:
         )
         self._publish = EventDispatch((order, placement, self._disaggregation), self._matcher.faults).publish
 
+    def set_limits(self, *, max_queued: int, max_wait_s: float, attempts: int) -> None:
+        """Other bounds from now on; requests that wait keep their place and their deadline."""
+        self.settings = replace(self.settings, max_queued=max_queued, max_wait_s=max_wait_s, attempts=attempts)
+
     # -- events: requests
 
     def submit(self, request: RequestView, now: float) -> Ticket:

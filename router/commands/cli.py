@@ -122,7 +122,7 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
 
     Workers, clients, limits and policies come from the configuration. SIGHUP reads it again.
     """
-    from router.commands.startup import cancelled_by_signals, claim_port, hold_hangups, say
+    from router.commands.startup import at_port, cancelled_by_signals, claim_port, hold_hangups, reread, say
 
     hold_hangups()
     overrides = _listen(host, port)
@@ -131,17 +131,15 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
         _refuse("there are no workers: name them under `workers:`, or switch on `admin:` to add them later")
 
     from router import app
-    from router.config.schema import Config
 
     async def gateway() -> None:
         port = claim_port(loaded.listen.host, loaded.listen.port)
-        claimed = {"listen": {**overrides["listen"], "port": port}}
-        final = Config.load(config, overrides=claimed)
+        final = at_port(loaded, port)
         with cancelled_by_signals():
             await app.run(
                 final,
                 on_ready=lambda: say(f"ready {final.listen.url}"),
-                reload=lambda: Config.load(config, overrides=claimed),
+                reload=lambda: reread(config, overrides, loaded, port),
             )
 
     _run(gateway())
@@ -208,24 +206,24 @@ def up(
         base_port=worker_port_base,
         extra_args=vllm_options or [],
     )
-    _run(_up(options, config, loaded))
+    _run(_up(options, config, loaded, _listen(host, port)))
 
 
-async def _up(options: Any, path: Path | None, loaded: "Config") -> None:
+async def _up(options: Any, path: Path | None, loaded: "Config", given: dict[str, dict[str, Any]]) -> None:
     from router import app
-    from router.commands.startup import cancelled_by_signals, claim_port, say
+    from router.commands.startup import at_port, cancelled_by_signals, claim_port, reread, say
     from router.commands.up import launched
     from router.config.schema import Config
 
-    listen = {"host": loaded.listen.host, "port": claim_port(loaded.listen.host, loaded.listen.port)}
+    port = claim_port(loaded.listen.host, loaded.listen.port)
     with cancelled_by_signals():
         async with launched(options) as fleet:
-            overrides = {"listen": listen, "workers": fleet.workers}
-            config = Config.load(path, overrides=overrides)
+            overrides = {**given, "workers": fleet.workers}
+            config = at_port(Config.load(path, overrides=overrides), port)
             await app.run(
                 config,
                 on_ready=lambda: say(f"ready {config.listen.url}"),
-                reload=lambda: Config.load(path, overrides=overrides),
+                reload=lambda: reread(path, overrides, loaded, port),
             )
 
 

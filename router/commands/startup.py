@@ -5,9 +5,12 @@ import errno
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from router.config.schema import Config
 from router.observability.log_writer import Lines
 
 SAY_WITHIN_S = 0.2
@@ -47,6 +50,20 @@ def _why_not(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine"
     return f"cannot listen on {host}:{port}: {error.strerror}"
+
+
+def at_port(config: Config, port: int) -> Config:
+    """The configuration with the port that was taken for it."""
+    return config.model_copy(update={"listen": config.listen.model_copy(update={"port": port})})
+
+
+def reread(path: Path | None, overrides: Mapping[str, Any], loaded: Config, port: int) -> Config:
+    """The configuration as the file has it now. Raises ConfigError.
+
+    `loaded` is what it said at the start: where it still says the same port, such as 0, that is the one taken.
+    """
+    read = Config.load(path, overrides=overrides)
+    return at_port(read, port) if read.listen.port == loaded.listen.port else read
 
 
 def say(text: str) -> None:

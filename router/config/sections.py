@@ -5,6 +5,7 @@ Names carry their units. Each field's description is what `fairlead print-config
 
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -96,6 +97,15 @@ class Listen(Section):
         for file in (self.tls_certificate, self.tls_key):
             if file is not None and not os.access(file, os.R_OK):
                 raise ValueError(f"the file {file} does not exist or cannot be read")
+        if self.tls_certificate is not None:
+            try:
+                # A key with a passphrase would ask for it on the terminal: it is refused.
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                    self.tls_certificate, self.tls_key, password=""
+                )
+            except OSError as error:  # ssl.SSLError is one
+                why = getattr(error, "reason", None) or error
+                raise ValueError(f"{self.tls_certificate} and {self.tls_key} cannot be used: {why}") from None
         return self
 
     @property

@@ -116,7 +116,7 @@ class ControlPlane:
         *,
         attempts: int,
     ) -> None:
-        self._attempts = attempts
+        self.attempts = attempts
         self.owners = ResponseOwners()
         self.pairs = PairCompatibility()
         self.ratio = TokenRatio()
@@ -368,7 +368,7 @@ class ControlPlane:
         left = [m for m in self._usable(request) if m.worker.id not in request.tried]
         if reason is AttemptFailure.NOT_HERE:
             return bool(left) and not self._pools.keys_needed
-        return bool(left) and (reason is AttemptFailure.CONNECT or request.attempt < self._attempts)
+        return bool(left) and (reason is AttemptFailure.CONNECT or request.attempt < self.attempts)
 
     def _usable(self, request: _Request) -> list[Member]:
         return self._pools.usable(request.facts.model or request.pool.model)

@@ -51,7 +51,8 @@ class Routes:
         self._connections = connections
         self._tokenizers = tokenizers
         self._releases = KvReleases(connections)
-        self._explains = explains
+        self.explains = explains
+        """Whether answers say which worker gave them, and why; may change between requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +83,7 @@ class Routes:
             scope=scope,
             receive=receive,
             send=send,
-            explains=self._explains,
+            explains=self.explains,
         )
         await request.run()
 

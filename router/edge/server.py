@@ -21,6 +21,18 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def reconfigure(self, listen: Listen, limits: Limits) -> None:
+        """Take over what may change while it listens. Raises OSError for certificates that cannot be used.
+
+        They are read again, as their content may be new. `listen` has some exactly if it had some at the start.
+        """
+        config = self.config
+        config.timeout_keep_alive = round(listen.keep_alive_s)  # connections read it when they begin
+        config.http.header_bytes = limits.header_bytes  # type: ignore[union-attr]  # the class of the connections
+        if config.ssl is not None and listen.tls_certificate is not None:
+            # Handshakes that begin from now on use what the context has then.
+            config.ssl.load_cert_chain(listen.tls_certificate, listen.tls_key, password="")
+
 
 def make_server(app: Any, listen: Listen, limits: Limits, *, host: str, port: int, tls: bool) -> Server:
     """A server for this ASGI application."""

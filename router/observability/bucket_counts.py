@@ -22,6 +22,6 @@ class BucketCounts:
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
-    def copy(self) -> tuple[list[int], float]:
-        """The counts per bucket and the sum of all values, as they are now."""
-        return self.counts.copy(), self.sum
+    def copy(self) -> tuple[float, ...]:
+        """The counts per bucket, then the sum of all values, as they are now."""
+        return (*self.counts, self.sum)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client.utils import floatToGoString
 
@@ -18,10 +19,13 @@ _EXACT = 1e6
 """Below it Go and Python write a number alike."""
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
-Buckets = tuple[list[int], float]
-"""Of a histogram: how many values per bucket (not cumulative; the last one is above all bounds), and their sum."""
-Row = tuple[tuple[str, ...], float | Buckets]
-"""Label values in the order of the metric's labels, and what was counted."""
+Buckets = tuple[float, ...]
+"""Of a histogram: how many values per bucket (not cumulative; the last: above all bounds), then their sum."""
+Row = tuple[Any, ...]
+"""What was counted, a number or `Buckets`, then the values of the metric's labels, in their order.
+
+One flat tuple: a page has thousands of rows, and what it allocates brings the garbage collector nearer.
+"""
 
 
 class Kind(Enum):
@@ -65,9 +69,9 @@ class Snapshot:
 
     rows: dict[Metric, list[Row]] = field(default_factory=dict)
 
-    def add(self, metric: Metric, value: float | Buckets, *labels: str) -> None:
-        """One child of a metric; `labels` are the values of its labels, in their order."""
-        self.rows[metric].append((labels, value))
+    def add(self, metric: Metric, *row: Any) -> None:
+        """One child of a metric: its value, then its labels (see `Row`)."""
+        self.rows[metric].append(row)
 
 
 def render(snapshot: Snapshot) -> Iterator[bytes]:
@@ -88,9 +92,9 @@ def render(snapshot: Snapshot) -> Iterator[bytes]:
 
 def _value(name: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
     order = _order(metric.labels)
-    for labels, value in rows:
-        pairs = ",".join(_pairs(order, labels))
-        yield f"{name}{{{pairs}}} {_number(value)}\n" if pairs else f"{name} {_number(value)}\n"
+    for row in rows:
+        pairs = ",".join(_pairs(order, row))
+        yield f"{name}{{{pairs}}} {_number(row[0])}\n" if pairs else f"{name} {_number(row[0])}\n"
 
 
 def _buckets(name: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
@@ -98,11 +102,11 @@ def _buckets(name: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
     order = _order(metric.labels)
     before = sum(label < "le" for label in metric.labels)
     edges = [floatToGoString(bound) for bound in (*metric.bounds, float("inf"))]  # type: ignore[no-untyped-call]
-    for labels, seen in rows:
-        if not isinstance(seen, tuple):
+    for row in rows:
+        if not isinstance(row[0], tuple):
             raise TypeError(f"{name} is a histogram")
-        counts, total = seen
-        pairs = _pairs(order, labels)
+        *counts, total = row[0]
+        pairs = _pairs(order, row)
         head = "".join(f"{pair}," for pair in pairs[:before])
         tail = "".join(f",{pair}" for pair in pairs[before:])
         shown = "{" + ",".join(pairs) + "}" if pairs else ""
@@ -114,11 +118,11 @@ def _buckets(name: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
 
 def _order(labels: Sequence[str]) -> list[tuple[int, str]]:
     """Each label's place in a row, and its name, in the order of the page: the alphabet's."""
-    return sorted(((place, label) for place, label in enumerate(labels)), key=lambda each: each[1])
+    return sorted(enumerate(labels, 1), key=lambda each: each[1])
 
 
-def _pairs(order: Sequence[tuple[int, str]], labels: Sequence[str]) -> list[str]:
-    return [f'{label}="{labels[place].translate(_ESCAPED)}"' for place, label in order]
+def _pairs(order: Sequence[tuple[int, str]], row: Row) -> list[str]:
+    return [f'{label}="{row[place].translate(_ESCAPED)}"' for place, label in order]
 
 
 def _number(value: float | Buckets) -> str:

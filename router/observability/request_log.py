@@ -53,6 +53,13 @@ class RequestLog:
         self._enabled = enabled
         self._clock = clock
 
+    def reconfigure(self, settings: Log) -> None:
+        """Take over what may change while it is written: the level of all lines, what those of requests have."""
+        set_level(settings)
+        self._enabled = LEVELS[settings.level] <= logging.INFO
+        self.prompts = settings.prompts
+        self.prefixes = settings.prefixes and not self._text
+
     def write(self, record: Mapping[str, Any]) -> None:
         if not self._enabled:
             return
@@ -73,7 +80,6 @@ def configure(settings: Log, stream: TextIO) -> RequestLog:
     Uvicorn has to be started with `log_config=None`. Its access lines are off: the request lines say more.
     """
     text = settings.format == "text" or (settings.format == "auto" and stream.isatty())
-    level = LEVELS[settings.level]
     lines = Lines(getattr(stream.buffer, "raw", stream.buffer))
     handler = LineHandler(lines, text=text)
     root = logging.getLogger()
@@ -82,19 +88,23 @@ def configure(settings: Log, stream: TextIO) -> RequestLog:
             root.removeHandler(old)
             old.close()
     root.addHandler(handler)
-    root.setLevel(level)
+    set_level(settings)
     logging.captureWarnings(capture=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True
-    # A line per probe and scrape is for whoever asks for it.
+    enabled = LEVELS[settings.level] <= logging.INFO
+    return RequestLog(lines, text=text, enabled=enabled, prompts=settings.prompts, prefixes=settings.prefixes)
+
+
+def set_level(settings: Log) -> None:
+    """Write log lines from this level on. A line per probe and scrape is written only at level debug."""
+    level = LEVELS[settings.level]
+    logging.getLogger().setLevel(level)
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
-    return RequestLog(
-        lines, text=text, enabled=level <= logging.INFO, prompts=settings.prompts, prefixes=settings.prefixes
-    )
 
 
 class LineHandler(logging.Handler):

@@ -144,9 +144,18 @@ class Upstream:
         self._closed = False
         self._all_lost: asyncio.Future[None] | None = None
         self._clock: asyncio.TimerHandle | None = None
-        times = self.timeouts
-        shortest = min(times.first_byte_s, times.idle_s, times.whole_answer_s, self.limits.idle_expiry_s)
-        self._tick_s = min(8.0, shortest) / 8
+        self._tick_s = math.inf
+        self.set_timeouts(self.timeouts)
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Other timeouts from now on.
+
+        Ticks never get longer, as those of requests under way have been counted: these may be given more time than
+        `timeouts` says, and never less.
+        """
+        self.timeouts = timeouts
+        shortest = min(timeouts.first_byte_s, timeouts.idle_s, timeouts.whole_answer_s, self.limits.idle_expiry_s)
+        self._tick_s = min(8.0, shortest, 8 * self._tick_s) / 8
 
     @property
     def open(self) -> int:

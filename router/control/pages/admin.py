@@ -24,14 +24,18 @@ _WORKERS_PER_STEP = 32
 
 
 def admin_pages(  # noqa: C901 - a list of small pages
-    pools: Pools, fleet: Fleet, decisions: Collection[dict[str, Any]], key_digest: str, render: Render
+    pools: Pools,
+    fleet: Fleet,
+    decisions: Collection[dict[str, Any]],
+    key_digest: Callable[[], str],
+    render: Render,
 ) -> FastAPI:
     """A FastAPI application of its own, mounted at /admin or served on the operator's own port."""
 
     async def authorised(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         digest = "sha256:" + sha256(given.encode()).hexdigest()
-        if not hmac.compare_digest(digest, key_digest):
+        if not hmac.compare_digest(digest, key_digest()):
             message = "The admin API needs its key: `Authorization: Bearer KEY`."
             raise Refused(Reject(RejectKind.UNAUTHORIZED, message))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from policies.model import WorkerId
 from router.port import RouteTable, WorkerAddress
 from workers.http.tls import TlsFiles
-from workers.http.upstream import Upstream
+from workers.http.upstream import Timeouts, Upstream
 
 _Origin = tuple[str, str | None, TlsFiles | None]
 """URL, name and certificates."""
@@ -56,6 +56,11 @@ class WorkerConnections:
     def get(self, worker: WorkerId) -> WorkerConnection | None:
         """The way to a worker; None if it has left."""
         return self._by_worker.get(worker)
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Other timeouts from now on, for every origin that there is."""
+        for upstream in self._upstreams.values():
+            upstream.set_timeouts(timeouts)
 
     def usable(self, served_name: str) -> list[WorkerConnection]:
         """Those of the workers that may be asked something about this model."""

@@ -860,6 +860,20 @@ def test_a_request_that_nobody_serves_is_turned_away_at_once():
     assert rejected(made, 0.0) == [("r", RejectReason.NO_WORKER)]
 
 
+def test_other_limits_hold_from_then_on_and_what_waits_keeps_its_deadline():
+    made = scheduler(facts("a", slots=1), max_queued=9, max_wait_s=600.0)
+    for name in ("runs", "waits", "waits too"):
+        made.submit(request(name), 0.0)
+        made.decisions(0.0)
+    made.set_limits(max_queued=2, max_wait_s=5.0, attempts=1)
+    made.submit(request("too many"), 1.0)
+    assert rejected(made, 1.0) == [("too many", RejectReason.QUEUE_FULL)]
+    made.set_limits(max_queued=9, max_wait_s=5.0, attempts=1)
+    made.submit(request("impatient"), 1.0)
+    assert rejected(made, 7.0) == [("impatient", RejectReason.WAITED_TOO_LONG)]
+    assert made.queued == 2
+
+
 def test_a_full_queue_turns_away():
     made = scheduler(facts("a", slots=1), max_queued=1)
     for name in ("runs", "waits", "too many"):

@@ -128,10 +128,12 @@ def test_serve_starts_the_gateway_with_the_file_and_reads_it_again_on_reload(wor
     port = gateway.config.listen.port
     assert port != 0
     assert result.stdout == f"ready http://127.0.0.1:{port}\n"
-    workers_file.write_text("workers: [http://10.0.0.8:8000]\n")
+    workers_file.write_text("workers: [http://10.0.0.8:8000]\nlisten: {port: 0}\n")
     again = gateway.reload()
     assert again.workers[0].url == "http://10.0.0.8:8000"
-    assert again.listen.port == port
+    assert again.listen.port == port, "0 is the port that was taken"
+    workers_file.write_text("workers: [http://10.0.0.8:8000]\nlisten: {port: 1234}\n")
+    assert gateway.reload().listen.port == 1234, "a change that can be told from what is in force"
 
 
 def test_serve_without_any_worker_is_refused(gateway):

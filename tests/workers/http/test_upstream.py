@@ -987,3 +987,15 @@ async def test_a_hundred_exchanges_that_end_in_every_way_leave_nothing_behind():
 def test_what_is_no_servers_url_is_refused(url):
     with pytest.raises(ValueError):
         Upstream(url)
+
+
+async def test_other_timeouts_hold_for_requests_to_come_and_take_nothing_from_those_under_way():
+    client = Upstream("http://127.0.0.1:9", timeouts=Timeouts(first_byte_s=4.0))
+    tick_s = client._tick_s
+    client.set_timeouts(Timeouts(first_byte_s=100.0))
+    assert client.timeouts.first_byte_s == 100.0
+    assert client._tick_s == tick_s, "ticks that were counted for a request do not become longer"
+    assert client._patience().first_byte * tick_s == 100.0
+    client.set_timeouts(Timeouts(first_byte_s=0.4))
+    assert client._tick_s < tick_s
+    assert client._patience().first_byte * client._tick_s == pytest.approx(0.4)
