@@ -29,7 +29,7 @@ _EVENT_BLOCKS = counter("kv_event_blocks", "Blocks in KV events by what became o
 _EVENT_TROUBLE = counter("kv_event_trouble", "What was wrong with KV events", "worker", "kind")
 _PREDICTIONS = counter(
     "cache_predictions",
-    "Answers whose cached tokens had been foretold to the token, or not",
+    "Answers whose cached tokens were predicted to the token (right), or not (wrong)",
     *("model", "index", "result"),
 )
 

@@ -94,7 +94,7 @@ def _write_all(stream: BinaryIO, text: bytes) -> None:
     rest = memoryview(text)
     while rest:
         written = stream.write(rest)
-        if written is None:  # full, and somebody who shares it has made it non-blocking
+        if written is None:  # full, and another process that shares it has made it non-blocking
             writable = select.poll()
             writable.register(stream, select.POLLOUT)
             writable.poll()

@@ -67,7 +67,7 @@ class Page:
         return await asyncio.shield(self._making)
 
     def now(self) -> bytes:
-        """The page at once, on this thread: for a process that serves no one."""
+        """The page at once, on this thread: for tests, and for a process that serves no requests."""
         snapshot = self._empty()
         for _ in self._steps(snapshot):
             pass
@@ -82,7 +82,7 @@ class Page:
     def _made(self, task: asyncio.Task[bytes]) -> None:
         self._making = None
         if not task.cancelled():
-            task.exception()  # whoever waits gets it; without a reader it is no news to the loop
+            task.exception()  # raised to those that wait; without any it must not be logged as lost
 
     def _empty(self) -> Snapshot:
         return Snapshot({metric: [] for metric in self._metrics})

@@ -23,7 +23,7 @@ from compose_file import DEPLOY, mounts
 LOOPBACK = "127.0.0.1"
 START_WITHIN_S = 60.0
 INTERVAL = re.compile(r"^(\s*(?:scrape|evaluation|refresh)_interval:).*$", re.MULTILINE)
-"""The one thing in mounted files that is changed besides addresses: nobody waits a quarter of a minute here."""
+"""The one thing in mounted files that is changed besides addresses: a test does not wait a quarter of a minute."""
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ def four_gpus(monkeypatch):
 
 @pytest.fixture
 def free(monkeypatch):
-    """Options for three ports that nobody listens on."""
+    """Options for three ports that are free."""
     holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
     numbers = [str(holder.getsockname()[1]) for holder in holders]
     for holder in holders:

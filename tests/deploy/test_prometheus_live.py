@@ -42,7 +42,7 @@ def substituted(expr, variables):
     expr = expr.replace("$__rate_interval", "4s")
     for name, value in variables.items():
         expr = expr.replace(f"${name}", value)
-    assert "$" not in expr, f"a variable that nobody knows: {expr}"
+    assert "$" not in expr, f"an unknown variable: {expr}"
     return expr
 
 

@@ -166,6 +166,7 @@ def _document(app: FastAPI, documented: Sequence[tuple[str, str, str]]) -> None:
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    openapi()  # before requests come: to make it takes longer than the event loop may stop
 
 
 def _operation(tag: str, summary: str) -> dict[str, Any]:
