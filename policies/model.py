@@ -325,13 +325,12 @@ class Question(NamedTuple):
     now: float
 
 
-class Ranked(NamedTuple):
-    """One worker in a ranking."""
+Ranked = tuple[WorkerView, float, Reason]
+"""One worker in a ranking, its cost and its reason.
 
-    worker: WorkerView
-    cost: float
-    """In the rule's own unit, lower is better; comparable within one ranking only."""
-    reason: Reason
+The cost is in the rule's own unit, lower is better; comparable within one ranking only. A plain tuple, because a
+ranking has one for each worker, and a named one costs a call each.
+"""
 
 
 @value

@@ -70,8 +70,8 @@ class PlacementPolicy(ABC):
     """Kinds of events that `on` uses; others are not sent."""
 
     costs_are_seconds: ClassVar[bool] = False
-    """Whether `Ranked.cost` is time. Then the matcher waits for a better worker only while that saves time; of
-    rules in other units it keeps the first choice until the hold budget is used up."""
+    """Whether the costs of a ranking are time. Then the matcher waits for a better worker only while that saves
+    time; of rules in other units it keeps the first choice until the hold budget is used up."""
 
     @abstractmethod
     def rank(self, question: Question) -> list[Ranked]:

@@ -238,13 +238,13 @@ def test_the_placement_ranks_every_worker_by_what_it_still_has_to_compute(regist
     made = scheduler(catalog.queue_policies()["fcfs"].build(), policy, "a", "b", "c")
     speed, request = Profile(), asked("r")
     ranking = policy.rank(Question(request, {"b": 900}, made.able(request), 0.0))
-    assert [(each.worker.id, each.reason) for each in ranking] == [
+    assert [(worker.id, reason) for worker, _, reason in ranking] == [
         ("b", Reason.HIT),
         ("a", Reason.SPILL),
         ("c", Reason.SPILL),
     ]
-    assert ranking[0].cost == speed.prefill_s(100, 900)
-    assert ranking[1].cost == speed.prefill_s(1000, 0)
+    assert ranking[0][1] == speed.prefill_s(100, 900)
+    assert ranking[1][1] == speed.prefill_s(1000, 0)
 
 
 def test_the_placement_runs_in_the_scheduler(registered):

@@ -36,8 +36,6 @@ class Room:
     """Sequences that may be dispatched."""
     kv_free: int | None
     """KV tokens left if everything in flight had its full expected length at once."""
-    expected_at: float
-    """When room for some request is next expected (the driver's clock, seconds): the past if there is some now."""
     kv_now: int | None = None
     """KV tokens that nothing in flight occupies at this moment."""
     batch: Batch | None = field(default=None, compare=False)
@@ -61,6 +59,18 @@ class Room:
         free = self.kv_free if self.batch is None else self.kv_now
         is_open = self.idle or (window and slot and (free is None or free > 0))
         object.__setattr__(self, "open", is_open)
+
+    @property
+    def expected_at(self) -> float:
+        """When room for some request is next expected, on the driver's clock: the past if there is some now.
+
+        Slots or KV that nothing has left are expected with the first end of an answer, as of the last response.
+        """
+        due, batch = self.prefill_due, self.batch
+        no_slots = self.slots_free is not None and self.slots_free <= 0
+        if batch is not None and (no_slots or (self.kv_now is not None and self.kv_now <= 0)):
+            due = max(due, self.last_response_at + batch.soonest() * self.step_s)
+        return due
 
     def admits(self, prompt: int, extend: int, output: int, sequences: int) -> bool:
         """Whether a whole request fits.
@@ -123,7 +133,7 @@ class Room:
         return batch.fits(Member(prompt, 0, output, sequences), fresh)
 
 
-OPEN_ROOM = Room(idle=True, prefill_idle=True, prefill_free=0, slots_free=None, kv_free=None, expected_at=0.0)
+OPEN_ROOM = Room(idle=True, prefill_idle=True, prefill_free=0, slots_free=None, kv_free=None)
 """Admits any request."""
 
 

@@ -60,7 +60,7 @@ class Fleet:
         self._workers: dict[WorkerId, Worker] = {}
         self._departed: dict[WorkerId, Worker] = {}
         self._by_served_name: dict[str, list[Worker]] = {}
-        self._check_at = -math.inf
+        self.check_at = -math.inf
         """When to look for stalled workers again."""
         self.membership = 0
         """Counts changes of which workers may serve which requests."""
@@ -209,7 +209,7 @@ class Fleet:
         """The worker reports how much of the prompt it found in its cache."""
         request, pinned = attempt.request, attempt.pinned[0]
         self._prefixes.record_cached(attempt.decoder.facts.id, request, attempt.matches, cached_tokens)
-        if pinned is not None:
+        if pinned is not None and pinned.answer is not None:
             self._prefixes.record_continuation(pinned, cached_tokens)
 
     def record_answer(self, attempt: Attempt, usage: Usage | None) -> None:
@@ -253,20 +253,20 @@ class Fleet:
             self._update_stalled(worker, now)
 
     def check_stalled(self, now: float) -> None:
-        """Find the workers that are stalled by now; rarely more than a comparison."""
-        if now < self._check_at:
+        """Find the workers that are stalled by now; nothing before `check_at`."""
+        if now < self.check_at:
             return
         # A worker that falls silent from now on cannot be stalled before `STALLED_S` have passed.
-        self._check_at = now + STALLED_S
+        self.check_at = now + STALLED_S
         for worker in self._workers.values():
             if worker.responses_due or worker.stalled:  # all others are not, and most often those are most
                 self._update_stalled(worker, now)
                 if not worker.stalled:
-                    self._check_at = min(self._check_at, worker.stalls_at())
+                    self.check_at = min(self.check_at, worker.stalls_at())
 
     def next_check(self) -> float | None:
         """When to call `check_stalled` again; None: no worker owes a response."""
-        return self._check_at if any(worker.responses_due for worker in self._workers.values()) else None
+        return self.check_at if any(worker.responses_due for worker in self._workers.values()) else None
 
     def _update_stalled(self, worker: Worker, now: float) -> None:
         if worker.update_stalled(now):
@@ -278,9 +278,13 @@ class Fleet:
         """Every worker on which something may be running, departed ones last."""
         return [*self._workers.values(), *self._departed.values()]
 
-    def views(self) -> list[WorkerView]:
-        """All workers that may be given requests."""
-        return [worker.current_view or worker.view() for worker in self._workers.values() if worker.facts.usable]
+    def open_views(self) -> list[WorkerView]:
+        """The workers that may be given requests and have room for something."""
+        return [
+            view
+            for worker in self._workers.values()
+            if worker.facts.usable and (view := worker.current_view or worker.view()).room.open
+        ]
 
     def can_serve(self, request: RequestView) -> bool:
         """Whether any worker could serve the request, with room or without."""

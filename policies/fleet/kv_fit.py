@@ -86,6 +86,10 @@ class Batch:
     def __len__(self) -> int:
         return int(self._rows.shape[1])
 
+    def soonest(self) -> int:
+        """Steps until the first of them is expected to end; 0 if there is none."""
+        return int(self._rows[2].min()) if len(self) else 0
+
     def fits(self, newcomer: Member, fresh: int | None = None) -> bool:
         """As the function `fits`, of this batch."""
         profile = self._as_profile()
@@ -223,10 +227,6 @@ class Occupants:
             self._rows[:, column] = self._rows[:, len(self._names)]
             self._columns[last] = column
             self._names[column] = last
-
-    def soonest(self) -> int:
-        """Steps until the first of them is expected to end; 0 if nobody is there."""
-        return int(self._rows[2, : len(self._names)].min()) if self._names else 0
 
     def batch(self, capacity: int, pinned: int) -> Batch:
         """As they are now."""

@@ -392,7 +392,7 @@ class Worker:
             requests=self.requests + self.named_requests,
             sequences=sequences,
             prefill_owed=owed,
-            room=replace(OPEN_ROOM, expected_at=max(view.room.expected_at, now) + ahead_s),
+            room=replace(OPEN_ROOM, prefill_due=max(view.room.expected_at, now) + ahead_s),
             load_s=view.load_s + ahead_s + steps_s,
             prefill_due=max(self.prefill_due, now) + ahead_s,
         )
@@ -451,7 +451,8 @@ class Worker:
         self._stages = Stage.PREFILL in facts.stages, Stage.DECODE in facts.stages
 
     def _room(self) -> Room:
-        facts, kv_tokens, idle = self.facts, self._kv_tokens, self.idle
+        facts, kv_tokens = self.facts, self._kv_tokens
+        idle = self.requests == 0 and self.prefills == 0
         slots = facts.slots if facts.slots is not None else self._slots.bound
         slots_free = None if slots is None else slots - self.sequences
         kv_free = kv_now = batch = None
@@ -464,9 +465,6 @@ class Worker:
             prompts = self.pinned + self._unkeyed
             kv_free = kv_tokens - prompts - self.reserved
             kv_now = kv_tokens - prompts - self._answers
-        due = self.prefill_due
-        if (slots_free is not None and slots_free <= 0) or (kv_now is not None and kv_now <= 0):
-            due = max(due, self._first_end(step_s))
         free = self.prefill_window() - self.prefill_owed
         prefills, decodes = self._stages
         return Room(
@@ -475,7 +473,6 @@ class Worker:
             free,
             slots_free,
             kv_free,
-            due,
             kv_now,
             batch,
             prefills,
@@ -484,10 +481,6 @@ class Worker:
             self._last_response_at,
             step_s,
         )
-
-    def _first_end(self, step_s: float) -> float:
-        """When the first of the answers in flight is expected to end, as of the last response."""
-        return self._last_response_at + self._occupants.soonest() * step_s
 
     def _enter(self, attempt: Attempt, member: Member) -> None:
         self.requests += 1

@@ -42,7 +42,7 @@ class CacheAware(PlacementPolicy):
         if longest > self._settings.match_ratio * question.request.input_tokens:
             return by_cost(question, lambda worker, matched: (-matched, worker.load_s))
         ranking = by_cost(question, lambda worker, _: (worker.load_s, worker.kv_reserved))
-        return [ranked._replace(reason=Reason.MISS) for ranked in ranking]
+        return [(worker, load_s, Reason.MISS) for worker, load_s, _ in ranking]
 
     def _imbalanced(self, workers: Sequence[WorkerView]) -> bool:
         requests = [worker.requests for worker in workers]

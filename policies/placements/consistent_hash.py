@@ -48,7 +48,7 @@ class ConsistentHash(PlacementPolicy):
         order.sort(key=lambda worker: worker.requests >= bound)  # stable: the full ones last, each in its place
         home = max(order, key=lambda worker: weight(head, worker.id))
         return [
-            Ranked(
+            (
                 worker,
                 float(place),
                 Reason.SPILL if worker is not home else Reason.HIT if matches.get(worker.id) else Reason.MISS,

@@ -83,7 +83,7 @@ class D2lpm(PlacementPolicy):
             eligible = self._deficits.eligible(request, [worker.id for worker in workers])
         if self._inside is not None:
             ranking = self._inside.rank(question)
-            return sorted(ranking, key=lambda ranked: ranked.worker.id not in eligible)
+            return sorted(ranking, key=lambda ranked: ranked[0].id not in eligible)
         longest = longest_match(matches, workers)
 
         def cost(worker: WorkerView, matched: int) -> tuple[float, ...]:

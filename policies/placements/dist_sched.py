@@ -45,7 +45,10 @@ class DistSched(PlacementPolicy):
         if self._load_balanced(question.workers):
             return by_cost(question, lambda worker, matched: (-matched, worker.load_s, worker.requests))
         ranking = by_cost(question, lambda worker, _: (worker.load_s, worker.requests))
-        return [r._replace(reason=Reason.LOAD) if r.reason is not Reason.SPILL else r for r in ranking]
+        return [
+            (worker, load_s, Reason.SPILL if reason is Reason.SPILL else Reason.LOAD)
+            for worker, load_s, reason in ranking
+        ]
 
     def _load_balanced(self, workers: Sequence[WorkerView]) -> bool:
         loads = [worker.load_s for worker in workers]

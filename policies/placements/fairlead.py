@@ -38,6 +38,9 @@ class Settings:
     """A worker is cold that holds less than this share of what the fullest one holds."""
 
 
+_COST = itemgetter(1)
+
+
 class Fairlead(PlacementPolicy):
     """Marginal cost in seconds over all workers; the policy keeps no state."""
 
@@ -50,36 +53,51 @@ class Fairlead(PlacementPolicy):
         self._seed = knowledge.rng.getrandbits(64)
 
     def rank(self, question: Question) -> list[Ranked]:
-        request, matches, workers, now = question
+        request, matches, workers, _ = question
         longest = max(matches.values(), default=0)
-        equal: dict[tuple[object, ...], float] = {}  # workers that look alike cost alike: an idle fleet is cheap
-        ranking: list[Ranked] = []
-        for worker in workers:
-            matched = matches.get(worker.id, 0)
-            looks = id(worker.profile), worker.sequences, worker.decode_tokens, matched
-            cost = equal.get(looks)
-            if cost is None:
-                cost = equal[looks] = self._cost(request, worker, matched)
-            if worker.prefill_due > now:
-                cost += worker.prefill_due - now
-            reason = Reason.MISS if not longest else Reason.HIT if matched == longest else Reason.SPILL
-            ranking.append(Ranked(worker, cost, reason))
-        ranking.sort(key=itemgetter(1))
+        ranking = self._ranking(question, longest)
+        ranking.sort(key=_COST)
         if longest and self._is_for_warming(request) and (cold := self._cold(workers)) is not None:
-            ranking.sort(key=lambda ranked: ranked.worker is not cold)
-            ranking[0] = ranking[0]._replace(reason=Reason.WARM_UP)
+            place = next(place for place, (worker, *_) in enumerate(ranking) if worker is cold)
+            _, cost, _ = ranking.pop(place)
+            ranking.insert(0, (cold, cost, Reason.WARM_UP))
         return ranking
 
-    def _cost(self, request: RequestView, worker: WorkerView, matched: int) -> float:
-        """Seconds that the request would add to the sum of all completion times, from when it starts."""
-        profile, batch, context = worker.profile, worker.sequences, worker.decode_tokens
-        prompt, answer = request.input_tokens, request.expected_output_tokens
-        prefill = profile.prefill_s(prompt - matched if prompt > matched else 1, matched)
-        after = profile.step_s(batch + request.sequences, context + prompt * request.sequences)
-        pace = answer * after
-        if batch:
-            pace += batch * answer * (after - profile.step_s(batch, context))
-        return prefill * (1 + batch) + self._settings.decode * pace
+    def _ranking(self, question: Question, longest: int) -> list[Ranked]:
+        """All workers with what the request adds there, in seconds, as they come; `longest`: the longest match.
+
+        This loop is most of what a decision costs: `Profile.prefill_s` and `Profile.step_s` are written out, and
+        what is zero for most workers (a match, a batch) is left out of their sums.
+        """
+        request, matches, workers, now = question
+        prompt, answer, sequences = request.input_tokens, request.expected_output_tokens, request.sequences
+        decode, prompts = self._settings.decode, prompt * sequences
+        extend = max(1, prompt)
+        pairs, elsewhere = extend * (extend / 2), Reason.SPILL if longest else Reason.MISS
+        ranking: list[Ranked] = []
+        for worker in workers:
+            profile, batch, reason = worker.profile, worker.sequences, elsewhere
+            if worker.id in matches:
+                matched = matches[worker.id]
+                fresh = prompt - matched if prompt > matched else 1
+                of_pairs = profile.per_pair_s * (fresh * (matched + fresh / 2))
+                cost = profile.base_s + profile.per_token_s * fresh + of_pairs
+                if matched == longest > 0:
+                    reason = Reason.HIT
+            else:
+                cost = profile.base_s + profile.per_token_s * extend + profile.per_pair_s * pairs
+            step, of_sequence, of_token = profile.step_base_s, profile.per_sequence_s, profile.per_context_token_s
+            if batch:
+                before = step + of_sequence * batch + of_token * worker.decode_tokens
+                after = step + of_sequence * (batch + sequences) + of_token * (worker.decode_tokens + prompts)
+                pace = answer * after + batch * answer * (after - before)
+                cost = cost * (1 + batch) + decode * pace
+            else:
+                cost += decode * (answer * (step + of_sequence * sequences + of_token * prompts))
+            if worker.prefill_due > now:
+                cost += worker.prefill_due - now
+            ranking.append((worker, cost, reason))
+        return ranking
 
     def _is_for_warming(self, request: RequestView) -> bool:
         return draw(request, self._seed) < self._settings.warm_up * 2**64

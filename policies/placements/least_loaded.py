@@ -26,4 +26,4 @@ class LeastLoaded(PlacementPolicy):
 
     def rank(self, question: Question) -> list[Ranked]:
         workers = sorted(question.workers, key=lambda worker: (worker.load_s, worker.kv_reserved))
-        return [Ranked(worker, worker.load_s, Reason.LOAD) for worker in workers]
+        return [(worker, worker.load_s, Reason.LOAD) for worker in workers]

@@ -39,4 +39,4 @@ class PowerOfTwo(PlacementPolicy):
         order = sorted(
             range(len(workers)), key=lambda at: (at not in drawn, workers[at].load_s, workers[at].kv_reserved)
         )
-        return [Ranked(workers[at], workers[at].load_s, Reason.LOAD) for at in order]
+        return [(workers[at], workers[at].load_s, Reason.LOAD) for at in order]

@@ -75,7 +75,7 @@ class Preble(PlacementPolicy):
         others = [(costs.load_cost(worker), place, worker) for place, worker in enumerate(workers)]
         others.sort(key=lambda entry: (entry[2] is not chosen, *entry[:2]))
         return [
-            Ranked(worker, cost, reason if worker is chosen else reason_for(matches.get(worker.id, 0), cached))
+            (worker, cost, reason if worker is chosen else reason_for(matches.get(worker.id, 0), cached))
             for cost, _, worker in others
         ]
 

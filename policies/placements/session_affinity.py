@@ -44,7 +44,7 @@ class SessionAffinity(PlacementPolicy):
         known = workers[0].id == home
         reasons = (Reason.HIT if question.matches.get(home or "") else Reason.MISS, Reason.SPILL)
         return [
-            Ranked(worker, float(place), reasons[place > 0] if known else Reason.LOAD)
+            (worker, float(place), reasons[place > 0] if known else Reason.LOAD)
             for place, worker in enumerate(workers)
         ]
 

@@ -50,8 +50,7 @@ class TtftFeasible(PlacementPolicy):
             predicted.remove(affine)
             predicted.insert(0, affine)
         return [
-            Ranked(worker, ttft_s, reason_for(matches.get(worker.id, 0), longest))
-            for ttft_s, _, worker in predicted
+            (worker, ttft_s, reason_for(matches.get(worker.id, 0), longest)) for ttft_s, _, worker in predicted
         ]
 
 

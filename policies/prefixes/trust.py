@@ -13,7 +13,7 @@ are not those of the worker's own tokenizer).
 
 import math
 from collections import deque
-from enum import Enum
+from enum import StrEnum
 
 from policies.model import RequestView, WorkerId
 from policies.prefixes.kv_blocks import KvBlocks, Tally
@@ -27,7 +27,7 @@ _OVERFULL = 2
 """Reports of this many times the cache's capacity cannot be true (mixed attention may hold more than it says)."""
 
 
-class Trust(Enum):
+class Trust(StrEnum):
     """Where the knowledge of a worker's cache comes from."""
 
     EXACT = "exact"

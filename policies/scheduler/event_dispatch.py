@@ -1,7 +1,8 @@
 """Sends events to the policies that use them.
 
 Each request brings several events, and most policies use few kinds, or none. So the listeners of each kind are
-settled once, and an event without listeners is not even built.
+settled once, and an event without listeners is not even built. Whether a kind is `heard` can be asked before
+`publish` is called, where most pools have no listener.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ class EventDispatch:
         self._listeners: dict[Callable[..., Event], list[Listener]] = {
             kind: [listener for listener in every if kind in listener.hears] for kind in EVENTS
         }
+        self.heard = frozenset(kind for kind, listeners in self._listeners.items() if listeners)
+        """Kinds that have listeners."""
         self._faults = faults
 
     def publish(self, kind: Callable[_Fields, Event], *fields: _Fields.args, **named: _Fields.kwargs) -> None:

@@ -89,7 +89,7 @@ class _Hold:
     prefill_s: float
     """Its own prefill at that worker: a later candidate waits for that as well."""
     matches: Matches
-    accepts: frozenset[WorkerId]
+    accepts: set[WorkerId]
     """Workers whose room ends the wait: the one it waits for, and those that hold as much of the prompt."""
 
 
@@ -144,7 +144,7 @@ class Matcher:
         `waiting`: all requests in the queue by id. The order arranges them; what it forgets or invents is a fault.
         """
         self.wake_at = None
-        workers = [view for view in self._fleet.views() if view.room.open]
+        workers = self._fleet.open_views()
         if not workers:
             return None
         walk = _Walk(now)
@@ -154,17 +154,16 @@ class Matcher:
                 return match
             if walk.looks >= _LOOKS:
                 break
-        for _, hold in walk.holds:
-            self.wake_at = hold.until if self.wake_at is None else min(self.wake_at, hold.until)
+        self.wake_at = min((hold.until for _, hold in walk.holds), default=None)
         return None
 
     def name(self, question: Question) -> Placement:
         """`binding: early`: the best-ranked worker or pair, where the workers' load counts what waits for them."""
         option = self._disaggregation.options(question)[0]
-        best = self._rank(question._replace(workers=option.workers))[0].worker.id
+        best, _, _ = self._rank(question._replace(workers=option.workers))[0]
         if not option.decoders:
-            return Placement(best)
-        return Placement(option.decoders[0].id, best)
+            return Placement(best.id)
+        return Placement(option.decoders[0].id, best.id)
 
     def forget(self, request: RequestView) -> None:
         """The request has left the queue."""
@@ -180,23 +179,21 @@ class Matcher:
     def _candidates(
         self, waiting: Mapping[str, RequestView], workers: Sequence[WorkerView], now: float
     ) -> Iterator[Candidate]:
-        """What the order offers; by arrival where it fails."""
+        """What the order offers; by arrival where it raises, has lost requests, or has some that do not wait."""
         try:
-            yield from self._offered(waiting, workers, now)
+            for candidate in self._order.candidates(workers, now):
+                if waiting.get(candidate.request.id) is not candidate.request:
+                    raise BadOrderError(  # noqa: TRY301 - handled as what the order raises itself
+                        f"the order offers {candidate.request.id}, which does not wait"
+                    )
+                yield candidate
+            if len(self._order) != len(waiting):
+                raise BadOrderError(  # noqa: TRY301
+                    f"{len(waiting)} requests wait, and the order holds {len(self._order)}"
+                )
         except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
             self.faults.add(fault)
             yield from map(Candidate, sorted(waiting.values(), key=lambda request: request.arrived))
-
-    def _offered(
-        self, waiting: Mapping[str, RequestView], workers: Sequence[WorkerView], now: float
-    ) -> Iterator[Candidate]:
-        """What the order offers. Raises BadOrderError if it has lost requests, or has some that do not wait."""
-        for candidate in self._order.candidates(workers, now):
-            if waiting.get(candidate.request.id) is not candidate.request:
-                raise BadOrderError(f"the order offers {candidate.request.id}, which does not wait")
-            yield candidate
-        if len(self._order) != len(waiting):
-            raise BadOrderError(f"{len(waiting)} requests wait, and the order holds {len(self._order)}")
 
     def _consider(self, candidate: Candidate, walk: _Walk) -> Match | None:
         request = candidate.request
@@ -212,9 +209,8 @@ class Matcher:
             blocked = blocked.union(walk.closed)
         if walk.claimed and not candidate.in_turn:
             blocked = blocked.union(walk.claimed)
-        reserved = self.reservations.of(request)
-        if reserved in blocked:  # a reservation goes before claims, or the two requests would wait for each other
-            blocked = blocked.difference((reserved,))
+        if blocked:  # a reservation goes before claims, or the two requests would wait for each other
+            blocked = blocked.difference((self.reservations.of(request),))
         match, held = None, len(walk.holds)
         if self._may_fit(request, able, blocked):
             match = self._match(request, able, blocked, walk)
@@ -252,9 +248,9 @@ class Matcher:
         An engine refuses a prompt beyond its context without computing it; if the estimate is wrong, it runs.
         """
         matches = self._prefixes.match(request)
-        for ranked in self._rank(Question(request, matches, able, walk.now)):
-            if ranked.worker.id not in blocked:
-                place = Place(Placement(ranked.worker.id), ranked.reason, matches.get(ranked.worker.id, 0))
+        for view, _, reason in self._rank(Question(request, matches, able, walk.now)):
+            if view.id not in blocked:
+                place = Place(Placement(view.id), reason, matches.get(view.id, 0))
                 return Match(request, place, matches, borrowed=False)
         return None
 
@@ -279,11 +275,10 @@ class Matcher:
         return None
 
     def _start(self, request: RequestView, place: Place, matches: Matches, walk: _Walk) -> Match:
-        borrowed = any(
-            _has_room(view, other, hold.matches.get(view.id, 0))
-            for view in (self._fleet[place.placement.decode].view(),)
-            for other, hold in walk.holds
-        )
+        borrowed = False
+        if walk.holds:
+            view = self._fleet[place.placement.decode].view()
+            borrowed = any(_has_room(view, other, hold.matches.get(view.id, 0)) for other, hold in walk.holds)
         return Match(request, place, matches, borrowed)
 
     # -- one candidate
@@ -307,18 +302,18 @@ class Matcher:
                 return None
         fits = WorkerView.admits_prefill if option.decoders else WorkerView.admits
         best, least = None, 0.0
-        for ranked in self._rank(question._replace(workers=option.workers)):
-            view = ranked.worker
+        asked = question if option.workers is question.workers else question._replace(workers=option.workers)
+        for view, cost, reason in self._rank(asked):
             if view.id in blocked:
                 continue
             if best is None:
-                best, least = view, ranked.cost
+                best, least = view, cost
             if view.room.open and fits(view, request, matches.get(view.id, 0)):
-                if ranked.cost > least and (hold := self._hold(question, best, view, walk)) is not None:
+                if cost > least and (hold := self._hold(question, best, view, walk)) is not None:
                     return hold
                 placement = Placement(view.id) if decoder is None else Placement(decoder.id, view.id)
-                reason = Reason.ONLY_CHOICE if len(question.workers) == 1 else ranked.reason
-                return Place(placement, reason, matches.get(view.id, 0), ranked.cost)
+                why = Reason.ONLY_CHOICE if len(question.workers) == 1 else reason
+                return Place(placement, why, matches.get(view.id, 0), cost)
         return None
 
     def _start_named(
@@ -361,11 +356,9 @@ class Matcher:
                 return None
         elif wait_s >= self._settings.hold_s:
             return None
-        accepts = frozenset(
-            view.id
-            for view in question.workers
-            if view is best or (matched and matches.get(view.id, 0) >= matched)
-        )
+        accepts = {best.id}
+        if matched:
+            accepts.update(view.id for view in question.workers if matches.get(view.id, 0) >= matched)
         return _Hold(best.id, since, now + min(room_s, left_s), prefill_s, matches, accepts)
 
     def _stands(
@@ -441,7 +434,7 @@ def _check(ranking: Sequence[Ranked], workers: Sequence[WorkerView]) -> None:
     """Raise BadRankingError unless each worker stands in the ranking once, with a number for its cost."""
     if len(ranking) != len(workers):
         raise BadRankingError(f"{len(workers)} workers were to be ranked, not {len(ranking)}")
-    asked = {id(worker) for worker in workers}
+    asked = set(map(id, workers))
     for worker, cost, _ in ranking:
         if cost != cost:  # noqa: PLR0124 - only NaN differs from itself, and `math.isnan` is a call
             raise BadRankingError(f"the cost of {worker.id} is not a number")

@@ -18,6 +18,7 @@ Late binding: a request stays in the queue until a worker has room for it (`poli
 order and fairness are ours for as long as possible.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -105,7 +106,7 @@ class Scheduler:
         self._matcher = Matcher(
             order, placement, self._fleet, self.prefixes, self._disaggregation, settings=self.settings
         )
-        self._publish = EventDispatch((order, placement, self._disaggregation), self._matcher.faults).publish
+        self._events = EventDispatch((order, placement, self._disaggregation), self._matcher.faults)
 
     def set_limits(self, *, max_queued: int, max_wait_s: float, attempts: int) -> None:
         """Other bounds from now on; requests that wait keep their place and their deadline."""
@@ -156,7 +157,7 @@ class Scheduler:
         if running is not None and tokens > 0:
             self._first_token(running, now)
             self._fleet.record_output(running, tokens, now)
-            self._publish(Output, running.request, running.placement, tokens, now)
+            self._events.publish(Output, running.request, running.placement, tokens, now)
 
     def settled(self, ticket: Ticket, usage: Usage, now: float, outcome: Outcome = Outcome.COMPLETED) -> None:
         """The worker has answered: the accounts are corrected to what it reports."""
@@ -179,7 +180,7 @@ class Scheduler:
         entry.running = None
         self._fleet.release(running, now, finished=False)
         self._fleet.record_failure(running, worker, reason)
-        self._publish(Left, request, running.placement, None, None, now)
+        self._events.publish(Left, request, running.placement, None, None, now)
         apart = reason is AttemptFailure.HANDOVER  # either of the two does well by itself
         if apart:
             entry.request = replace(request, whole=True)
@@ -211,7 +212,7 @@ class Scheduler:
         self.prefixes.update_facts(facts)
         self._fleet.check_stalled(now)  # facts come regularly, also while nothing waits
         if not known:
-            self._publish(WorkerArrived, facts, now)
+            self._events.publish(WorkerArrived, facts, now)
         elif serves_less:
             self._reject_the_unserved(now)
 
@@ -223,23 +224,29 @@ class Scheduler:
             return
         self.prefixes.remove_worker(worker)
         self._matcher.remove_worker(worker)
-        self._publish(WorkerGone, worker, now)
+        self._events.publish(WorkerGone, worker, now)
         self._reject_the_unserved(now)
 
     # -- decisions
 
     def decisions(self, now: float) -> list[Decision]:
         """What the driver has to do now. Each decision is handed out once."""
-        self._predict(now)
-        self._expire(now)
-        self._fleet.check_stalled(now)
-        self._name_anew(now)
+        if self._predictions.earliest <= now:
+            self._predict(now)
+        if self._waits.earliest <= now:
+            self._expire(now)
+        if self._fleet.check_at <= now:
+            self._fleet.check_stalled(now)
+        if self._named is not None and self._membership != self._fleet.membership:
+            self._name_anew(self._named, now)
         decisions: list[Decision] = []
         if self._rejects:
             decisions, self._rejects = self._rejects, []
         self._matcher.wake_at = None
         while self._waiting and (match := self._matcher.next(self._waiting, now)):
             decisions.append(self._place(match, now))
+        if not self._waiting:
+            self._waits.clear()
         return decisions
 
     @property
@@ -249,9 +256,8 @@ class Scheduler:
 
     def next_deadline(self) -> float | None:
         """When `decisions` should be asked again, if nothing happens before."""
-        predicted = self._predictions.next()
+        predicted = self._predictions.next() if self._predictions.earliest < math.inf else None
         if not self._waiting:  # everything else is about waiting requests
-            self._waits.clear()
             return predicted
         times = (predicted, self._waits.next(), self._matcher.wake_at, self._fleet.next_check())
         return min((at for at in times if at is not None), default=None)
@@ -303,11 +309,10 @@ class Scheduler:
         running = entry.running = self._fleet.start(request, placement, match.matches, now)
         if not running.prefill_seen:
             self._predictions.set(running.prefiller.prefill_due, entry.ticket)
-        if request.bound != placement:
-            self._publish(Bound, request, placement, now)
-        extend = running.extend_tokens
-        matched = match.matches.get(placement.ranked, 0)
-        self._publish(Placed, request, placement, matched, extend, now, borrowed=match.borrowed)
+        if Bound in self._events.heard and request.bound != placement:
+            self._events.publish(Bound, request, placement, now)
+        matched, extend = place.matched_tokens, running.extend_tokens
+        self._events.publish(Placed, request, placement, matched, extend, now, borrowed=match.borrowed)
         return Dispatch(entry.ticket, request, place, now - request.arrived)
 
     # -- the passing of time
@@ -339,16 +344,18 @@ class Scheduler:
         """Nothing the second time."""
         if running.first_token_at is None:
             self._fleet.first_token(running, now)
-            self._publish(FirstToken, running.request, running.placement, now)
+            if FirstToken in self._events.heard:
+                self._events.publish(FirstToken, running.request, running.placement, now)
 
     def _enqueue(self, entry: _Entry, now: float, *, again: bool) -> None:
         self._push(entry, now, again=again)
         request = entry.request
         latest = now + self.settings.max_wait_s  # time spent on a worker that failed is not waiting
         self._waits.set(latest if request.deadline is None else min(latest, request.deadline), entry.ticket)
-        self._publish(Queued, request, now, again=again)
+        if Queued in self._events.heard:
+            self._events.publish(Queued, request, now, again=again)
         if request.bound is not None:
-            self._publish(Bound, request, request.bound, now)
+            self._events.publish(Bound, request, request.bound, now)
 
     def _push(self, entry: _Entry, now: float, *, again: bool) -> None:
         """Put the request into the queue, under early binding with a worker that is named now."""
@@ -382,24 +389,27 @@ class Scheduler:
         self._named.add(request, placement, matches.get(placement.ranked, 0), now)
         return request
 
-    def _name_anew(self, now: float) -> None:
-        """When workers have changed: requests whose named worker may not serve them any longer get another one."""
-        if self._named is None or self._membership == self._fleet.membership:
-            return
+    def _name_anew(self, named: NamedWorkers, now: float) -> None:
+        """Workers have changed: requests whose named worker may not serve them any longer get another one."""
         self._membership = self._fleet.membership
-        for request in [one for one in self._waiting.values() if not self._named.stands(one)]:
+        for request in [one for one in self._waiting.values() if not named.stands(one)]:
             entry = self._entries[request.id]
             self._dequeue(request)
             self._push(entry, now, again=True)
             if entry.request.bound is not None:
-                self._publish(Bound, entry.request, entry.request.bound, now)
+                self._events.publish(Bound, entry.request, entry.request.bound, now)
 
     def _estimate(self, request: RequestView) -> int:
+        """Expected output tokens per sequence, as the order has it."""
         try:
-            return _tokens(self._order.estimate(request))
+            tokens = self._order.estimate(request)
         except Exception as fault:  # noqa: BLE001 - whatever it is, requests go on
             self.faults.add(fault)
             return request.expected_output_tokens
+        if not isinstance(tokens, int) or tokens < 0:
+            self.faults.add(TypeError(f"{tokens!r} is no number of tokens"))
+            return request.expected_output_tokens
+        return tokens
 
     def _end(self, ticket: Ticket, outcome: Outcome, usage: Usage | None, now: float) -> None:
         """The one way out for a request that was not rejected."""
@@ -412,7 +422,7 @@ class Scheduler:
         del self._entries[ticket.request]
         if running is None:
             self._dequeue(entry.request)
-            self._publish(Left, entry.request, None, outcome, usage, now)
+            self._events.publish(Left, entry.request, None, outcome, usage, now)
             return
         if outcome is Outcome.COMPLETED or outcome is Outcome.REFUSED:
             self._fleet.record_response(running.decoder, now)
@@ -423,17 +433,17 @@ class Scheduler:
                 self._fleet.learn(running, usage.output_tokens, now)
             correction = usage.output_tokens - running.output_tokens
             if correction:
-                self._publish(Output, running.request, running.placement, correction, now)
+                self._events.publish(Output, running.request, running.placement, correction, now)
         self._fleet.record_answer(running, usage)
         self._fleet.release(running, now, finished=outcome is Outcome.COMPLETED)
-        self._publish(Left, entry.request, running.placement, outcome, usage, now)
+        self._events.publish(Left, entry.request, running.placement, outcome, usage, now)
 
     def _reject(self, entry: _Entry, reason: RejectReason, now: float) -> None:
         """Turn away a request that is not (or no longer) in the queue."""
         del self._entries[entry.request.id]
         waited = now - entry.request.arrived
         self._rejects.append(Reject(entry.ticket, entry.request, reason, waited, entry.last_failure))
-        self._publish(Left, entry.request, None, Outcome.REJECTED, None, now)
+        self._events.publish(Left, entry.request, None, Outcome.REJECTED, None, now)
 
     def _reject_one(self, now: float) -> None:
         """The queue is full: turn away the newest request of the party that holds most of it, by weight."""
@@ -456,8 +466,8 @@ class Scheduler:
         return entry if entry is not None and entry.ticket == ticket else None
 
     def _running(self, ticket: Ticket) -> Attempt | None:
-        entry = self._entry(ticket)
-        return None if entry is None else entry.running
+        entry = self._entries.get(ticket.request)
+        return entry.running if entry is not None and entry.ticket == ticket else None
 
     def _is_waiting(self, ticket: Ticket) -> bool:
         entry = self._entry(ticket)
@@ -466,10 +476,3 @@ class Scheduler:
     def _is_predictable(self, ticket: Ticket) -> bool:
         running = self._running(ticket)
         return running is not None and running.predictable
-
-
-def _tokens(number: int) -> int:
-    """A number of tokens as it is; raises TypeError for anything else, which an order with a fault may return."""
-    if not isinstance(number, int) or number < 0:
-        raise TypeError(f"{number!r} is no number of tokens")
-    return number

@@ -22,6 +22,8 @@ class Timers:
     """
 
     def __init__(self, alive: Callable[[Ticket], bool], requests: Sized) -> None:
+        self.earliest = math.inf
+        """Before this time nothing is due."""
         self._alive = alive
         self._requests = requests
         self._heap: list[tuple[float, Ticket]] = []
@@ -38,15 +40,17 @@ class Timers:
             self._heap = [timer for timer in self._heap if self._alive(timer[1])]
             heapq.heapify(self._heap)
         heapq.heappush(self._heap, (at, ticket))
+        self.earliest = self._heap[0][0]
 
     def clear(self) -> None:
         """Drop everything: no ticket's time means anything any more."""
         self._heap.clear()
+        self.earliest = math.inf
 
     def due(self, now: float) -> tuple[float, Ticket] | None:
         """Remove and return the earliest entry that is due; None if nothing (more) is."""
-        while self._heap and self._heap[0][0] <= now:
-            timer = heapq.heappop(self._heap)
+        while self.earliest <= now:
+            timer = self._pop()
             if self._alive(timer[1]):
                 return timer
         return None
@@ -54,5 +58,10 @@ class Timers:
     def next(self) -> float | None:
         """The earliest time at which something is due, None if there is none."""
         while self._heap and not self._alive(self._heap[0][1]):
-            heapq.heappop(self._heap)
+            self._pop()
         return self._heap[0][0] if self._heap else None
+
+    def _pop(self) -> tuple[float, Ticket]:
+        timer = heapq.heappop(self._heap)
+        self.earliest = self._heap[0][0] if self._heap else math.inf
+        return timer

@@ -1,14 +1,16 @@
 """Requests and workers as a placement sees them, made by hand."""
 
+from typing import NamedTuple
+
 from policies.fleet.capacity import Room
 from policies.fleet.speed import Profile
-from policies.model import PrefixKey, Question, RequestView, WorkerFacts, WorkerView
+from policies.model import PrefixKey, Question, Reason, RequestView, WorkerFacts, WorkerView
 
-OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None, expected_at=0.0)
+OPEN = Room(idle=False, prefill_idle=True, prefill_free=4000, slots_free=None, kv_free=None)
 
 
-def full(expected_at=9.0):
-    return Room(idle=False, prefill_idle=False, prefill_free=0, slots_free=0, kv_free=0, expected_at=expected_at)
+def full(until=9.0):
+    return Room(idle=False, prefill_idle=False, prefill_free=0, slots_free=0, kv_free=0, prefill_due=until)
 
 
 def request(name="r", client="anna", *, tokens=1000, prompt=None, output=100, arrived=0.0, **fields):
@@ -42,9 +44,17 @@ def worker(name, *, requests=0, owed=0, kv=0, kv_tokens=None, room=OPEN, profile
     )
 
 
+class Entry(NamedTuple):
+    """A worker in a ranking, with names for its parts."""
+
+    worker: WorkerView
+    cost: float
+    reason: Reason
+
+
 def ranking(policy, workers, matches=None, asked=None, now=0.0):
     """All workers with cost and reason, best first."""
-    return policy.rank(Question(asked or request(), matches or {}, workers, now))
+    return [Entry(*ranked) for ranked in policy.rank(Question(asked or request(), matches or {}, workers, now))]
 
 
 def first(policy, workers, matches=None, asked=None, now=0.0):

@@ -14,12 +14,12 @@ def by_cost(question: Question, cost: Cost) -> list[Ranked]:
     longest = max(matches.values(), default=0)
     costs = [(cost(worker, matched := matches.get(worker.id, 0)), worker, matched) for worker in question.workers]
     costs.sort(key=_first)
-    return [Ranked(worker, keys[0], reason_for(matched, longest)) for keys, worker, matched in costs]
+    return [(worker, keys[0], reason_for(matched, longest)) for keys, worker, matched in costs]
 
 
 def in_order(workers: Sequence[WorkerView], reason: Reason) -> list[Ranked]:
     """Workers that a rule has put in order without a cost: each costs its place."""
-    return [Ranked(worker, float(place), reason) for place, worker in enumerate(workers)]
+    return [(worker, float(place), reason) for place, worker in enumerate(workers)]
 
 
 def reason_for(matched: int, longest: int) -> Reason:

@@ -14,7 +14,6 @@ FIELDS = {
     "prefill_free": st.integers(-50, 200),
     "slots_free": BOUND,
     "kv_free": BOUND,
-    "expected_at": st.just(0.0),
 }
 MEMBERS = st.lists(st.builds(Member, *(st.integers(0, 40) for _ in range(3)), st.integers(1, 3)), max_size=5)
 
@@ -33,7 +32,7 @@ def rooms(draw):
 
 def room(**fields):
     values = {"idle": False, "prefill_idle": False, "prefill_free": 100, "slots_free": 4, "kv_free": 1000}
-    return Room(**{**values, **fields}, expected_at=0.0)
+    return Room(**{**values, **fields})
 
 
 def crowded(*members, capacity, pinned=None):

@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import itemgetter
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from views import full, worker
 
 from policies.events import Left, Output, Placed, Queued
 from policies.knowledge import Knowledge
-from policies.model import AttemptFailure, Outcome, Placement, Ranked, Reason, Usage, WorkerFacts
+from policies.model import AttemptFailure, Outcome, Placement, Reason, Usage, WorkerFacts
 from policies.orders.dlpm import Dlpm, Settings
 from policies.orders.kit import accounts, fair_queue
 from policies.protocol import PlacementPolicy
@@ -152,8 +153,8 @@ class _Home(PlacementPolicy):
 
     def rank(self, question):
         home = {"patient": "w0", "eager": "w1"}[question.request.client]
-        ranked = [Ranked(worker, float(worker.id != home), Reason.HIT) for worker in question.workers]
-        return sorted(ranked, key=lambda one: one.cost)
+        ranked = [(worker, float(worker.id != home), Reason.HIT) for worker in question.workers]
+        return sorted(ranked, key=itemgetter(1))
 
 
 def waiting_by_choice(**fields):

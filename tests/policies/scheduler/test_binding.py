@@ -15,7 +15,6 @@ from policies.model import (
     AttemptFailure,
     Dispatch,
     Placement,
-    Ranked,
     Reason,
     RejectReason,
     Stage,
@@ -25,6 +24,7 @@ from policies.model import (
 from policies.orders.fcfs import Fcfs
 from policies.orders.fcfs import Settings as FcfsSettings
 from policies.protocol import PlacementPolicy
+from policies.scheduler.event_dispatch import EventDispatch
 from policies.scheduler.scheduler import Scheduler, SchedulerSettings
 
 QUEUES = sorted(catalog.queue_policies())
@@ -54,7 +54,7 @@ class Favourites(PlacementPolicy):
             raise favourite
         self.shown = {worker.id: worker for worker in question.workers}
         return [
-            Ranked(worker, float(worker.id != favourite), Reason.TURN)
+            (worker, float(worker.id != favourite), Reason.TURN)
             for worker in sorted(question.workers, key=lambda worker: worker.id != favourite)
         ]
 
@@ -407,25 +407,22 @@ class Anything:
     """Random events; which requests live and which have ended is known from what a listener hears."""
 
     names = ("a", "b", "c")
+    hears = EVENTS
 
     def __init__(self, chance, fleet):
         self.chance, self.fleet, self.scheduler = chance, fleet, fleet.scheduler
         self.now, self.live, self.running, self.ended = 0.0, {}, {}, Counter()
         self.grammar = {}
-        on = fleet.placement.on
-
-        def listen(event):
-            self.hear(event)
-            on(event)
-
-        fleet.placement.on = listen
-        for listeners in (self.scheduler._publish.__self__._listeners,):
-            for kind in EVENTS:
-                listeners[kind] = [x for x in listeners[kind] if x is not fleet.placement] + [fleet.placement]
+        made = self.scheduler
+        made._events = EventDispatch((made._order, self, made._disaggregation), made.faults)
         for name in self.names:
-            self.scheduler.worker_joined(facts(name), 0.0)
+            made.worker_joined(facts(name), 0.0)
 
-    def hear(self, event):
+    def on(self, event):
+        self.check(event)
+        self.fleet.placement.on(event)
+
+    def check(self, event):
         if not isinstance(event, Queued | Bound | Placed | Left):
             return
         name = event.request.id

@@ -41,7 +41,7 @@ def room(*, prefill=True, decode=True):
         prefill_free=0,
         slots_free=8 if decode else 0,
         kv_free=None,
-        expected_at=5.0,
+        prefill_due=5.0,
     )
 
 

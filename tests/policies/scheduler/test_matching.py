@@ -15,7 +15,6 @@ from policies.model import (
     Candidate,
     Dispatch,
     Question,
-    Ranked,
     Reason,
     RejectReason,
     Stage,
@@ -86,7 +85,7 @@ class Table:
         for one in workers:
             fleet.update_facts(one.facts)
             fleet[one.id].view = lambda name=one.id: self.workers[name]
-        fleet.views = lambda: list(self.workers.values())
+        fleet.open_views = lambda: [view for view in self.workers.values() if view.room.open]
         fleet.eligible = lambda one: [v for v in self.workers.values() if one.pinned in (None, v.id)]
         prefixes.match = lambda _: self.held
         self.order = Listed([])
@@ -189,7 +188,7 @@ def test_a_hold_is_decided_anew_when_it_ends():
 
 
 def test_what_is_overdue_is_taken_to_last_as_long_again():
-    table = holder_and_free(1.0).offer(asks())
+    table = holder_and_free(1.0, hold_gain=0.5).offer(asks())
     assert table.start(0.0) == {}
     assert table.start(1.4) == {}
     assert table.matcher.wake_at == pytest.approx(1.8)
@@ -379,7 +378,7 @@ class Says(PlacementPolicy):
 
 
 def ranked(workers, cost=1.0):
-    return [Ranked(one, cost, Reason.LOAD) for one in workers]
+    return [(one, cost, Reason.LOAD) for one in workers]
 
 
 def raises(fault):
@@ -391,7 +390,7 @@ def raises(fault):
 
 BAD = {
     "raises": raises(ZeroDivisionError()),
-    "ranks an unknown worker": lambda q: [*ranked(q.workers[1:]), Ranked(worker("unknown"), 0.0, Reason.LOAD)],
+    "ranks an unknown worker": lambda q: [*ranked(q.workers[1:]), (worker("unknown"), 0.0, Reason.LOAD)],
     "ranks a worker of another moment": lambda q: [*ranked(q.workers[1:]), *ranked([replace(q.workers[0])])],
     "ranks a worker twice": lambda q: ranked([*q.workers[1:], q.workers[1]]),
     "leaves a worker out": lambda q: ranked(q.workers[1:]),

@@ -633,7 +633,7 @@ class AnyOrder(RuleBasedStateMachine):
         Kept are workers that are reserved, and those that older requests claim.
         """
         matcher, closed, claimed, first = self.scheduler._matcher, set(), set(), True
-        room = room_of(self.scheduler._fleet.views())
+        room = room_of(self.scheduler._fleet.open_views())
         for asked in sorted(self.world.waiting(), key=order)[: matching._LOOKS]:
             request, hold = asked.request, matcher._holds.get(asked.request.id)
             if not has_room(lane_of(request), room):
@@ -816,7 +816,7 @@ def listened(made):
     """Everything that the placement policy hears from now on."""
     heard = []
     listener = HeardPlacement(made._matcher._placement, heard.append)
-    made._publish = EventDispatch((made._order, listener, made._disaggregation), made.faults).publish
+    made._events = EventDispatch((made._order, listener, made._disaggregation), made.faults)
     return heard
 
 
