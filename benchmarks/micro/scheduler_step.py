@@ -1,28 +1,28 @@
-"""What the scheduler costs: one request's submit + decisions + first token + settled, in microseconds.
+"""What the scheduler costs: microseconds and Python calls of a request on an idle fleet, and of a step under load.
 
-    python benchmarks/micro/scheduler_step.py [--seed 1] [--workers 64] [--queued 4000] [--rounds 3000]
-        [--placement cache_aware ...] [--queue fcfs] [--clock wall|cpu]
+    python -m benchmarks.micro.scheduler_step [--seed 1] [--workers 1 8 64] [--queued 10000] [--clients 10000]
+        [--rounds 3000] [--placement fairlead] [--queue dlpm vtc] [--clock cpu|wall]
 
-Prints its figures as they are and asserts nothing; on a machine shared with other work, ``--clock cpu`` leaves out
-the time in which this process did not run. Prompts are 4 KB long and begin with one of 24 system prompts of 2 KB.
-Two situations:
+Prints its figures as they are and asserts nothing. The clock of the CPU leaves out the time in which this process
+did not run. Prompts are 4 KB long and begin with one of 24 system prompts of 2 KB. Two situations:
 
-idle     nothing runs: each request is placed at once and ends before the next one comes
-backlog  every worker is full and so many requests wait: each step ends one request, whose place is given to the
-         next in the queue, and takes a new one in at the tail
+idle     nothing runs: each request (submit, decisions, first token, settled) is placed at once and ends before the
+         next one comes; with the first of the queues
+queued   every worker is full and so many requests wait: each step ends one request, whose place is given to the
+         next in the queue, and takes a new one in at the tail; with the most workers, for each of the queues
 """
 
 import argparse
+import gc
 import math
 import os
 import platform
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from statistics import median
 
 from policies import catalog
 from policies.knowledge import Knowledge
@@ -72,19 +72,37 @@ def scheduler(seed: int, workers: int, queue: str, placement: str) -> Scheduler:
     return made
 
 
+def lifetime(made: Scheduler, request: RequestView, now: float) -> None:
+    """A request from `submit` to `settled`, alone on the fleet."""
+    ticket = made.submit(request, now)
+    made.decisions(now)
+    made.first_token(ticket, now + 0.01)
+    made.decisions(now + 0.01)
+    made.settled(ticket, Usage(request.input_tokens, 200), now + 0.05)
+    made.decisions(now + 0.05)
+
+
 def idle(made: Scheduler, workload: Workload, clock: Clock, rounds: int) -> Iterator[float]:
     """Seconds per request, one after the other."""
     for round_ in range(rounds):
         now = round_ * 0.1
         request = workload.request(now)
         began = clock()
-        ticket = made.submit(request, now)
-        made.decisions(now)
-        made.first_token(ticket, now + 0.01)
-        made.decisions(now + 0.01)
-        made.settled(ticket, Usage(1024, 200), now + 0.05)
-        made.decisions(now + 0.05)
+        lifetime(made, request, now)
         yield clock() - began
+
+
+def calls(made: Scheduler, workload: Workload, rounds: int) -> Iterator[int]:
+    """Calls of Python functions per request, one after the other."""
+    for round_ in range(rounds):
+        now = round_ * 0.1
+        request, counted = workload.request(now), Counter[str]()
+        sys.setprofile(lambda _frame, event, _, counted=counted: counted.update((event,)))
+        try:
+            lifetime(made, request, now)
+        finally:
+            sys.setprofile(None)
+        yield counted["call"] - 1  # without that of `lifetime`
 
 
 class Backlog:
@@ -134,34 +152,39 @@ def line(name: str, seconds: list[float]) -> str:
     """One row of figures."""
     ordered = sorted(seconds)
     at = [ordered[min(len(ordered) - 1, math.floor(share * len(ordered)))] * 1e6 for share in (0.5, 0.99)]
-    mean = sum(seconds) / len(seconds) * 1e6
-    return f"{name:<34} mean {mean:8.1f} us   p50 {at[0]:8.1f}   p99 {at[1]:8.1f}"
+    return f"{name:<44} p50 {at[0]:7.1f} us   p99 {at[1]:7.1f} us"
 
 
 def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=64)
-    parser.add_argument("--queued", type=int, default=4000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--queued", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3000)
-    parser.add_argument("--placement", nargs="+", default=["round_robin", "least_loaded", "cache_aware"])
-    parser.add_argument("--queue", default="fcfs")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--placement", default=catalog.DEFAULT_PLACEMENT)
+    parser.add_argument("--queue", nargs="+", default=["dlpm", "vtc"])
+    parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     args = parser.parse_args()
     print(
         f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
-    print(
-        f"seed {args.seed}, {args.workers} workers, queue {args.queue}, {args.rounds} rounds, {args.clock} clock"
-    )
-    clock = CLOCKS[args.clock]
-    for placement in args.placement:
-        made = scheduler(args.seed, args.workers, args.queue, placement)
-        print(line(f"{placement}, idle", list(idle(made, Workload(args.seed), clock, args.rounds))))
-        made = scheduler(args.seed, args.workers, args.queue, placement)
-        timed = list(steps(Backlog(made, Workload(args.seed), args.queued), clock, args.rounds))
-        print(line(f"{placement}, {args.queued} queued", timed))
+    print(f"seed {args.seed}, placement {args.placement}, {args.rounds} rounds, {args.clock} clock")
+    clock, first = CLOCKS[args.clock], args.queue[0]
+    gc.set_threshold(20_000, 20, 100)  # as the gateway sets it
+    for workers in args.workers:
+        name = f"{first}, idle, {workers} workers"
+        made = scheduler(args.seed, workers, first, args.placement)
+        print(line(name, list(idle(made, Workload(args.seed), clock, args.rounds))))
+        made = scheduler(args.seed, workers, first, args.placement)
+        counted = list(calls(made, Workload(args.seed), 300))
+        print(f"{name:<44} Python calls: median {median(counted):g}, most {max(counted)}")
+    for queue in args.queue:
+        made = scheduler(args.seed, max(args.workers), queue, args.placement)
+        backlog = Backlog(made, Workload(args.seed, args.clients), args.queued)
+        timed = list(steps(backlog, clock, args.rounds))
+        print(line(f"{queue}, {args.queued} queued, {max(args.workers)} workers", timed))
 
 
 if __name__ == "__main__":

@@ -401,7 +401,7 @@ class Matcher:
                 view.room.open
                 and view.id not in blocked
                 and (named is None or view.id in named)
-                and _has_room(view, request, request.input_tokens)
+                and (view.room.idle or _has_room(view, request, request.input_tokens))
             ):
                 return True
         return False

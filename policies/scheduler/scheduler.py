@@ -245,7 +245,7 @@ class Scheduler:
         self._matcher.wake_at = None
         while self._waiting and (match := self._matcher.next(self._waiting, now)):
             decisions.append(self._place(match, now))
-        if not self._waiting:
+        if decisions and not self._waiting:
             self._waits.clear()
         return decisions
 

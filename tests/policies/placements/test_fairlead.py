@@ -32,33 +32,36 @@ def busy(name, *, requests=0, until=0.0, profile=SPEED):
 @given(
     rows=st.lists(
         st.tuples(
-            st.integers(0, 900),
+            st.integers(0, 1200),
             st.integers(0, 20),
-            st.sampled_from([0.0, 0.3, 2.0]),
-            st.sampled_from([0.0005, 0.001]),
+            st.floats(-2.0, 2.0),
+            st.builds(Profile, *[st.floats(1e-9, 0.1)] * 6),
         ),
         min_size=1,
         max_size=5,
     ),
     decode=st.sampled_from([0.0, 0.03, 1.0]),
+    sequences=st.integers(1, 3),
 )
-def test_it_is_the_worker_where_all_requests_together_lose_least_time(rows, decode):
-    profiles = [replace(SPEED, per_token_s=per_token) for *_, per_token in rows]
+def test_it_is_the_worker_where_all_requests_together_lose_least_time(rows, decode, sequences):
     fleet = [
-        busy(f"w{number}", requests=batch, until=1.0 + due, profile=profile)
-        for number, ((_, batch, due, _), profile) in enumerate(zip(rows, profiles, strict=True))
+        replace(busy(f"w{n}", requests=batch, until=1.0 + due, profile=profile), decode_tokens=500 * batch)
+        for n, (_, batch, due, profile) in enumerate(rows)
     ]
     matches = {f"w{number}": matched for number, (matched, *_) in enumerate(rows) if matched}
 
-    def cost(number):
-        (matched, batch, due, _), profile = rows[number], profiles[number]
-        before, after = profile.step_s(batch, 0), profile.step_s(batch + 1, 1000)
-        prefill = profile.prefill_s(1000 - matched, matched)
+    def cost(matched, batch, due, profile):
+        before, after = (
+            profile.step_s(batch, 500 * batch),
+            profile.step_s(batch + sequences, 500 * batch + 1000 * sequences),
+        )
+        prefill = profile.prefill_s(max(1, 1000 - matched), matched)
         answer = 100 * after + batch * 100 * (after - before)
-        return due + prefill * (1 + batch) + decode * answer
+        return max(0.0, 1.0 + due - 1.0) + (prefill * (1 + batch) + decode * answer)
 
-    order = ranking(policy(decode=decode), fleet, matches, request(tokens=1000), 1.0)
-    assert [entry.cost for entry in order] == pytest.approx([cost(int(e.worker.id[1:])) for e in order])
+    asked = request(tokens=1000, sequences=sequences)
+    order = ranking(policy(decode=decode), fleet, matches, asked, 1.0)
+    assert {entry.worker.id: entry.cost for entry in order} == {f"w{n}": cost(*row) for n, row in enumerate(rows)}
     assert [entry.cost for entry in order] == sorted(entry.cost for entry in order)
 
 

@@ -29,6 +29,11 @@ def test_a_listener_hears_the_kinds_that_it_names():
     assert first_tokens.heard == [FirstToken(None, None, 2.0)]
 
 
+def test_the_kinds_that_are_heard_are_those_of_all_listeners_together():
+    dispatch = EventDispatch((Listener(frozenset({FirstToken})), Listener(frozenset({WorkerGone}))), Faults())
+    assert dispatch.heard == {FirstToken, WorkerGone}
+
+
 def test_an_event_without_listeners_is_not_built(monkeypatch):
     dispatch = EventDispatch((Listener(frozenset({FirstToken})),), Faults())
     monkeypatch.setattr(WorkerGone, "__init__", lambda *_: pytest.fail("it was built"))

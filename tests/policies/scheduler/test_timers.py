@@ -43,9 +43,20 @@ def test_what_is_due_comes_in_order_and_only_of_those_alive(steps):
             one = requests[f"r{which}"] = Ticket(f"r{which}", 1, number)
             timers.set(at, one)
             expected += [(at, one)] if at < math.inf else []
-        assert timers.next() == min((at for at, _ in expected), default=None)
+        due_first = min((at for at, _ in expected), default=math.inf)
+        assert timers.earliest <= due_first, "something is due before the time at which one is told to look"
+        assert timers.next() == (None if due_first == math.inf else due_first)
+        assert timers.earliest == due_first, "looking drops what has ended"
     due = []
     while (timer := timers.due(100.0)) is not None:
         due.append(timer)
     assert due == sorted(expected)
-    assert len(timers) == 0
+    assert (len(timers), timers.earliest) == (0, math.inf)
+
+
+def test_what_is_dropped_is_no_longer_due():
+    timers, requests = made()
+    requests["r1"] = ticket(1)
+    timers.set(1.0, ticket(1))
+    timers.clear()
+    assert (timers.earliest, timers.due(2.0), timers.next()) == (math.inf, None, None)
