@@ -245,8 +245,6 @@ class Scheduler:
         self._matcher.wake_at = None
         while self._waiting and (match := self._matcher.next(self._waiting, now)):
             decisions.append(self._place(match, now))
-        if decisions and not self._waiting:
-            self._waits.clear()
         return decisions
 
     @property
@@ -258,6 +256,8 @@ class Scheduler:
         """When `decisions` should be asked again, if nothing happens before."""
         predicted = self._predictions.next() if self._predictions.earliest < math.inf else None
         if not self._waiting:  # everything else is about waiting requests
+            if self._waits.earliest < math.inf:
+                self._waits.clear()
             return predicted
         times = (predicted, self._waits.next(), self._matcher.wake_at, self._fleet.next_check())
         return min((at for at in times if at is not None), default=None)
