@@ -186,7 +186,7 @@ class WorkerFacts:
     usable: bool = True
     """May be given new requests (neither down nor draining)."""
     suspect: bool = False
-    """Recent requests failed there: used when nobody better is left."""
+    """Recent requests failed there: used when no better worker is left."""
     slots: int | None = None
     """Sequences the engine runs at once, where known."""
     adapters: frozenset[str] = frozenset()
@@ -202,9 +202,12 @@ class WorkerFacts:
 
     def serves(self, request: RequestView) -> bool:
         """Whether the request may run here at all, with room or without."""
+        return self.usable and self.suits(request)
+
+    def suits(self, request: RequestView) -> bool:
+        """Whether the request might run here if the worker were up."""
         return (
-            self.usable
-            and request.served_name in self.served_names
+            request.served_name in self.served_names
             and self.id not in request.excluded
             and (request.pinned is None or request.pinned == self.id)
         )
@@ -232,7 +235,7 @@ class WorkerView:
     prefill_due: float
     """When the prefill in flight should be done, by the profile; the past if there is none."""
     stalled: bool = False
-    """Nothing has come back for long although something is due: used when nobody better is left."""
+    """Nothing has come back for long although something is due: used when no better worker is left."""
     named_requests: int = 0
     """Waiting requests that are named to this worker: it is chosen for them, and they are not sent yet."""
     named_sequences: int = 0

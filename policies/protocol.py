@@ -39,7 +39,7 @@ class OrderPolicy(ABC):
 
     @abstractmethod
     def candidates(self, workers: Sequence[WorkerView], now: float) -> Iterator[Candidate]:
-        """Waiting requests in the order in which they may start, best first; bounded, however long the queue is.
+        """Waiting requests in the order in which they may start, best first, each once; bounded by the order.
 
         `workers` are those with room for something. Requests that none of them serves may be left out. The
         matcher starts the first candidate that has a worker, then asks afresh; it passes over candidates that

@@ -1,7 +1,7 @@
 """What a value is here: frozen for the type checker, and as cheap to build as a plain slotted class.
 
 A frozen dataclass sets each field through a call of `object.__setattr__`: building one of five fields takes five
-times as long as building a plain one, and a request's life builds a dozen of them. So nobody may change a value,
+times as long as building a plain one, and a request's life builds a dozen of them. So a value must not be changed,
 mypy sees to that, and the interpreter does not check it once more.
 
 For values that are built for every request or event. What is built rarely stays a frozen dataclass.

@@ -88,6 +88,10 @@ class Room:
         """Whether a request fits whose prompt another worker computes; `fresh`: prompt tokens not cached here."""
         return self.idle or self._slots_and_kv(prompt, fresh, output, sequences)
 
+    def has_slots(self, sequences: int) -> bool:
+        """Whether so many sequences could run at once with those in flight; an idle worker takes any number."""
+        return self.idle or self.slots_free is None or sequences <= self.slots_free
+
     def expected_for(self, prompt: int, extend: int, output: int, sequences: int) -> float:
         """When a whole request is expected to fit, by what is missing for it; arguments as in `admits`.
 

@@ -24,6 +24,7 @@ from policies.model import (
     AttemptFailure,
     Matches,
     Placement,
+    RejectReason,
     RequestView,
     Usage,
     WorkerFacts,
@@ -74,7 +75,7 @@ class Fleet:
     # -- workers come, change and leave
 
     def update_facts(self, facts: WorkerFacts) -> bool:
-        """Take in a worker, or replace what is known of it; returns whether it now serves less than before."""
+        """Take in a worker, or replace what is known of it; returns whether it now serves or holds less."""
         worker = self._workers.get(facts.id)
         if worker is None:
             self._join(facts)
@@ -83,7 +84,8 @@ class Fleet:
         worker.update_facts(facts)
         if _service(before) != _service(facts):
             self._regroup()
-        return (before.usable and not facts.usable) or not before.served_names <= facts.served_names
+        serves_less = (before.usable and not facts.usable) or not before.served_names <= facts.served_names
+        return serves_less or _prompt_limit(facts) < _prompt_limit(before)
 
     def remove(self, worker_id: WorkerId) -> bool:
         """Let a worker leave; returns whether it was here."""
@@ -292,17 +294,26 @@ class Fleet:
             return bool(self._by_served_name.get(request.served_name) or self._serving(request.served_name))
         return any(worker.facts.serves(request) for worker in self._workers.values())
 
-    def can_ever_hold(self, request: RequestView) -> bool:
-        """Whether any worker that serves the request could hold it if it were alone there.
+    def obstacle(self, request: RequestView) -> RejectReason | None:
+        """Why no worker will ever run the request, with room or without; None if one may.
 
-        Only prompts that are known exactly are judged: an estimate leaves it to the engine, which refuses what is
-        too long without computing anything.
+        Only prompts that are known exactly are judged by their length: an estimate leaves that to the engine,
+        which refuses what is too long without computing anything. A suspect or stalled worker may recover, so it
+        counts. If only a worker that is down could hold the prompt, no worker is there, but it is not too large.
         """
+        if not self.can_serve(request):
+            return RejectReason.NO_WORKER
         if request.sequences > MAX_SEQUENCES:
-            return False
+            return RejectReason.TOO_LARGE
         if not request.exact:
-            return True
-        return any(_holds(view.facts, request.input_tokens) for view in self.eligible(request))
+            return None
+        prompt, serve_later = request.input_tokens, False
+        for worker in self._workers.values():
+            if prompt < _prompt_limit(worker.facts):
+                if worker.facts.serves(request):
+                    return None
+                serve_later = serve_later or worker.facts.suits(request)
+        return RejectReason.NO_WORKER if serve_later else RejectReason.TOO_LARGE
 
     def eligible(self, request: RequestView) -> list[WorkerView]:
         """The workers that could serve the request, with room or without."""
@@ -321,10 +332,9 @@ class Fleet:
         return workers
 
 
-def _holds(facts: WorkerFacts, input_tokens: int) -> bool:
-    """Whether a prompt and one token of its answer fit into the model's context and the worker's KV cache."""
-    length, kv_tokens = facts.max_model_len, facts.kv_tokens
-    return (length is None or input_tokens < length) and (kv_tokens is None or input_tokens < kv_tokens)
+def _prompt_limit(facts: WorkerFacts) -> float:
+    """What a prompt has to be shorter than, in tokens: the model's context and the KV cache."""
+    return min((limit for limit in (facts.max_model_len, facts.kv_tokens) if limit is not None), default=math.inf)
 
 
 def _service(facts: WorkerFacts) -> tuple[object, ...]:

@@ -34,7 +34,7 @@ class Member(NamedTuple):
     remaining: int
     """Steps until its expected end; it still holds everything in the last one."""
     sequences: int = 1
-    """Answers that grow: so many tokens a step."""
+    """Answers that grow by a token a step each."""
 
     def held(self, step: int) -> int:
         """Tokens of its answers at a step from now."""
@@ -51,9 +51,9 @@ def fits(
     """
     prompts = sum(member.prompt for member in batch) if pinned is None else pinned
     prompts += newcomer.prompt if fresh is None else fresh
-    everybody = [*batch, newcomer]
-    for step in {member.remaining for member in everybody if member.remaining <= newcomer.remaining}:
-        alive = [member for member in everybody if member.remaining >= step]
+    members = [*batch, newcomer]
+    for step in {member.remaining for member in members if member.remaining <= newcomer.remaining}:
+        alive = [member for member in members if member.remaining >= step]
         together = min(prompts, sum(member.prompt for member in alive))
         if together + sum(member.held(step) for member in alive) > capacity:
             return False
@@ -190,7 +190,7 @@ class _Profile:
 class Occupants:
     """Who is on a worker, as members that come, grow and go; `batch` takes a picture of them.
 
-    A table with a column per member, filled from the left: whoever goes leaves its column to the last one.
+    A table with a column per member, filled from the left: a member that goes leaves its column to the last one.
     """
 
     __slots__ = ("_columns", "_names", "_rows")

@@ -35,7 +35,9 @@ class Settings:
     """Service per output token, w_q."""
     overdraft: int = 8192
     """Service beyond the least counter, up to which a client may use room beside which an earlier request waits by
-    choice for a better worker; 0: never."""
+    choice for a better worker; 0: never. Less than dlpm's: VTC is here as it is published, and with one prompt of
+    8,192 tokens its bound is at most twice the printed one. With longer prompts, and where idle workers cost more
+    than fairness over short times, set it to the length of several prompts."""
     patience_s: float = 0.0
     """How long the client whose turn it is may be overtaken before a worker is reserved for it."""
 

@@ -2,7 +2,7 @@
 
 Source: consistent hashing with bounded loads (arXiv 1608.01350), the 1.25 of HAProxy, Envoy and KubeAI.
 
-Affinity without any knowledge of caches: equal heads go to equal workers, and nobody may hold more than
+Affinity without any knowledge of caches: equal heads go to equal workers, and no worker may hold more than
 `ceil(load_factor * mean)` requests, the new one included; who is full passes to the next in its own order.
 
 [ours] The order is a rendezvous (each pair of head and worker has a hash, highest first) instead of a ring with
@@ -64,5 +64,5 @@ class ConsistentHash(PlacementPolicy):
 
 
 def weight(head: bytes, worker: str) -> int:
-    """How much a head is drawn to a worker: 64 bits that depend on nobody else."""
+    """How much a head is drawn to a worker: 64 bits that depend on no other worker."""
     return xxhash.xxh3_64_intdigest(head, xxhash.xxh3_64_intdigest(worker.encode()))

@@ -7,15 +7,20 @@ Every client has a deficit `q[w]` per worker, in units of service. A worker is e
 client uses a worker for about a quantum, keeping its prefixes together, and then has to use the others as well:
 with a fair order in each worker's queue (DLPM, `binding: early`), clients are served alike by the whole fleet.
 
+In the paper each worker's queue has accounts of its own. Here the order is one for the whole fleet, under early
+binding, too: `dlpm` compares what clients were served everywhere, so a client that had more on one worker waits on
+another one until the others have caught up. What holds is the theorem in `orders/dlpm.py`, about their service on
+the workers for which they contend, and not the paper's bound for each queue.
+
     select:  A = eligible workers, G = those with the longest match; the fewest requests in G ∩ A, else in A
     bound:   charge the prompt              output:  charge `output_weight` per token
     bound on service [paper]: max W - min W <= 2 |W| (U + Q) among clients backlogged at every worker
 
 [paper] `charge: input`, `inside: least`, `only_under_backlog: false` are the printed algorithm.
-[ours] The match is known, so `charge: extend` charges what has to be computed. With one client there is nobody to
-be fair to, so eligibility acts only while two or more clients have requests waiting. The proof never uses the rule
-that picks among the eligible, so `inside` may be another one. Workers without room are left out (late binding). A
-refill is due when a request is bound to a worker that is not eligible: the choice itself changes nothing.
+[ours] The match is known, so `charge: extend` charges what has to be computed. Eligibility acts only while two or
+more clients have requests waiting: with one client there is no other to be fair to. The proof never uses the rule
+that picks among the eligible, so `inside` may be another one. A refill is due when a request is bound to a worker
+that is not eligible: the choice itself changes nothing.
 
 Invariants: `q[w] <= Q`; with nothing in flight every charge is what workers reported; accounts move only in `on`.
 The table of clients is bounded (`orders/kit/accounts.py`); one that is idle may be dropped and starts afresh.

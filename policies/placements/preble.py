@@ -46,7 +46,7 @@ class Settings:
     imbalance: float = 1.5
     """Factor between the heaviest and the lightest load from which on exploiting the heavy one stops."""
     slack_s: float = 2.0
-    """Difference in load below which nobody is heavy."""
+    """Difference in load below which no worker counts as heavy."""
     decode_share: float = 0.9
     """Share of a worker's load that is decoding, from which on it gets what explores."""
     replicate: bool = True

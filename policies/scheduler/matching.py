@@ -63,7 +63,7 @@ class BadRankingError(Exception):
 
 
 class BadOrderError(Exception):
-    """An order has forgotten requests that wait, or offers some that do not."""
+    """An order has forgotten requests that wait, or offers some that do not, or one of them again and again."""
 
 
 @value
@@ -179,9 +179,16 @@ class Matcher:
     def _candidates(
         self, waiting: Mapping[str, RequestView], workers: Sequence[WorkerView], now: float
     ) -> Iterator[Candidate]:
-        """What the order offers; by arrival where it raises, has lost requests, or has some that do not wait."""
+        """What the order offers; by arrival where it raises, has lost requests, or has some that do not wait.
+
+        At most as many as wait, so that candidates without end do not stop the loop.
+        """
         try:
-            for candidate in self._order.candidates(workers, now):
+            for number, candidate in enumerate(self._order.candidates(workers, now)):
+                if number >= len(waiting):
+                    raise BadOrderError(  # noqa: TRY301 - handled as what the order raises itself
+                        f"{len(waiting)} requests wait, and the order offers more"
+                    )
                 if waiting.get(candidate.request.id) is not candidate.request:
                     raise BadOrderError(  # noqa: TRY301 - handled as what the order raises itself
                         f"the order offers {candidate.request.id}, which does not wait"
@@ -216,8 +223,9 @@ class Matcher:
             match = self._match(request, able, blocked, walk)
         if match is None and len(walk.holds) == held:
             if _is_beyond(request, able):
-                return self._refused_by_engine(request, able, blocked, walk)
-            self._pass_over(candidate, able, walk)
+                match = self._refused_by_engine(request, able, blocked, walk)
+            if match is None:
+                self._pass_over(candidate, able, walk)
         return match
 
     def _pass_over(self, candidate: Candidate, able: Sequence[WorkerView], walk: _Walk) -> None:
@@ -245,11 +253,12 @@ class Matcher:
     ) -> Match | None:
         """By its estimate the prompt is larger than the KV cache of every worker: let an engine answer at once.
 
-        An engine refuses a prompt beyond its context without computing it; if the estimate is wrong, it runs.
+        An engine refuses a prompt beyond its context without computing it; if the estimate is wrong, it runs. So
+        it needs a slot, or it would wait inside the engine, but neither prefill window nor KV.
         """
         matches = self._prefixes.match(request)
         for view, _, reason in self._rank(Question(request, matches, able, walk.now)):
-            if view.id not in blocked:
+            if view.id not in blocked and view.room.has_slots(request.sequences):
                 place = Place(Placement(view.id), reason, matches.get(view.id, 0))
                 return Match(request, place, matches, borrowed=False)
         return None

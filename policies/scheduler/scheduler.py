@@ -123,10 +123,9 @@ class Scheduler:
             request = replace(request, expected_output_tokens=expected)
         ticket = Ticket(request.id, 1, next(self._serials))
         entry = self._entries[request.id] = _Entry(request, ticket)
-        if not self._fleet.can_serve(request):
-            self._reject(entry, RejectReason.NO_WORKER, now)
-        elif not self._fleet.can_ever_hold(request):
-            self._reject(entry, RejectReason.TOO_LARGE, now)
+        obstacle = self._fleet.obstacle(request)
+        if obstacle is not None:
+            self._reject(entry, obstacle, now)
         else:
             self._enqueue(entry, now, again=False)
             if len(self._waiting) > self.settings.max_queued:
@@ -188,12 +187,12 @@ class Scheduler:
             elsewhere = replace(request, excluded=request.excluded | {worker})
             # A kept connection may die without fault of its worker: where there is no other, it is tried again.
             once_more = reason is AttemptFailure.LOST and entry.last_failure is None
-            if not once_more or self._fleet.can_serve(elsewhere):
+            if not once_more or self._fleet.obstacle(elsewhere) is None:
                 entry.request = elsewhere
         entry.ticket = Ticket(request.id, ticket.attempt + 1, next(self._serials))
         entry.last_failure = reason
         used_up = ticket.attempt >= self.settings.attempts and not apart
-        if used_up or not self._fleet.can_serve(entry.request):
+        if used_up or self._fleet.obstacle(entry.request) is not None:
             self._reject(entry, RejectReason.ATTEMPTS_FAILED, now)
         else:
             self._enqueue(entry, now, again=True)
@@ -274,8 +273,13 @@ class Scheduler:
 
     def sizes(self) -> dict[str, int]:
         """Entries of everything here that grows with traffic, by name."""
-        own = {**self.prefixes.sizes(), "answer_lengths": len(self.lengths)}
-        return own | self._order.sizes() | self._placement.sizes()
+        sizes = {**self.prefixes.sizes(), "answer_lengths": len(self.lengths)}
+        for policy in (self._order, self._placement):
+            try:
+                sizes |= policy.sizes()
+            except Exception as fault:  # noqa: BLE001 - whatever it is, pages and metrics go on
+                self.faults.add(fault)
+        return sizes
 
     def progress(self, ticket: Ticket, now: float) -> tuple[int, int]:
         """Tokens of the prompt and of the answers that the present attempt has computed; none while it waits.
@@ -291,7 +295,11 @@ class Scheduler:
 
     def deficit(self, client: str) -> float | None:
         """Service that a client is owed (positive) or owes; None where the order keeps no such account."""
-        return self._order.deficit(client)
+        try:
+            return self._order.deficit(client)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, pages and metrics go on
+            self.faults.add(fault)
+            return None
 
     @property
     def faults(self) -> Faults:
@@ -453,11 +461,13 @@ class Scheduler:
 
     def _reject_the_unserved(self, now: float) -> None:
         """Turn away who waits for workers that are no longer there."""
-        for request in [r for r in self._waiting.values() if not self._fleet.can_serve(r)]:
-            self._dequeue(request)
-            entry = self._entries[request.id]
-            failed = RejectReason.NO_WORKER if entry.last_failure is None else RejectReason.ATTEMPTS_FAILED
-            self._reject(entry, failed, now)
+        for request in list(self._waiting.values()):
+            obstacle = self._fleet.obstacle(request)
+            if obstacle is not None:
+                self._dequeue(request)
+                entry = self._entries[request.id]
+                failed_before = entry.last_failure is not None
+                self._reject(entry, RejectReason.ATTEMPTS_FAILED if failed_before else obstacle, now)
 
     # -- looking up
 

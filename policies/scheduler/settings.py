@@ -19,7 +19,7 @@ class SchedulerSettings:
     prefill_window_tokens: int | None = None
     """The same in uncached tokens; set, it replaces the time."""
     kv_margin: float = 0.02
-    """Share of a worker's KV cache that is left free: lengths are estimates, and output is heard of late."""
+    """Share of a worker's KV cache that is left free: lengths are estimates, and output is known with a delay."""
     binding: Literal["late", "early"] = "late"
     """late: a request gets its worker when that has room. early: it is named one on arrival and waits for it."""
     hold_s: float = 5.0

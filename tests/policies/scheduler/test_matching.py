@@ -1,6 +1,7 @@
 """The matcher: who starts, who waits by choice, what candidates leave to each other, and policies with faults."""
 
 from dataclasses import replace
+from itertools import repeat
 
 import pytest
 from hypothesis import given, settings
@@ -504,6 +505,39 @@ def test_an_order_that_invents_a_request_is_counted_and_the_others_start():
     made.submit(asked("one", 1.0), 1.0)
     assert started(made, 1.0) == {"one": "a"}
     assert isinstance(made.faults.last, BadOrderError)
+
+
+def test_candidates_that_never_end_are_a_fault_and_do_not_stop_the_loop():
+    """What is ranked is bounded anyway; this one fits nowhere, so it is never ranked."""
+    table, wide = Table([slots("a", replace(OPEN, slots_free=1))]), request("wide", sequences=4)
+    table.order.candidates = lambda *_: repeat(Candidate(wide))
+    assert table.matcher.next({"wide": wide}, 0.0) is None
+    assert isinstance(table.matcher.faults.last, BadOrderError)
+
+
+@pytest.mark.parametrize("method", ["deficit", "sizes"])
+def test_an_order_that_raises_when_it_is_asked_for_figures_is_counted(method):
+    made = scheduler(ByMatch(), facts("a"), queue=broken(method))
+    assert made.deficit("anna") is None
+    assert made.sizes()["answers"] == 0
+    assert (made.faults.count, str(made.faults.last)) == (1, method)
+
+
+@pytest.mark.parametrize(("slots_free", "starts"), [(0, None), (1, "a")])
+def test_a_prompt_that_an_engine_will_refuse_needs_a_slot_but_no_other_room(slots_free, starts):
+    """Otherwise it would wait inside the engine if its estimate is wrong."""
+    table = Table([busy("a", replace(full(), slots_free=slots_free), kv_tokens=500), busy("b", OPEN)])
+    beyond = request("beyond", tokens=1000, pinned="a")
+    match = table.matcher.next({"beyond": beyond}, 0.0) if table.offer(Candidate(beyond)) else None
+    assert (match and match.place.placement.decode) == starts
+
+
+def test_a_placement_that_raises_when_it_is_asked_for_its_size_is_counted():
+    placement = ByMatch()
+    placement.sizes = lambda: 1 // 0
+    made = scheduler(placement, facts("a"))
+    assert made.sizes()["answers"] == 0
+    assert made.faults.count == 1
 
 
 def test_a_placement_that_raises_as_it_hears_something_is_counted():

@@ -239,6 +239,24 @@ class World:
         stalled = {load.facts.id for load in self.scheduler()._fleet.workers() if load.stalled}
         return {w.id for w in serving if not w.suspect and w.id not in stalled} or {w.id for w in serving}
 
+    def obstacle(self, request):
+        """Why no worker will ever run the request, with room or without."""
+        suiting = [
+            worker
+            for worker in self.facts.values()
+            if request.served_name in worker.served_names
+            and worker.id not in request.excluded
+            and request.pinned in (None, worker.id)
+        ]
+        if not any(worker.usable for worker in suiting):
+            return RejectReason.NO_WORKER
+        if request.sequences == 10**9:
+            return RejectReason.TOO_LARGE
+        holding = [one for one in suiting if one.kv_tokens is None or request.input_tokens < one.kv_tokens]
+        if not request.exact or any(worker.usable for worker in holding):
+            return None
+        return RejectReason.NO_WORKER if holding else RejectReason.TOO_LARGE
+
     def check_start(self, request, placement, matches):
         """What the workers have in flight leaves room for the request, counted here."""
         decode, prefill = placement.decode, placement.prefill
@@ -405,7 +423,7 @@ class AnyOrder(RuleBasedStateMachine):
     def submit_one(self, one):
         self.made.append(one)
         waiting, heard = self.world.waiting(), len(self.world.heard)
-        reason = self.refused_at_once(one)
+        reason = self.world.obstacle(one)
         ticket = self.scheduler.submit(one, self.now)
         self.tickets.append(ticket)
         if one.id in self.world.live:
@@ -420,13 +438,6 @@ class AnyOrder(RuleBasedStateMachine):
             self.pending.append((tickets[left.request.id], RejectReason.QUEUE_FULL))
         else:
             assert one.id in self.world.live
-
-    def refused_at_once(self, one):
-        able = [self.world.facts[name] for name in self.world.able(one)]
-        if not able:
-            return RejectReason.NO_WORKER
-        held = any(facts.kv_tokens is None or one.input_tokens < facts.kv_tokens for facts in able)
-        return RejectReason.TOO_LARGE if one.sequences == 10**9 or (one.exact and not held) else None
 
     def makes_room(self, rejected, waiting):
         """It is the newest of a client with as many requests as any."""
@@ -543,13 +554,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.tickets.append(again)
         assert again.attempt == before.attempt + 1
         alone = replace(asked.request, excluded=asked.request.excluded | {worker})
-        once_more = reason is AttemptFailure.LOST and before.attempt == 1 and self.world.able(asked.request)
-        if before.attempt >= self.world.settings.attempts or not (self.world.able(alone) or once_more):
+        elsewhere, same = (self.world.obstacle(one) is None for one in (alone, asked.request))
+        once_more = reason is AttemptFailure.LOST and before.attempt == 1 and same
+        if before.attempt >= self.world.settings.attempts or not (elsewhere or once_more):
             self.pending.append((again, RejectReason.ATTEMPTS_FAILED))
             assert self.world.ended[asked.request.id] is Outcome.REJECTED
         else:
             assert asked.phase == "waiting"
-            assert (worker in asked.request.excluded) == bool(self.world.able(alone))
+            assert (worker in asked.request.excluded) == elsewhere
 
     # -- workers
 
@@ -582,24 +594,24 @@ class AnyOrder(RuleBasedStateMachine):
         self.around_workers(act)
 
     def around_workers(self, act, known=None):
-        """Whoever waits for workers that are gone is turned away, and nobody else is."""
-        waiting = {asked.request.id: asked.ticket for asked in self.world.waiting()}
+        """Requests that no worker will ever run any longer are rejected, and no others."""
+        waiting = {asked.request.id: (asked.ticket, asked.request) for asked in self.world.waiting()}
         if known is not None:
             self.world.facts[known.id] = known
         act()
-        for name, ticket in waiting.items():
+        for name, (ticket, request) in waiting.items():
             if name in self.world.live:
                 continue
             failed = any(
                 isinstance(event, Left) and event.request.id == name and event.outcome is None
                 for event in self.world.heard
             )
-            self.pending.append((ticket, RejectReason.ATTEMPTS_FAILED if failed else RejectReason.NO_WORKER))
+            self.pending.append((ticket, RejectReason.ATTEMPTS_FAILED if failed else self.world.obstacle(request)))
 
     @invariant()
-    def who_waits_could_be_served(self):
+    def what_waits_could_be_served(self):
         if hasattr(self, "world"):
-            assert all(self.world.able(asked.request) for asked in self.world.waiting())
+            assert not any(self.world.obstacle(asked.request) for asked in self.world.waiting())
 
     # -- decisions
 
@@ -818,6 +830,32 @@ def listened(made):
     listener = HeardPlacement(made._matcher._placement, heard.append)
     made._events = EventDispatch((made._order, listener, made._disaggregation), made.faults)
     return heard
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda made: made.worker_left("large", 1.0), RejectReason.TOO_LARGE),
+        (lambda made: made.worker_changed(facts("large", max_model_len=100), 1.0), RejectReason.TOO_LARGE),
+        (lambda made: made.worker_changed(facts("large", kv_tokens=100), 1.0), RejectReason.TOO_LARGE),
+        (lambda made: made.worker_changed(facts("large", usable=False), 1.0), RejectReason.NO_WORKER),
+        (lambda made: made.worker_changed(facts("large", suspect=True), 1.0), None),
+    ],
+    ids=["leaves", "has a shorter context", "has a smaller cache", "is down", "is suspect"],
+)
+@pytest.mark.parametrize("arrives", ["before", "after"])
+def test_a_prompt_is_rejected_as_soon_as_no_worker_can_ever_hold_it_and_not_while_one_may(arrives, change, reason):
+    made = scheduler(facts("small", max_model_len=100), facts("large", slots=1))
+    made.submit(request("runs", pinned="large"), 0.0)
+    assert dispatched(made, 0.0) == ["runs"]
+    long = request("long", prompt=bytes(1000), exact=True)
+    if arrives == "after":
+        change(made)
+    made.submit(long, 1.0)
+    if arrives == "before":
+        change(made)
+    rejects = [d.reason for d in made.decisions(1.0) if isinstance(d, Reject)]
+    assert rejects == ([] if reason is None else [reason])
 
 
 def dispatched(made, now):
