@@ -23,18 +23,21 @@ from starlette.types import ASGIApp
 
 from router.config.reload import merged
 from router.config.schema import Config
+from router.config.sections import Listen
 from router.config.yaml_lines import ConfigError
 from router.control.cache_reports import CacheReports
 from router.control.control_plane import ControlPlane
 from router.control.pages.admin import admin_pages
-from router.control.pages.status import not_ready, pages
+from router.control.pages.status import can_serve, not_ready, pages
 from router.control.parties.identity import Clients
 from router.control.pools import Pools, facts
 from router.control.scheduler_factory import make_scheduler, roles_shortfall
+from router.edge.cors import Cors
 from router.edge.errors import error_of, to_http
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
+from router.edge.listener import Listener
 from router.edge.process_limits import raise_file_limit, return_large_blocks, spare_the_collector
 from router.edge.routes import DOCUMENTED, Routes
 from router.edge.server import Server, make_server, stop
@@ -63,6 +66,7 @@ _DECISIONS = 1000
 class Router:
     """What `assemble` has made. No request sees it: each part has got what it needs."""
 
+    listener: Listener
     intake: Intake
     recorder: Recorder
     connections: WorkerConnections
@@ -82,7 +86,11 @@ class Router:
 
     def not_ready(self) -> list[str]:
         """Why it is not ready; empty if it is."""
-        return ["the gateway is shutting down"] if self.intake.draining else not_ready(self.pools)
+        return ["the gateway is shutting down"] if self.listener.closing else not_ready(self.pools)
+
+    def serves(self) -> bool:
+        """Whether requests for any model should be sent here."""
+        return not self.listener.closing and can_serve(self.pools)
 
 
 async def run(
@@ -92,7 +100,7 @@ async def run(
     reload: Callable[[], Config] | None = None,
     drain_s: float | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then let open streams finish for `drain_s`; a second signal ends at once.
+    """Serve until SIGINT or SIGTERM, then as `_shut_down` says; a second signal ends at once.
 
     `on_ready` is called once, when every known model has a routable worker. SIGHUP calls `reload`.
     """
@@ -108,7 +116,7 @@ async def run(
             spare_the_collector()
             try:
                 await _until(stopping, serving)
-                await _drain(router, drain_s, stopping, serving)
+                await _shut_down(router, drain_s, stopping, serving)
             finally:
                 lag.cancel()
                 await stop(listening, serving)
@@ -162,6 +170,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         config.tokenization, lambda: pools.by_model, connections, follows_events=follows_events
     )
     router = Router(
+        listener=_listener(config),
         intake=intake,
         recorder=recorder,
         connections=connections,
@@ -211,6 +220,13 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         await intake.bodies.aclose()
 
 
+def _listener(config: Config) -> Listener:
+    origins = config.listen.cors_origins
+    listener = Listener(cors=Cors(origins) if origins else None)
+    listener.configure(config.limits)
+    return listener
+
+
 def _fleet_settings(config: Config) -> FleetSettings:
     health = config.health
     return FleetSettings(
@@ -250,18 +266,22 @@ def _service_weights(config: Config) -> tuple[float, float]:
 
 def servers(config: Config, router: Router) -> list[Server]:
     """The listener for clients and, if it is to have one of its own, the one for the operator."""
-    listen, limits, admin = config.listen, config.limits, config.admin
+    listen, admin = config.listen, config.admin
     inner = pages(
         router.pools,
         version=installed("fairlead"),
         metrics_page=router.metrics.page.read,
         missing=router.not_ready,
+        serves=router.serves,
+        open_requests=lambda: router.intake.open,
         documented=DOCUMENTED,
         render=lambda reject: to_http(error_of(reject)),
         look_again=router.fleet.look_again,
     )
-    router.client_routes = routes(router, inner, explains=listen.decision_headers)
-    made = [make_server(router.client_routes, listen, limits, host=listen.host, port=listen.port, tls=True)]
+    router.client_routes = routes(router, inner, listen)
+    made = [
+        make_server(router.client_routes, router.listener, listen, host=listen.host, port=listen.port, tls=True)
+    ]
     if admin is not None:
         operator = admin_pages(
             router.pools,
@@ -273,12 +293,14 @@ def servers(config: Config, router: Router) -> list[Server]:
         if admin.port is None:
             inner.mount("/admin", operator)
         else:
-            made.append(make_server(operator, listen, limits, host=admin.host, port=admin.port, tls=False))
+            operators = Listener()
+            operators.configure(config.limits)
+            made.append(make_server(operator, operators, listen, host=admin.host, port=admin.port, tls=False))
     router.listening = made
     return made
 
 
-def routes(router: Router, inner: ASGIApp, *, explains: bool = False) -> Routes:
+def routes(router: Router, inner: ASGIApp, listen: Listen) -> Routes:
     """What sees each request of a client first; `inner` answers what is not inference."""
     return Routes(
         inner,
@@ -287,7 +309,9 @@ def routes(router: Router, inner: ASGIApp, *, explains: bool = False) -> Routes:
         recorder=router.recorder,
         connections=router.connections,
         tokenizers=router.tokenization.desks,
-        explains=explains,
+        explains=listen.decision_headers,
+        heartbeat_s=listen.heartbeat_s,
+        root_path=listen.root_path,
     )
 
 
@@ -300,24 +324,37 @@ async def _until(stopping: asyncio.Event, serving: list[asyncio.Task[None]]) -> 
         signalled.cancel()
 
 
-async def _drain(
+async def _shut_down(
     router: Router, drain_s: float | None, stopping: asyncio.Event, serving: list[asyncio.Task[None]]
 ) -> None:
-    """Not ready any more; what is open may finish, until `drain_s` are over or a second signal comes.
+    """Not ready any more at once, and every connection closes behind its answer.
 
-    None: as the configuration in force says.
+    For `limits.drain_delay_s` requests are served as ever, so that none is lost while load balancers learn of it;
+    an idle gateway waits as well. Then what is open may finish within `drain_s` (None: `limits.drain_s`). A second
+    signal ends either.
     """
-    drain_s = router.config.limits.drain_s if drain_s is None else drain_s
-    intake, clock = router.intake, asyncio.get_running_loop().time
-    intake.draining = True
-    if intake.open:
-        _log.info("shutting down: %d open requests may finish for %g s", intake.open, drain_s)
+    intake, limits = router.intake, router.config.limits
+    drain_s = limits.drain_s if drain_s is None else drain_s
     stopping.clear()
-    deadline = clock() + drain_s
-    while intake.open and clock() < deadline and not stopping.is_set():
-        if any(task.done() for task in serving):
-            break
-        await asyncio.sleep(0.05)
+
+    async def wait(within_s: float, done: Callable[[], bool]) -> bool:
+        """Whether nothing has cut the wait short."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + within_s
+        while clock() < deadline and not done():
+            if stopping.is_set() or any(task.done() for task in serving):
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+    router.listener.closing = True
+    if limits.drain_delay_s:
+        _log.info("shutting down: requests are served for another %g s", limits.drain_delay_s)
+    served = await wait(limits.drain_delay_s, lambda: False)
+    intake.draining = True
+    if served and intake.open:
+        _log.info("shutting down: %d open requests may finish for %g s", intake.open, drain_s)
+        await wait(drain_s, lambda: not intake.open)
 
 
 @contextmanager

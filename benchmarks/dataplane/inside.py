@@ -28,6 +28,7 @@ from benchmarks.dataplane.routers import fairlead_config
 from router import app
 from router.config.schema import Config
 from router.edge.connection import connection_class
+from router.edge.listener import Listener
 from router.edge.process_limits import spare_the_collector
 from router.observability import request_log as log
 from workers.http.connection import Connection
@@ -145,10 +146,10 @@ async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> f
         config = Config.model_validate(fairlead_config(workers))
         async with app.assemble(config, lines, known.set) as router:
             await known.wait()
-            settings = uvicorn.Config(app.routes(router, _nothing), **_AS_SERVED)
+            settings = uvicorn.Config(app.routes(router, _nothing, config.listen), **_AS_SERVED)
             settings.load()
             state = uvicorn.server.ServerState()
-            protocol = connection_class(65536)(settings, state, {})  # type: ignore[call-arg]
+            protocol = connection_class(Listener())(settings, state, {})  # type: ignore[call-arg]
             asker = Asker(protocol, Requests(QUESTIONS[mode], "http://inside:1", KEYS, 8, 0))
             await asker.ask(2 * _SLICE)
             spare_the_collector()

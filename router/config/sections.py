@@ -28,6 +28,8 @@ from router.config.policy_choice import PlacementChoice, QueueChoice, choose
 from router.heatmap.file import read_heatmap
 
 _NAME_PART = "[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}"
+_ROOT_PATH = re.compile(r"/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 CLIENT_NAME = re.compile(f"{_NAME_PART}(/{_NAME_PART})*")
 
 
@@ -58,6 +60,8 @@ def _surroundings(info: ValidationInfo) -> tuple[Mapping[str, str], Path]:
 
 Whole = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
 Seconds = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0, allow_inf_nan=False)]
+Delay = Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)]
+"""Seconds, or 0 for none."""
 Port = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=0, le=65535)]
 PerMinute = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, BeforeValidator(_no_truth_value), Field(gt=0, allow_inf_nan=False)]
@@ -88,6 +92,17 @@ class Listen(Section):
     decision_headers: bool = Field(
         default=False, description="Answers carry x-fairlead-worker, -reason and -matched-tokens."
     )
+    heartbeat_s: Seconds | None = Field(
+        default=None,
+        description="How often a stream that waits gets a comment, for proxies that cut silence; unset: never.",
+    )
+    root_path: str = Field(
+        default="", description="Path under which a proxy in front shows the gateway, such as /llm."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description='Origins whose pages may use the API in a browser, such as https://chat.example, or "*".',
+    )
     backlog: Whole = Field(default=2048, description="Connections that may wait to be accepted.")
 
     @model_validator(mode="after")
@@ -107,6 +122,21 @@ class Listen(Section):
                 why = getattr(error, "reason", None) or error
                 raise ValueError(f"{self.tls_certificate} and {self.tls_key} cannot be used: {why}") from None
         return self
+
+    @field_validator("root_path")
+    @classmethod
+    def _a_path(cls, value: str) -> str:
+        if value and (not _ROOT_PATH.fullmatch(value) or "//" in value):
+            raise ValueError("should begin with a slash and not end with one, such as /llm")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value != "*" and not _ORIGIN.fullmatch(value):
+                raise ValueError(f"{value!r} is no origin: scheme, host and port, such as https://chat.example")
+        return values
 
     @property
     def url(self) -> str:
@@ -160,10 +190,21 @@ class Limits(Section):
     )
     header_bytes: Whole = Field(default=64 * 1024, description="Largest request line and headers together.")
     concurrent_requests: Whole = Field(default=10_000, description="Requests open at once; more are turned away.")
+    send_timeout_s: Seconds = Field(
+        default=60.0, description="A client that has taken nothing of its answer for this long is cut off."
+    )
+    unread_bytes: Whole = Field(
+        default=256 * 1024 * 1024,
+        description="What slow clients may leave unread, all together, before workers have to wait for them.",
+    )
     queue_requests: Whole = Field(default=4096, description="Requests that may wait per model.")
     queue_wait_s: Seconds = Field(default=600.0, description="Longest wait before a request is turned away.")
     drain_s: Seconds = Field(
         default=30.0, description="Time that open requests get to finish when the gateway stops."
+    )
+    drain_delay_s: Delay = Field(
+        default=0.0,
+        description="Before that: it serves as ever for this time, but /readyz says 503, for load balancers.",
     )
     background_responses: Literal["held", "refused"] = Field(
         default="held",

@@ -3,51 +3,62 @@
 uvicorn's own protocol knows no limit on header size, waits forever for the rest of a head, answers garbage in
 plain text, loses the body of a request that offers another protocol (`Upgrade: h2c`, as Java's client does), and
 takes twice the time and memory.
+
+Requests may come before the answer to the one before them (RFC 9112, 9.3.2). They wait in `_pipeline`, in order,
+and so does the error that what came after them is answered with: nothing is ever written into another answer.
+Reading never stops meanwhile, as a transport that does not read hears of no end: a client that leaves has its
+running request stopped. What may come ahead of its turn is bounded instead.
 """
 
 import asyncio
 from collections import deque
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from router.edge.errors import BadRequest, HeadersTooLarge, RequestError, to_http
-from router.edge.exchange import EXTENSION, Exchange, Flow
+from router.edge.exchange import EXTENSION, STATUS_LINES, Exchange
+from router.edge.flow import Flow
+from router.edge.listener import Listener
+from router.edge.request_head import check, locate
 from router.edge.states import Heard, Incoming, heard
 
 HEAD_WITHIN_S = 30.0
 """From the first byte of a request, or from the connection, to the end of its headers."""
 _LINGER_S = 2.0
 _LINGER_BYTES = 16 << 20
-"""For so long what still comes in after a refusal is thrown away: to close on a client that is writing would reset
-the connection before it has read why.
+"""After an error response, keep reading and discarding for this long, or up to this many bytes. Closing while the
+client still sends triggers a TCP reset, and it would never see the error.
 """
-_HEAD, _REFUSED = Incoming.HEAD, Incoming.REFUSED
+_MOST_AHEAD = 1024
+_MOST_BYTES_AHEAD = 1 << 20
+"""Requests, and bytes of them, that may come before the answer to the one before them is complete."""
+_HEAD, _BODY, _REFUSED = Incoming.HEAD, Incoming.BODY, Incoming.REFUSED
 _FRAMING = (b"content-length", b"transfer-encoding")
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-def connection_class(header_bytes: int) -> type[asyncio.Protocol]:
-    """The protocol class for uvicorn, with this bound on request line and headers together."""
-    return type("BoundedConnection", (Connection,), {"header_bytes": header_bytes, "__slots__": ()})
+def connection_class(listener: Listener) -> type[asyncio.Protocol]:
+    """The protocol class for uvicorn, for the connections of this listener."""
+    return type("ListenersConnection", (Connection,), {"listener": listener, "__slots__": ()})
 
 
 class Connection(asyncio.Protocol):
-    """One client connection. `header_bytes` is set by `connection_class`."""
+    """One client connection. `listener` is set by `connection_class`."""
 
-    header_bytes = 65536
+    listener = Listener()
     __slots__ = (
+        "_ahead",
+        "_answering",
         "_app",
         "_app_state",
         "_arrived",
         "_client",
         "_deadline",
         "_discarded",
+        "_error",
         "_exchange",
         "_flow",
         "_headers",
@@ -57,7 +68,6 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_pending",
         "_pipeline",
-        "_refusal",
         "_resuming",
         "_scheme",
         "_server",
@@ -85,9 +95,13 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._exchange: Exchange | None = None
-        """Of the request that came last."""
-        self._pipeline: deque[Exchange] | None = None
-        """Requests that came before the answer to the one before them; their turn comes with its end."""
+        """Of the request that came last: its body is what is read now."""
+        self._answering: Exchange | None = None
+        """The one whose turn it is, until its answer is complete."""
+        self._pipeline: deque[Exchange] = deque()
+        """Those whose turn comes after it."""
+        self._ahead = 0
+        """Bytes that came while any of them waited."""
         self._arrived = 0
         """Bytes at hand."""
         self._pending = 0
@@ -98,9 +112,10 @@ class Connection(asyncio.Protocol):
         """A message has ended within the data at hand."""
         self._resuming = False
         """A new parser is being told how the body at hand is framed."""
-        self._refusal: RequestError | None = None
+        self._error: RequestError | None = None
+        """What the data at hand is answered with, once its turn has come."""
         self._discarded = 0
-        """Bytes thrown away since the refusal."""
+        """Bytes thrown away since then."""
         self._incoming = _HEAD
         self._deadline: float | None = None
         """When to close unless something happens before."""
@@ -116,10 +131,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
-        self._flow = Flow(self._transport)
-        self._server = get_local_addr(self._transport)
-        self._client = get_remote_addr(self._transport)
-        self._scheme = "https" if is_ssl(self._transport) else "http"
+        listener = self.listener
+        self._flow = Flow(self._transport, self._loop, listener.unread, listener.send_timeout_s)
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._client = _address(transport.get_extra_info("peername"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn's own protocols are meant
         self._await_head()
 
@@ -128,12 +144,17 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._flow.resume_writing()
+        self._flow.lost()
         if exc is None:
             self._transport.close()
         self._parser = None  # the two refer to each other
-        if self._exchange is not None:
-            self._exchange.lost()
+        answering, waiting = self._answering, tuple(self._pipeline)
+        self._answering = self._exchange = None
+        self._pipeline.clear()
+        if answering is not None:
+            answering.lost()
+        for exchange in waiting:
+            exchange.lost()
 
     def eof_received(self) -> None:
         """Nothing more is asked; the transport closes."""
@@ -146,37 +167,49 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Uvicorn's server ends: close now, or after the answer under way."""
-        if self._exchange is None or self._exchange.complete:
-            self._transport.close()
+        if self._answering is None:
+            self._flow.close()
         else:
-            self._exchange.keep_alive = False
+            self._answering.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         if self._incoming is _REFUSED:
             self._discarded += len(data)
             if self._discarded > _LINGER_BYTES:
-                self._transport.close()
+                self._flow.close()
             return
         self._turned = False
         self._arrived = len(data)
         self._parse(data)
+        if self._pipeline:
+            self._ahead += len(data)
+            if self._ahead > _MOST_BYTES_AHEAD:
+                self._refuse(_too_far_ahead())
         # A header that never ends is not seen by `on_header`: what is still to be parsed counts as well.
         if self._incoming is not _HEAD or self._turned:
             self._pending = 0
         else:
             self._pending += len(data)
-            if self._pending > self.header_bytes:
+            if self._pending > self.listener.header_bytes:
                 self._refuse(self._too_large())
 
     def _parse(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or BadRequest("Invalid HTTP request received: it is not HTTP/1.1."))
+        """Let the parser read it all; each request that offers another protocol stops it once."""
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = memoryview(rest)[upgrade.args[0] :]
+                self._decline_upgrade()
+            except httptools.HttpParserError:
+                error = self._error or BadRequest("Invalid HTTP request received: it is not HTTP/1.1.")
+                self._refuse(error)
+                return
+            else:
+                return
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrade(self) -> None:
         """Go on in HTTP/1.1: what follows the head is its body, which the parser took for the other protocol's."""
         framing = b"".join(name + b": " + value + b"\r\n" for name, value in self._headers if name in _FRAMING)
         if framing:
@@ -184,8 +217,6 @@ class Connection(asyncio.Protocol):
             self._resuming = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
             self._resuming = False
-        if rest:
-            self._parse(rest)
 
     # -- what the parser finds
 
@@ -206,22 +237,25 @@ class Connection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
         else:
             self._trailing += len(name) + len(value) + 4
-            if self._trailing > self.header_bytes:
-                self._give_up()
+            if self._trailing > self.listener.header_bytes:
+                self._stop(self._too_large())
 
     def on_headers_complete(self) -> None:
         if self._resuming:
             return
-        self._incoming = heard(self._incoming, Heard.HEADERS)
-        self._deadline = None
-        headers = self._headers
+        headers, parser, listener = self._headers, self._parser, self.listener
         # Counted only if it can be too much: nearly always all that has come is less than the bound.
-        if self._pending + self._arrived > self.header_bytes:
+        if self._pending + self._arrived > listener.header_bytes:
             size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in headers)
-            if size > self.header_bytes:
-                self._give_up()
-        parser, previous = self._parser, self._exchange
-        version = parser.get_http_version()
+            if size > listener.header_bytes:
+                self._stop(self._too_large())
+        if len(self._pipeline) >= _MOST_AHEAD:
+            self._stop(_too_far_ahead())
+        version, method = parser.get_http_version(), parser.get_method()
+        try:
+            expects_continue = check(version, method, headers)
+        except RequestError as error:
+            self._stop(error)
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": _ASGI,
@@ -229,27 +263,29 @@ class Connection(asyncio.Protocol):
             "server": self._server,
             "client": self._client,
             "scheme": self._scheme,
-            "method": parser.get_method().decode("ascii"),
+            "method": method.decode("ascii"),
             "root_path": "",
             "headers": headers,
             "state": self._app_state.copy(),
         }
-        _locate(self._url, scope)
+        locate(self._url, scope)
+        self._incoming = heard(self._incoming, Heard.HEADERS)
+        self._deadline = None
         exchange = self._exchange = Exchange(
             scope,
             self._transport,
             self._flow,
-            self._state.default_headers,
-            self._answered,
-            expects_continue=b"100-continue" in [value.lower() for name, value in headers if name == b"expect"],
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            self._added(headers),
+            listener=listener,
+            done=self._answered,
+            expects_continue=expects_continue,
+            keep_alive=parser.should_keep_alive(),
         )
         scope["extensions"] = {EXTENSION: exchange}
-        if previous is None or previous.complete:
+        if self._answering is None:
             self._begin(exchange)
         else:
-            self._flow.pause_reading()
-            self._pipeline = self._pipeline or deque()
+            exchange.in_turn = False
             self._pipeline.append(exchange)
 
     def on_body(self, body: bytes) -> None:
@@ -269,7 +305,14 @@ class Connection(asyncio.Protocol):
 
     # -- answering
 
+    def _added(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """What the answer to a request with these headers has beside its own."""
+        cors = self.listener.cors
+        return self._state.default_headers if cors is None else self._state.default_headers + cors.headers(headers)
+
     def _begin(self, exchange: Exchange) -> None:
+        self._answering = exchange
+        exchange.in_turn = True
         tasks = self._state.tasks
         task = self._loop.create_task(exchange.run(self._app))
         tasks.add(task)
@@ -278,38 +321,57 @@ class Connection(asyncio.Protocol):
     def _answered(self) -> None:
         """An answer is complete: the next one, or wait for a request."""
         self._state.total_requests += 1
+        self._answering = None
         if self._transport.is_closing():
             return
         self._flow.resume_reading()
         if self._pipeline:
             self._begin(self._pipeline.popleft())
-        elif self._incoming is not _HEAD:
+            self._ahead = self._ahead if self._pipeline else 0
+        elif self._incoming is _REFUSED:
+            self._write_error()
+        elif self._incoming is _HEAD:
+            self._await_head()
+        else:
             self._set_deadline(self._keep_alive_s)
-
-    def _give_up(self) -> None:
-        """Stop the parser: too much of a head."""
-        self._refusal = self._too_large()
-        raise self._refusal
 
     # -- refusing
 
+    def _stop(self, error: RequestError) -> None:
+        """Have the parser stopped; `_parse` refuses then."""
+        self._error = error
+        raise error
+
     def _too_large(self) -> RequestError:
-        return HeadersTooLarge(f"Request line and headers have more than {self.header_bytes} bytes.")
+        return HeadersTooLarge(f"Request line and headers have more than {self.listener.header_bytes} bytes.")
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer what never became a request in the API's own shape, and take nothing more on this connection."""
-        exchange = self._exchange
+        """Answer in the API's own shape, in its turn, what is no request; take nothing more on this connection."""
         if self._incoming is _REFUSED or self._transport.is_closing():
             return
-        if exchange is not None and exchange.started and not exchange.complete:
-            self._transport.close()  # in the middle of another answer an error would pass for a part of it
-            return
-        if exchange is not None and not exchange.complete:
-            exchange.lost()
-        status, headers, body = to_http(error)
-        lines = [STATUS_LINE[status], *(name + b": " + value + b"\r\n" for name, value in headers)]
-        self._transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
+        broken = self._exchange if self._incoming is _BODY else None
         self._incoming = heard(self._incoming, Heard.REFUSE)
+        self._error = error
+        if broken is not None and broken is self._answering:
+            if broken.started:
+                broken.abort()  # in the middle of its answer an error would pass for a part of it
+                return
+            self._answering = None
+            broken.lost()
+        elif self._pipeline and broken is self._pipeline[-1]:
+            self._pipeline.pop()
+        elif broken is not None:
+            self._flow.close()  # it has been answered before all of it came: there is no turn left
+            return
+        if self._answering is None:
+            self._write_error()
+
+    def _write_error(self) -> None:
+        if self._error is None:
+            raise RuntimeError("a refusal without an error")
+        status, headers, body = to_http(self._error)
+        lines = [name + b": " + value + b"\r\n" for name, value in (*self._added(self._headers), *headers)]
+        self._transport.write(b"".join([STATUS_LINES[status], *lines, b"connection: close\r\n\r\n", body]))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._set_deadline(_LINGER_S)
@@ -322,28 +384,26 @@ class Connection(asyncio.Protocol):
     def _set_deadline(self, within_s: float) -> None:
         deadline = self._deadline = self._loop.time() + within_s
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._ring)
+            self._timer = self._loop.call_at(deadline, self._due)
         elif self._timer.when() > deadline:
             self._timer.cancel()
-            self._timer = self._loop.call_at(deadline, self._ring)
+            self._timer = self._loop.call_at(deadline, self._due)
 
-    def _ring(self) -> None:
+    def _due(self) -> None:
         self._timer = None
-        if self._deadline is None or self._transport.is_closing():
-            return
+        if self._deadline is None or self._transport.is_closing() or self._answering is not None:
+            return  # `_answered` sets a new deadline
         if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._ring)
+            self._timer = self._loop.call_at(self._deadline, self._due)
         else:
-            self._transport.close()
+            self._flow.close()
 
 
-def _locate(url: bytes, scope: dict[str, Any]) -> None:
-    """Path and query of a request target; most targets are nothing but a path."""
-    query = b""
-    if not url.startswith(b"/") or b"?" in url or b"#" in url:
-        parsed = httptools.parse_url(url)
-        url, query = parsed.path, parsed.query or b""
-    path = url.decode("ascii")
-    scope["path"] = unquote(path) if "%" in path else path
-    scope["raw_path"] = url
-    scope["query_string"] = query
+def _too_far_ahead() -> RequestError:
+    much = f"More than {_MOST_AHEAD} requests or {_MOST_BYTES_AHEAD} bytes"
+    return BadRequest(f"{much} came before the answers to the requests before them.")
+
+
+def _address(address: Any) -> tuple[str, int] | None:
+    """Host and port as ASGI has them; None for what is no internet address."""
+    return (str(address[0]), int(address[1])) if isinstance(address, tuple) and len(address) >= 2 else None

@@ -4,6 +4,7 @@
     ├── BadRequest        400    the client's request cannot be understood (source: client)
     │   ├── UploadTimeout 408
     │   ├── BodyTooLarge  413
+    │   ├── UnsupportedCoding 415
     │   └── HeadersTooLarge 431
     ├── Unauthorized      401
     ├── NoSuchModel       404    in vLLM's own words, so that clients see one dialect
@@ -67,6 +68,17 @@ class UploadTimeout(BadRequest):
 class BodyTooLarge(BadRequest):
     status = 413
     type = "RequestEntityTooLarge"
+
+
+class UnsupportedCoding(BadRequest):
+    status = 415
+    type = "UnsupportedMediaTypeError"
+
+    accept = "identity"
+    """The codings that are understood."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"accept-encoding", self.accept.encode())]
 
 
 class HeadersTooLarge(BadRequest):
@@ -155,6 +167,11 @@ _OF_KIND: dict[RejectKind, type[RequestError]] = {
 }
 
 
+_OF_STATUS: dict[int, type[RequestError]] = {
+    error.status: error for error in (BadRequest, NoSuchModel, BodyTooLarge, Unsupported, WorkerFailed)
+}
+
+
 def error_of(reject: Reject) -> RequestError:
     """What control's no means to a client."""
     return _OF_KIND[reject.kind](reject.message, param=reject.param, retry_after_s=reject.retry_after_s)
@@ -181,6 +198,22 @@ def to_http(
         *error.headers(),
     ]
     return error.status, headers, body
+
+
+def whole_event(status: int, body: bytes, dialect: Dialect = Dialect.OPENAI) -> bytes:
+    """A worker's whole answer as the only event of a stream; an error in the dialect's own shape."""
+    if status < 400:
+        return b"data: " + body + b"\n\ndata: [DONE]\n\n"
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        content = None
+    said = content.get("error", content) if isinstance(content, dict) else None
+    error = _OF_STATUS.get(status, RequestError)(f"The worker answered {status}.")
+    if isinstance(said, dict):
+        error.message = str(said.get("message") or error.message)
+        error.param = said["param"] if isinstance(said.get("param"), str) else None
+    return to_event(error, dialect)
 
 
 def to_event(error: RequestError, dialect: Dialect = Dialect.OPENAI) -> bytes:

@@ -7,17 +7,23 @@ Beyond ASGI it offers what `Wire` says: to send without awaiting, and to be told
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, MutableMapping
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from router.edge.flow import Flow
+from router.edge.listener import Listener
 from router.edge.states import Outgoing, Said, said
 
 _log = logging.getLogger("uvicorn.error")
 
 EXTENSION = "fairlead"
 """The name under which a request's scope has its `Wire`, among the extensions."""
+STATUS_LINES = {
+    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else ''}\r\n".encode()
+    for status in range(200, 600)
+}
 _BODILESS = (204, 304)
 _HELD_BYTES = 65536
 """So much of a request's body waits for its reader before the sender is paused."""
@@ -31,6 +37,9 @@ _ENDED = (_COMPLETE, _LOST)
 class Wire(Protocol):
     """What our own listener offers beyond ASGI."""
 
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Begin the answer at once; its head leaves with the first of its body."""
+
     def write(self, data: bytes) -> bool:
         """Send more of a body at once; False: the client reads slowly, the next piece should be awaited."""
 
@@ -40,49 +49,14 @@ class Wire(Protocol):
     def watch(self, gone: Callable[[], None]) -> None:
         """Call this once if the client leaves before its answer is complete."""
 
+    def abort(self) -> None:
+        """Break off an answer that has begun, so that the client sees that it is not whole."""
+
 
 def wire_of(scope: MutableMapping[str, Any]) -> Wire | None:
     """A request's wire where the server has one; others do without."""
     wire: Wire | None = scope.get("extensions", {}).get(EXTENSION)
     return wire
-
-
-class Flow:
-    """Whether a connection is read from, and whether it takes more."""
-
-    __slots__ = ("_transport", "_writable", "read_paused", "write_paused")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.read_paused = False
-        self.write_paused = False
-        self._writable: asyncio.Event | None = None
-        """There while somebody waits for that."""
-
-    def pause_reading(self) -> None:
-        if not self.read_paused:
-            self.read_paused = True
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            self._transport.resume_reading()
-
-    def pause_writing(self) -> None:
-        self.write_paused = True
-
-    def resume_writing(self) -> None:
-        self.write_paused = False
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-
-    async def drain(self) -> None:
-        """Return once the connection takes more."""
-        while self.write_paused:
-            self._writable = self._writable or asyncio.Event()
-            await self._writable.wait()
 
 
 class Exchange:
@@ -96,12 +70,15 @@ class Exchange:
         "_expected",
         "_gone",
         "_head",
+        "_listener",
         "_missing",
         "_news",
         "_pieces",
         "_size",
         "_transport",
+        "_until_close",
         "flow",
+        "in_turn",
         "keep_alive",
         "more_body",
         "scope",
@@ -114,13 +91,17 @@ class Exchange:
         transport: asyncio.Transport,
         flow: Flow,
         default_headers: list[tuple[bytes, bytes]],
-        done: Callable[[], None],
         *,
+        listener: Listener,
+        done: Callable[[], None],
         expects_continue: bool,
         keep_alive: bool,
     ) -> None:
         self.scope = scope
         self.keep_alive = keep_alive
+        """The client wants to go on with this connection."""
+        self.in_turn = True
+        """The answers before it are complete, so that its body is read."""
         self.more_body = True
         """Of the request."""
         self.state = _WAITING
@@ -129,6 +110,7 @@ class Exchange:
         self.flow = flow
         self._default_headers = default_headers
         self._done = done
+        self._listener = listener
         self._expected = expects_continue
         """The client waits to hear that it may send its body."""
         self._pieces: list[bytes] = []
@@ -140,6 +122,8 @@ class Exchange:
         self._head = b""
         """Of the answer, until it is sent."""
         self._chunked = False
+        self._until_close = False
+        """The end of the connection is the end of the answer: HTTP/1.0, and a length that is not known."""
         self._missing = 0
         """Bytes of an answer of known length that are still to come."""
         self._gone: Callable[[], None] | None = None
@@ -167,7 +151,7 @@ class Exchange:
         finally:
             self._done = _nothing
         if failed and self.state is not _WAITING:
-            self._transport.close()
+            self.abort()
         elif failed:
             headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
             length = (b"content-length", str(len(_FAILED)).encode())
@@ -180,7 +164,7 @@ class Exchange:
         """A piece of the body; a sender that is faster than its reader is paused."""
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size > _HELD_BYTES:
+        if self._size > _HELD_BYTES and self.in_turn:
             self.flow.pause_reading()
         self.wake()
 
@@ -226,52 +210,73 @@ class Exchange:
         if gone is not None:
             gone()
 
+    def abort(self) -> None:
+        self.state = said(self.state, Said.LOSE)
+        self._let_go()
+        self.wake()
+        if self._until_close:
+            self.flow.reset()  # a mere end of the connection would pass for the end of the answer
+        else:
+            self.flow.close()
+
     # -- the answer
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if self.flow.write_paused and self.state is not _LOST:
             await self.flow.drain()
         if message["type"] == "http.response.start":
-            event = _START
-        else:
-            event = _BODY if message.get("more_body", False) else _END
-        after = said(self.state, event)
+            self.start(message["status"], message.get("headers", ()))
+            return
+        after = said(self.state, _BODY if message.get("more_body", False) else _END)
         if after is _LOST:
             return
-        if event is _START:
-            self._begin(message["status"], message.get("headers", ()))
+        body = message.get("body", b"")
+        self._go_on(body, after)
+        if self.flow.write_paused:
+            self.flow.has_room(len(body))
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        after = said(self.state, _START)
+        if after is not _LOST:
+            self._begin(status, headers)
             self.state = after
-        else:
-            self._go_on(message.get("body", b""), after)
 
     def write(self, data: bytes) -> bool:
         if self.state is _STREAMING and self._chunked and data:  # of all that is sent, nearly everything
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         elif self.state is not _LOST:
             self._go_on(data, said(self.state, _BODY))
-        return not self.flow.write_paused
+        flow = self.flow
+        return not flow.write_paused or flow.has_room(len(data))
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Make the head; RuntimeError for what would break its lines."""
         self._expected = False
-        lines = [STATUS_LINE[status]]
-        closes = measured = False
-        given = [*self._default_headers, *headers]
-        for name, value in given:
-            lines += (name, b": ", value, b"\r\n")
+        lines = [STATUS_LINES[status]]
+        said_close = measured = False
+        for name, value in (*self._default_headers, *headers):
             if name == b"content-length":
+                if status == 204:
+                    continue
                 self._missing = int(value)
                 measured = True
-            elif name == b"connection" and b"close" in value.lower().replace(b",", b" ").split():
-                self.keep_alive, closes = False, True
-        if not self.keep_alive and not closes:
-            lines.append(b"connection: close\r\n")
+            elif name == b"connection":
+                said_close = said_close or b"close" in value.lower().replace(b",", b" ").split()
+                continue
+            lines += (name, b": ", value, b"\r\n")
+        count = (len(lines) - 1) // 4 + 2
+        old = self.scope["http_version"] == "1.0"
         if not measured and self.scope["method"] != "HEAD" and status not in _BODILESS:
-            self._chunked = True
+            self._chunked, self._until_close = not old, old
+        if said_close or self._until_close or self._listener.closing:
+            self.keep_alive = False
+        if self._chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
+        if old or not self.keep_alive:
+            lines.append(b"connection: keep-alive\r\n" if self.keep_alive else b"connection: close\r\n")
         lines.append(b"\r\n")
         head = self._head = b"".join(lines)
-        breaks = len(given) + 2 + (not self.keep_alive and not closes) + self._chunked
+        breaks = count + self._chunked + (old or not self.keep_alive)
         if head.count(b"\r") != breaks or head.count(b"\n") != breaks or b"\0" in head:
             raise RuntimeError("a header of an answer holds CR, LF or NUL")
 
@@ -284,6 +289,8 @@ class Exchange:
             self._write(head + framed if more else head + framed + b"0\r\n\r\n")
         elif self.scope["method"] == "HEAD":
             self._write(head)
+        elif self._until_close:
+            self._write(head + body)
         else:
             self._missing -= len(body)
             if self._missing < 0 or (self._missing and not more):
@@ -301,7 +308,7 @@ class Exchange:
         self._let_go()
         self.wake()
         if not self.keep_alive:
-            self._transport.close()
+            self.flow.close()
         self._done()
 
     def _let_go(self) -> None:

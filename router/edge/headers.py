@@ -7,6 +7,8 @@ from router.edge.trust import NOT_TO_CLIENTS, TO_WORKERS
 
 Header = tuple[bytes, bytes]
 
+EVENT_STREAM = b"text/event-stream"
+
 
 def to_worker(scope: MutableMapping[str, Any], request: bytes, own: Iterable[Header]) -> list[Header]:
     """The client's headers as a worker gets them, with the request's id and the worker's own (key, rank)."""

@@ -3,12 +3,24 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from router.edge.errors import BodyTooLarge, Dialect, Overloaded, RequestError, UploadTimeout, to_event, to_http
+from router.edge.errors import (
+    BodyTooLarge,
+    Dialect,
+    Overloaded,
+    RequestError,
+    UploadTimeout,
+    to_event,
+    to_http,
+    whole_event,
+)
 from router.edge.exchange import Wire
-from router.edge.headers import Header, to_client
+from router.edge.headers import EVENT_STREAM, Header, content_type, to_client
 from router.edge.held_bytes import HeldBytes, Holding
 from router.edge.pieces import PIECE_BYTES, Body, joined, part
 from router.port import Dispatch
+
+_STREAM_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
+_COMMENT = b": waiting\n\n"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,8 +41,10 @@ class ResponseWriter:
         "_over",
         "_request",
         "_send",
+        "_sent",
         "ended",
         "holding",
+        "opened",
         "started",
         "status",
         "wire",
@@ -54,7 +68,12 @@ class ResponseWriter:
         """What the answer holds in memory counts here."""
         self._over = False
         """It held too much, and is being ended for that."""
+        self._sent: list[Header] = []
+        """The headers that the client has got."""
+        self.opened = False
+        """The head of a stream is out, and comments: nothing of an answer."""
         self.started = False
+        """A part of the answer is out."""
         self.ended = False
         self.status = 0
 
@@ -76,6 +95,18 @@ class ResponseWriter:
         """Send status and a worker's headers."""
         await self._start(status, to_client(headers, self._request, length))
 
+    def comment(self) -> bool:
+        """Send a comment in a stream that has not begun. False: it has, or it cannot be sent at once."""
+        if self.started or self.ended or self.wire is None:
+            return False
+        if not self.opened:
+            self.opened = True
+            self.status = 200
+            self._sent = [*_STREAM_HEADERS, (b"x-request-id", self._request)]
+            self.wire.start(self.status, self._sent)
+        self.wire.write(_COMMENT)
+        return True
+
     async def body(self, data: bytes, *, more: bool) -> None:
         """More of the body. What waits for a client that does not read counts; Overloaded if it is too much."""
         self.ended = not more
@@ -95,7 +126,17 @@ class ResponseWriter:
             self.holding.drop_answer(held)
 
     async def whole(self, status: int, headers: list[Header], body: Body) -> None:
-        """An answer in one piece: it goes as fast as the client reads, and ends when nearly all has been read."""
+        """An answer in one piece: it goes as fast as the client reads, and ends when nearly all has been read.
+
+        In a stream that is open already it is the only event.
+        """
+        if self.opened:
+            self.started = True
+            content = joined(body)
+            if not content_type(headers).lower().startswith(EVENT_STREAM):
+                content = whole_event(status, content, self._dialect)
+            await self.body(content, more=False)
+            return
         await self.start(status, headers, len(body))
         if len(body) > PIECE_BYTES:
             for at in range(0, len(body), PIECE_BYTES):
@@ -105,11 +146,14 @@ class ResponseWriter:
         await self.body(joined(body), more=False)
 
     async def refuse(self, error: RequestError) -> None:
-        """Answer with an error; in the stream's own words if a part of the answer is out already."""
+        """Answer with an error. An answer that has begun is broken off, unless it is a stream of events."""
         if self.ended:
             return
-        if self.started:
-            await self.body(to_event(error, self._dialect), more=False)
+        if self.started or self.opened:
+            if content_type(self._sent).lower().startswith(EVENT_STREAM):
+                await self.body(to_event(error, self._dialect), more=False)
+            else:
+                self._break_off(error)
             return
         status, headers, body = to_http(error, self._dialect)
         headers.append((b"x-request-id", self._request))
@@ -119,7 +163,17 @@ class ResponseWriter:
         await self._start(status, headers)
         await self.body(body, more=False)
 
+    def _break_off(self, error: RequestError) -> None:
+        """End the connection instead of the answer; a server that offers no way to do so does it on an error."""
+        self.ended = True
+        if self.wire is None:
+            raise error
+        self.wire.abort()
+
     async def _start(self, status: int, headers: list[Header]) -> None:
         self.started = True
+        if self.opened:
+            return  # what an answer's head says has been said
+        self._sent = headers
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._decision})

@@ -9,6 +9,7 @@ import uvicorn
 
 from router.config.sections import Limits, Listen
 from router.edge.connection import connection_class
+from router.edge.listener import Listener
 
 _FORCED_WITHIN_S = 1
 """Once streams are cut off, connections get this long to close."""
@@ -16,6 +17,10 @@ _FORCED_WITHIN_S = 1
 
 class Server(uvicorn.Server):
     """uvicorn without signal handlers: the router has its own."""
+
+    def __init__(self, config: uvicorn.Config, listener: Listener) -> None:
+        super().__init__(config)
+        self._listener = listener
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -28,20 +33,20 @@ class Server(uvicorn.Server):
         """
         config = self.config
         config.timeout_keep_alive = round(listen.keep_alive_s)  # connections read it when they begin
-        config.http.header_bytes = limits.header_bytes  # type: ignore[union-attr]  # the class of the connections
+        self._listener.configure(limits)
         if config.ssl is not None and listen.tls_certificate is not None:
             # Handshakes that begin from now on use what the context has then.
             config.ssl.load_cert_chain(listen.tls_certificate, listen.tls_key, password="")
 
 
-def make_server(app: Any, listen: Listen, limits: Limits, *, host: str, port: int, tls: bool) -> Server:
+def make_server(app: Any, listener: Listener, listen: Listen, *, host: str, port: int, tls: bool) -> Server:
     """A server for this ASGI application."""
     return Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
-            http=connection_class(limits.header_bytes),
+            http=connection_class(listener),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -53,7 +58,8 @@ def make_server(app: Any, listen: Listen, limits: Limits, *, host: str, port: in
             timeout_graceful_shutdown=_FORCED_WITHIN_S,
             ssl_certfile=listen.tls_certificate if tls else None,
             ssl_keyfile=listen.tls_key if tls else None,
-        )
+        ),
+        listener,
     )
 
 

@@ -18,6 +18,7 @@ class Use(Enum):
     SCHEDULED = "scheduled"
     PASSED_THROUGH = "passed through"
     STORED = "passed to the worker that holds the response"
+    OWN = "answered here"
     REFUSED = "404"
 
 
@@ -73,9 +74,17 @@ PATHS = (
     Path("/v1/unload_lora_adapter", _POST, Use.REFUSED, _ONE_WORKER),
     Path("/pause", _POST, Use.REFUSED, _ONE_WORKER),
     Path("/sleep", _POST, Use.REFUSED, _ONE_WORKER),
-    Path("/ping", ("GET", "POST"), Use.REFUSED, "is of one worker; use `/health`"),
-    Path("/load", ("GET",), Use.REFUSED, "is of one worker; use `/metrics`"),
-    Path("/tokenizer_info", ("GET",), Use.REFUSED, "is of one worker; use `/tokenize`"),
+    *(Path(path, ("GET",), Use.OWN, "the process is alive") for path in ("/health", "/healthz", "/livez")),
+    Path("/ping", ("GET", "POST"), Use.OWN, "the same, as SageMaker asks for it"),
+    Path("/readyz", ("GET",), Use.OWN, "200 while any model can be served: for load balancers and probes"),
+    Path("/ready", ("GET",), Use.OWN, "200 while every known model can be served, else what is missing"),
+    Path("/load", ("GET",), Use.OWN, "`server_load`: requests that are open here"),
+    Path(
+        "/tokenizer_info",
+        ("GET",),
+        Use.REFUSED,
+        "shows one worker's files; use `/tokenize`, or call the worker itself",
+    ),
 )
 """All that is more than a 404 without a word; the gateway's own pages stand where they are served."""
 
@@ -174,6 +183,12 @@ TO_WORKERS = frozenset(
 """The headers of a request that go on. The gateway adds `x-request-id` and the worker's own (key, rank)."""
 NOT_TO_CLIENTS = frozenset(
     (
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+        b"access-control-max-age",
         b"alt-svc",
         b"connection",
         b"content-length",
@@ -190,7 +205,7 @@ NOT_TO_CLIENTS = frozenset(
         b"x-request-id",
     )
 )
-"""The headers of a worker's answer that end here: the framing, which is the gateway's, and addresses."""
+"""The headers of a worker's answer that end here: the framing and CORS, which are the gateway's, and addresses."""
 
 
 def table(paths: Iterable[Path] = PATHS) -> str:

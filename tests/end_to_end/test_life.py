@@ -509,7 +509,7 @@ async def test_an_answer_of_unknown_length_passes_through_as_it_comes():
     go_on = asyncio.Event()
 
     async def say(_body, writer):
-        writer.write(STREAM_HEAD + b"one")
+        writer.write(STREAM_HEAD.replace(b"text/event-stream; charset=utf-8", b"audio/mpeg") + b"one")
         await go_on.wait()
         writer.write(b"two")
 

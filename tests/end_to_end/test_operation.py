@@ -311,6 +311,60 @@ async def test_sigterm_lets_streams_finish_and_takes_nothing_new(tmp_path):
             assert await child.ended(3) == 0
 
 
+async def test_for_a_while_after_sigterm_it_serves_on_and_says_goodbye_even_if_idle(tmp_path):
+    config = SimulatorConfig(model=MODEL, profile="instant", **SLOW)
+    async with simulated_worker(config) as worker:
+        write(tmp_path / "f.yaml", [worker.url], limits={"drain_delay_s": 3, "drain_s": 20})
+        async with fairlead(tmp_path, "serve", "--config", "f.yaml") as child:
+            url = await child.ready()
+            async with httpx.AsyncClient(base_url=url, verify=False, timeout=20) as http:
+                assert (await http.get("/readyz")).status_code == 200
+                assert "connection" not in (await http.post(TEXT, json=SHORT)).headers
+                child.signal(signal.SIGTERM)
+                await until(lambda: "served for another 3 s" in child.log())
+                for probe in ("/readyz", "/ready"):
+                    assert (await http.get(probe)).status_code == 503
+                assert (await http.get("/livez")).status_code == 200
+                served = await http.post(TEXT, json=SHORT)
+                assert (served.status_code, served.headers["connection"]) == (200, "close")
+                stream = begin(http, max_tokens=1000)  # 5 s: longer than the delay
+                await until(lambda: worker.engine.running == 1)
+                await until(lambda: "may finish" in child.log())
+                assert (await http.post(TEXT, json=SHORT)).status_code == 503
+                assert is_whole(await stream)
+            assert await child.ended(5) == 0
+
+
+async def test_a_second_signal_ends_the_delay_of_an_idle_gateway(tmp_path):
+    async with simulated_worker(SimulatorConfig(model=MODEL, profile="instant")) as worker:
+        write(tmp_path / "f.yaml", [worker.url], limits={"drain_delay_s": 60})
+        async with fairlead(tmp_path, "serve", "--config", "f.yaml") as child:
+            await child.ready()
+            child.signal(signal.SIGTERM)
+            await until(lambda: "served for another" in child.log())
+            child.signal(signal.SIGTERM)
+            assert await child.ended(4) == 0
+
+
+async def test_one_model_without_a_worker_does_not_take_the_other_out_of_the_load_balancer():
+    one, two = SimulatorConfig(model="one", profile="instant"), SimulatorConfig(model="two", profile="instant")
+    async with (
+        simulated_worker(one) as first,
+        simulated_worker(two) as second,
+        running_gateway([first.url, second.url]) as gateway,
+    ):
+        second.set_fault(Fault("crash"))
+        await until(lambda: bool(gateway.gateway.not_ready()))
+        assert (await gateway.http.get("/ready")).status_code == 503
+        ready = await gateway.http.get("/readyz")
+        assert (ready.status_code, ready.json()) == (200, {"ready": True})
+        first.set_fault(Fault("crash"))
+        await until(lambda: not gateway.gateway.serves())
+        assert (await gateway.http.get("/readyz")).status_code == 503
+        for alive in ("/livez", "/healthz", "/health", "/ping"):
+            assert (await gateway.http.get(alive)).status_code == 200
+
+
 @pytest.mark.parametrize("how", ["a second signal", "the end of drain_s"])
 async def test_a_stream_that_does_not_end_is_cut_off_by(tmp_path, how):
     config = SimulatorConfig(model=MODEL, profile="instant", **SLOW)

@@ -32,16 +32,24 @@ def pages(  # noqa: C901 - a list of small pages
     version: str,
     metrics_page: Callable[[], Awaitable[bytes]],
     missing: Callable[[], list[str]],
+    serves: Callable[[], bool],
+    open_requests: Callable[[], int],
     documented: Sequence[tuple[str, str, str]],
     render: Render,
     look_again: Callable[[], Awaitable[None]],
 ) -> FastAPI:
     """The FastAPI application behind the edge's routes.
 
-    `missing`: why the gateway is not ready. `documented`: path, tag and summary of what the edge serves itself.
+    `missing`: why the gateway is not ready. `serves`: whether new requests for any model can be served.
+    `open_requests`: how many are open. `documented`: path, tag and summary of what the edge serves itself.
     `render`: a rejection in the API's own shape. `look_again`: asks the workers what they serve now.
     """
-    app = FastAPI(title="fairlead", version=version, summary="A serving router in front of vLLM workers.")
+    app = FastAPI(
+        title="fairlead",
+        version=version,
+        summary="A serving router in front of vLLM workers.",
+        redirect_slashes=False,
+    )
     started = int(time.time())
 
     async def up_to_date() -> None:
@@ -51,6 +59,10 @@ def pages(  # noqa: C901 - a list of small pages
                 await look_again()
 
     @app.get("/health", tags=["gateway"], summary="The process is alive")
+    @app.get("/healthz", include_in_schema=False)
+    @app.get("/livez", include_in_schema=False)
+    @app.get("/ping", include_in_schema=False)
+    @app.post("/ping", include_in_schema=False)
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
@@ -59,6 +71,15 @@ def pages(  # noqa: C901 - a list of small pages
         lacking = missing()
         content = {"ready": not lacking, "missing": lacking}
         return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE if lacking else HTTPStatus.OK)
+
+    @app.get("/readyz", tags=["gateway"], summary="Any model can be served, and the gateway is not leaving")
+    async def readyz() -> JSONResponse:
+        ready = serves()
+        return JSONResponse({"ready": ready}, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.get("/load", tags=["gateway"], summary="Open requests")
+    async def load() -> dict[str, int]:
+        return {"server_load": open_requests()}
 
     @app.get("/version", tags=["gateway"], summary="Versions of the gateway and its workers")
     async def versions() -> dict[str, Any]:
@@ -105,6 +126,11 @@ def response(rendered: Rendered) -> Response:
     """A rendered rejection as Starlette's response."""
     status, headers, body = rendered
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+def can_serve(pools: Pools) -> bool:
+    """Whether any worker takes requests."""
+    return any(member.worker.routable for member in pools.members.values())
 
 
 def not_ready(pools: Pools) -> list[str]:

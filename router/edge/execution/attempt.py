@@ -29,7 +29,7 @@ from router.edge.execution.worker_answer import (
     judge,
     read_refusal,
 )
-from router.edge.headers import content_type
+from router.edge.headers import EVENT_STREAM, content_type
 from router.edge.pieces import Payload
 from router.edge.response import ResponseWriter
 from router.port import Control, Dispatch, Settled
@@ -100,7 +100,7 @@ class Attempt:
                 await self._refused(exchange)
                 return
             check_success(exchange)
-            if content_type(exchange.headers).startswith(b"text/event-stream"):
+            if content_type(exchange.headers).startswith(EVENT_STREAM):
                 await self._stream(exchange)
             else:
                 await self._whole(exchange)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from policies.model import Outcome
 from router.edge.api.body_reader import INLINE_BYTES
+from router.edge.content_coding import decoded
 from router.edge.credentials import digests
 from router.edge.errors import (
     BodyTooLarge,
@@ -33,7 +34,7 @@ from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.held_bytes import Holding
 from router.edge.intake import Intake
-from router.edge.pieces import Body, PieceCollector, Pieces
+from router.edge.pieces import Body, PieceCollector, Pieces, joined
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
 from router.port import Control, Dispatch, Facts, Failed, Identity, Reject, RejectKind, Route, Unscheduled
 
@@ -164,7 +165,14 @@ class Lifecycle(ABC):
         """The body of the request. A stranger is turned away before the upload is taken in."""
         headers = dict(self._scope["headers"])
         self._authenticate(headers)
-        return await read_body(headers, self._receive, self._intake.limits.body_bytes, self._holding.add_request)
+        limit, hold = self._intake.limits.body_bytes, self._holding.add_request
+        body = await read_body(headers, self._receive, limit, hold)
+        coding = headers.get(b"content-encoding")
+        if coding is None:
+            return body
+        plain = await decoded(joined(body), coding, limit)
+        hold(len(plain))
+        return plain if len(plain) <= INLINE_BYTES else Pieces((plain,))
 
     def _watch(self) -> "asyncio.Task[None] | None":
         """Notice that the client leaves; with a server that does not tell, in a task."""

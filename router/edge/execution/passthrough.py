@@ -16,13 +16,14 @@ from router.edge.execution.lifecycle import Lifecycle
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer, check_success, read_refusal
 from router.edge.execution.worker_connections import WorkerConnections
-from router.edge.headers import content_type, to_worker
+from router.edge.headers import EVENT_STREAM, content_type, to_worker
 from router.edge.intake import Intake
 from router.edge.pieces import Body, Payload, payload_of
 from router.edge.response import Receive, Scope, Send
 from router.port import Control, Dispatch, Failed, Settled, Unscheduled
 from workers.http.upstream import ConnectFailed, Response, UpstreamError
 
+_LONGEST_EVENT = 1 << 20
 _NOT_JSON = (b"application/x-www-form-urlencoded", b"application/octet")
 
 
@@ -115,16 +116,38 @@ class PassthroughRequest(Lifecycle):
                 await self._answer.whole(refusal.status, list(refusal.headers), refusal.body)
                 return
             check_success(exchange, empty=self._scope["method"] != "POST")
-            piece = await exchange.read()
-            whole = len(piece) if exchange.at_end else None
-            await self._answer.start(exchange.status, exchange.headers, whole)
-            while piece and not exchange.at_end:
-                await self._answer.body(piece, more=True)
-                piece = await exchange.read()
-            self._end_with(Outcome.COMPLETED)
-            await self._answer.body(piece, more=False)
+            if content_type(exchange.headers).lower().startswith(EVENT_STREAM):
+                await self._pass_events(exchange)
+            else:
+                await self._pass_bytes(exchange)
         finally:
             exchange.abort()
+
+    async def _pass_bytes(self, exchange: Response) -> None:
+        piece = await exchange.read()
+        whole = len(piece) if exchange.at_end else None
+        await self._answer.start(exchange.status, exchange.headers, whole)
+        while piece and not exchange.at_end:
+            await self._answer.body(piece, more=True)
+            piece = await exchange.read()
+        self._end_with(Outcome.COMPLETED)
+        await self._answer.body(piece, more=False)
+
+    async def _pass_events(self, exchange: Response) -> None:
+        """Pass on whole events, so that an error can follow the last of them."""
+        held = b""
+        while piece := await exchange.read():
+            if not self._answer.started:
+                await self._answer.start(exchange.status, exchange.headers)
+            events, gap, held = (held + piece).rpartition(b"\n\n")
+            if len(held) > _LONGEST_EVENT:
+                raise AttemptFailed(AttemptFailure.LOST, f"an event of more than {_LONGEST_EVENT} bytes")
+            if gap:
+                await self._answer.body(events + gap, more=True)
+        if not self._answer.started:
+            await self._answer.start(exchange.status, exchange.headers)
+        self._end_with(Outcome.COMPLETED)
+        await self._answer.body(held, more=False)
 
     def _end_with(self, outcome: Outcome) -> None:
         self._record.outcome = outcome

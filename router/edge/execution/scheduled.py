@@ -17,6 +17,7 @@ from router.edge.api.rewrite import for_prefill, for_worker
 from router.edge.errors import BadRequest, Dialect
 from router.edge.execution.attempt import Attempt
 from router.edge.execution.background import end_of
+from router.edge.execution.heartbeat import Heartbeat
 from router.edge.execution.kv_release import KvReleases, is_pushed
 from router.edge.execution.lifecycle import ClientGone, Lifecycle
 from router.edge.execution.prefill_attempt import PrefillAttempt
@@ -37,12 +38,17 @@ _DIALECTS = {Surface.MESSAGES: Dialect.ANTHROPIC, Surface.RESPONSES: Dialect.RES
 
 
 class ScheduledRequest(Lifecycle):
-    """One request to one of the routed entry points. `explains`: answers say which worker gave them, and why."""
+    """One request to one of the routed entry points. `explains`: answers say which worker gave them, and why.
+
+    `heartbeat_s`: how often a stream that waits is sent a comment; None: never.
+    """
 
     __slots__ = (
         "_background",
         "_connections",
         "_explains",
+        "_heartbeat",
+        "_heartbeat_s",
         "_last",
         "_releases",
         "_sent_as",
@@ -64,6 +70,7 @@ class ScheduledRequest(Lifecycle):
         receive: Receive,
         send: Send,
         explains: bool,
+        heartbeat_s: float | None,
     ) -> None:
         super().__init__(
             control=control,
@@ -79,6 +86,8 @@ class ScheduledRequest(Lifecycle):
         self._releases = releases
         self._surface = surface
         self._explains = explains
+        self._heartbeat_s = heartbeat_s
+        self._heartbeat: Heartbeat | None = None
         self._last: Attempt | None = None
         self._background = False
         """The worker goes on with it although the client may leave."""
@@ -91,6 +100,8 @@ class ScheduledRequest(Lifecycle):
         self._holding.add_request(len(ask.prompt))
         self._background = self._is_background(ask)
         self._named(ask.request_id)
+        if self._heartbeat_s is not None and ask.stream:
+            self._heartbeat = Heartbeat(self._answer, self._heartbeat_s, self._loop)
         identity = self._identify(ask.user)
         route = await self._route(ask.model)
         self._record.asked(ask, route.served_name, self._recorder.log)
@@ -112,6 +123,8 @@ class ScheduledRequest(Lifecycle):
             dispatch = await self._attempted(dispatch, ask, route)
 
     def _end(self, now: float) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._last is not None:
             self._record.answered(self._last)
         super()._end(now)

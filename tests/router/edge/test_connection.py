@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 
 from router.edge import connection as module
 from router.edge.connection import connection_class
+from router.edge.listener import Listener
 
 
 class Transport(asyncio.Transport):
@@ -39,6 +40,12 @@ class Transport(asyncio.Transport):
 
     def is_closing(self):
         return self.closed
+
+    def get_extra_info(self, _name, default=None):
+        return default
+
+    def get_write_buffer_size(self):
+        return 0
 
     def pause_reading(self):
         pass
@@ -74,7 +81,9 @@ def connect(header_bytes=500, keep_alive_s=60):
         app, ws="none", lifespan="off", log_config=None, access_log=False, timeout_keep_alive=keep_alive_s
     )
     config.load()
-    connection = connection_class(header_bytes)(config, ServerState(), {}, _loop=asyncio.get_running_loop())
+    connection = connection_class(Listener(header_bytes))(
+        config, ServerState(), {}, _loop=asyncio.get_running_loop()
+    )
     transport = Transport()
     connection.connection_made(transport)
     return connection, transport, app
@@ -158,7 +167,7 @@ async def test_a_head_that_never_ends_is_refused_after_the_limit(start, size):
 async def test_a_large_body_before_the_beginning_of_the_next_head_is_no_large_head():
     connection, _, app = connect(header_bytes=500)
     body = b"x" * 5000
-    connection.data_received(b"POST /b HTTP/1.1\r\ncontent-length: 5000\r\n\r\n" + body + b"GET /a HT")
+    connection.data_received(b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n" + body + b"GET /a HT")
     await settle()
     connection.data_received(b"TP/1.1\r\nhost: x\r\n\r\n")
     await settle()
@@ -207,7 +216,7 @@ async def test_a_head_has_its_time_and_a_request_under_way_has_all_of_it(monkeyp
     monkeypatch.setattr(module, "HEAD_WITHIN_S", 0.02)
     silent, slow, busy = connect(), connect(), connect()
     slow[0].data_received(GET[:10])
-    busy[0].data_received(b"POST /b HTTP/1.1\r\ncontent-length: 5\r\n\r\nhe")
+    busy[0].data_received(b"POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhe")
     await asyncio.sleep(0.06)
     assert silent[1].closed
     assert slow[1].closed

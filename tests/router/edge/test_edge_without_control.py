@@ -16,6 +16,7 @@ from router.config.sections import Limits, Listen
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
+from router.edge.listener import Listener
 from router.edge.routes import Routes
 from router.edge.server import make_server, stop
 from router.observability.log_writer import Lines
@@ -80,7 +81,7 @@ async def edge(control, timeouts=None):
         routes = Routes(
             nothing_else, control=control, intake=intake, recorder=recorder, connections=connections, tokenizers={}
         )
-        server = make_server(routes, Listen(), Limits(), host="127.0.0.1", port=0, tls=False)
+        server = make_server(routes, Listener(), Listen(), host="127.0.0.1", port=0, tls=False)
         serving = asyncio.create_task(server.serve())
         stack.push_async_callback(stop, [server], [serving])
         await until(lambda: server.started)
@@ -203,7 +204,7 @@ async def test_nothing_but_comments_in_mid_stream_is_silence():
     assert b"nothing but comments" in reply.content
     [[failure]] = control.told("failed")
     assert (failure.reason, failure.answering) == (AttemptFailure.TIMEOUT, True)
-    assert [tokens for _, tokens in control.told("output")] in ([], [1])
+    assert sum(tokens for _, tokens in control.told("output")) <= 1
 
 
 async def test_what_control_decides_after_a_failure_is_done():

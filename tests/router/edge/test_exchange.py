@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
-from router.edge.exchange import EXTENSION, Exchange, Flow, wire_of
+from router.edge.exchange import EXTENSION, Exchange, wire_of
+from router.edge.flow import Flow, UnreadBudget
+from router.edge.listener import Listener
 
 
 class Sent:
@@ -13,6 +15,7 @@ class Sent:
     def __init__(self):
         self.writes = []
         self.reading = self.open = True
+        self.unsent = 0
 
     def write(self, data):
         self.writes.append(data)
@@ -26,19 +29,26 @@ class Sent:
     def is_closing(self):
         return not self.open
 
+    def get_extra_info(self, _name, default=None):
+        return default
+
+    def get_write_buffer_size(self):
+        return self.unsent
+
     def close(self):
         self.open = False
 
 
-def cycle(method="POST", *, keep_alive=True, expects=False):
+def cycle(method="POST", *, version="1.1", keep_alive=True, expects=False, unread=0, listener=None):
     transport = Sent()
-    scope = {"type": "http", "method": method}
+    scope = {"type": "http", "method": method, "http_version": version}
     made = Exchange(
         scope,
         transport,
-        Flow(transport),
+        Flow(transport, asyncio.get_running_loop(), UnreadBudget(unread), 60),
         [(b"date", b"today")],
-        lambda: None,
+        listener=listener or Listener(),
+        done=lambda: None,
         expects_continue=expects,
         keep_alive=keep_alive,
     )

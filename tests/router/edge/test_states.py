@@ -1,8 +1,11 @@
+import asyncio
 from itertools import product
 
 import pytest
 
-from router.edge.exchange import Exchange, Flow
+from router.edge.exchange import Exchange
+from router.edge.flow import Flow, UnreadBudget
+from router.edge.listener import Listener
 from router.edge.states import Heard, IllegalEvent, Incoming, Outgoing, Said, heard, said
 
 
@@ -68,8 +71,17 @@ class Transport:
 
 def exchange():
     transport = Transport()
-    scope = {"method": "POST"}
-    made = Exchange(scope, transport, Flow(transport), [], int, expects_continue=False, keep_alive=True)
+    scope = {"method": "POST", "http_version": "1.1"}
+    made = Exchange(
+        scope,
+        transport,
+        Flow(transport, asyncio.get_running_loop(), UnreadBudget(0), 60),
+        [],
+        listener=Listener(),
+        done=int,
+        expects_continue=False,
+        keep_alive=True,
+    )
     return made, transport
 
 
