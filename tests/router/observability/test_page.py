@@ -20,8 +20,12 @@ class Rows:
         self.value = value
         self.seen = []
 
+    def step(self):
+        """Called at each step."""
+
     def read(self, into):
         for step in range(self.steps):
+            self.step()
             self.seen.append(threading.get_ident())
             into.add(LEVEL, self.value, str(step))
             yield
@@ -50,8 +54,10 @@ async def test_the_loop_turns_between_the_steps_of_a_scrape_and_the_text_is_made
         Page, "_render", lambda self, taken: (rendered_by.append(threading.get_ident()), render(self, taken))[1]
     )
     turn()
+    turns_at = []
+    source.step = lambda: turns_at.append(turns)
     text = await made.read()
-    assert turns >= 50
+    assert len(set(turns_at)) == 50, "each step is in a turn of the loop of its own"
     assert set(source.seen) == {threading.get_ident()}, "what changes on the loop is read on the loop"
     assert len(rendered_by) == 1
     assert rendered_by[0] != threading.get_ident()
