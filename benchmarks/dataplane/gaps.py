@@ -41,6 +41,8 @@ from workers.launch.plan import LaunchSpec
 from workers.launch.process import running
 
 SINK = "sink"
+SILENT = "silent"
+"""The model of a worker that takes requests and never answers."""
 ALIAS = "alias"
 ADMIN_KEY = "an-admin-key-of-the-benchmark"
 _ROOT = Path(__file__).parents[2]
@@ -169,7 +171,7 @@ SHAPES = (
           headers=f"authorization: Bearer {ADMIN_KEY}\r\n"),
     Shape("admin: 32 MiB without its key", "/admin/workers", lambda: _numbers("url", "[]", _LARGE)),
     Shape("20 bodies of 30 MB that wait", _TEXT,
-          lambda: _text(b"word ", 30_000_000, model=MODEL), count=20),
+          lambda: _text(b"word ", 30_000_000, model=SILENT), count=20),
     Shape("60 answers of 8 MB, unread", _TEXT, lambda: _text(b"word ", 500), count=60, unread=True),
 )  # fmt: skip
 
@@ -353,9 +355,9 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
 
 
 @asynccontextmanager
-async def _sink(answer_bytes: int) -> AsyncIterator[str]:
+async def _sink(model: str, answer_bytes: int) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.dataplane.sink", SINK, str(answer_bytes)),
+        *(sys.executable, "-m", "benchmarks.dataplane.sink", model, str(answer_bytes)),
         cwd=_ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -375,10 +377,11 @@ async def gateway_under_test(answer_bytes: int, checkout: str) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (streaming,) = await stack.enter_async_context(backends(1))
-        sink = await stack.enter_async_context(_sink(answer_bytes))
+        sink = await stack.enter_async_context(_sink(SINK, answer_bytes))
+        silent = await stack.enter_async_context(_sink(SILENT, 0))
         port, config = free_port(), folder / "gaps.yaml"
         settings: dict[str, Any] = {
-            "workers": [streaming, sink],
+            "workers": [streaming, sink, silent],
             "models": {ALIAS: SINK},
             "admin": {"key": ADMIN_KEY},
         }
@@ -398,7 +401,7 @@ async def gateway_under_test(answer_bytes: int, checkout: str) -> AsyncIterator[
         while time.monotonic() < deadline:
             await asyncio.sleep(0.3)
             with suppress(OSError):
-                if (await page.read(spec.url)).total("fairlead_worker_state", 'state="up"') >= 2:
+                if (await page.read(spec.url)).total("fairlead_worker_state", 'state="up"') >= 3:
                     break
         pid = next(each for each in kernel.processes(process.pid)[1:] if str(config) in kernel.arguments(each))
         yield Gateway(port, pid, int(streaming.rpartition(":")[2]))

@@ -3,7 +3,7 @@
     python -m benchmarks.dataplane.sink MODEL ANSWER_BYTES
 
 It listens on a free port and prints it. A body is thrown away as it comes, so that a request of 32 MiB costs this
-process nothing; the answer to it is a whole one of about `ANSWER_BYTES`.
+process nothing; the answer to it is a whole one of about `ANSWER_BYTES`. With 0 there is no answer at all.
 """
 
 import asyncio
@@ -52,14 +52,14 @@ class Sink(asyncio.Protocol):
 
     def _take(self, size: int) -> None:
         self._missing = max(0, self._missing - size)
-        if not self._missing:
+        if not self._missing and self._answer:
             self._transport.write(self._answer)
 
 
 async def serve(model: str, answer_bytes: int) -> None:
     """Listen, say where, and answer until the standard input ends."""
     loop = asyncio.get_running_loop()
-    answer = backend.whole(backend.whole_answer(answer_bytes // 5, 1000))
+    answer = backend.whole(backend.whole_answer(answer_bytes // 5, 1000)) if answer_bytes else b""
     name = f'"{model}"'.encode()
     server = await loop.create_server(lambda: Sink(name, answer), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)

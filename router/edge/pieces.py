@@ -58,8 +58,8 @@ def part(body: Body, start: int, end: int) -> Iterator[Buffer]:
 
 
 def payload_of(body: Body) -> Payload:
-    """The body as it is."""
-    return body if isinstance(body, bytes) else tuple(body)
+    """The body as it is. Of a large one, views: uvloop joins what it is given as `bytes`."""
+    return body if isinstance(body, bytes) else tuple(map(memoryview, body))
 
 
 class PieceCollector:

@@ -25,7 +25,8 @@ def raise_file_limit() -> None:
         )
 
 
-_LARGE_BYTES = 256 << 10
+_LARGE_BYTES = 64 << 10
+"""The pieces in which large bodies are kept (`pieces.PIECE_BYTES`) are such blocks."""
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 

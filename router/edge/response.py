@@ -1,5 +1,6 @@
 """What the client hears: a status line once, then the body, or the error that stands in its place."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -142,6 +143,7 @@ class ResponseWriter:
             for at in range(0, len(body), PIECE_BYTES):
                 piece = b"".join(part(body, at, min(at + PIECE_BYTES, len(body))))
                 await self.body(piece, more=True)
+                await asyncio.sleep(0)  # a client that reads fast never makes it wait
             body = b""
         await self.body(joined(body), more=False)
 

@@ -27,12 +27,13 @@ from router.edge.api.members import members
 from router.edge.api.parsed_request import ParsedRequest, Surface, parse
 from router.edge.api.passed_body import PassedBody, parse_passed
 from router.edge.errors import BadRequest
+from router.edge.process_limits import return_large_blocks
 
 QUESTION = Struct("!BQ")
 ANSWER = Struct("!QQ")
 KINDS: tuple[Surface | None, ...] = (None, *Surface)
 """None: a body that passes through."""
-_GROWN_BYTES = 64 << 20
+_GROWN_BYTES = 12 << 20
 _LARGE_BYTES = 4 << 20
 
 
@@ -69,6 +70,7 @@ def main() -> None:
     """Answer until there are no more questions."""
     for number in (signal.SIGINT, signal.SIGHUP):  # meant for the gateway, which closes our input when it ends
         signal.signal(number, signal.SIG_IGN)
+    return_large_blocks()
     gc.disable()  # nothing here refers to itself, and a collection would walk all that was parsed
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     before = _resident_bytes()

@@ -105,7 +105,7 @@ class BodyReader:
                     self._kill(process)
                     raise
                 else:
-                    self._idle.append(process)
+                    self._rest(process)
                     return found
         raise AssertionError
 
@@ -123,6 +123,13 @@ class BodyReader:
         )
         self._processes.add(process)
         return process, True
+
+    def _rest(self, process: Process) -> None:
+        """Keep one for the next body; a second one ends, with the memory that it takes."""
+        if self._idle:
+            self._kill(process)
+        else:
+            self._idle.append(process)
 
     def _kill(self, process: Process) -> None:
         self._processes.discard(process)
