@@ -270,3 +270,23 @@ def test_policies_load_without_any_web_library():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert loaded.isdisjoint({*WEB, "workers", "router", "asyncio", "socket", "logging", "httpx"})
+
+
+EXPRESSIONS = {
+    "router/edge/execution/kv_release.py": "the id that a worker gives a request",
+    "router/tokenization/encoder.py": "alternatives of fixed words, searched stretch by stretch",
+    "workers/http/request_head.py": "single headers of the gateway's own requests",
+}
+"""Where a regular expression may run on the way of a request, and on what."""
+
+
+def test_no_regular_expression_runs_on_a_body():
+    """A pattern that goes back costs the square of the body, and the loop stands still during any search."""
+    modules = ("re", "regex", "fnmatch", "glob", "sre_compile")
+    found = {
+        path
+        for path in sources("router/edge", "router/tokenization", "workers/http")
+        for module, _ in imports(ast.parse((ROOT / path).read_text()))
+        if module.split(".", maxsplit=1)[0] in modules
+    }
+    assert found == set(EXPRESSIONS)

@@ -19,6 +19,8 @@ from xxhash import xxh3_128_digest
 
 from router.tokenization.pieces import Pieces
 
+_STRETCH = 1 << 16
+"""Characters that are searched for special tokens at a time."""
 _SAMPLE = ("Good morning", "  two blanks\n\n", "", "\tüé 中文 🙂", "a" * 40, " ", "x\n", "12345 it's")
 
 
@@ -52,6 +54,8 @@ class Encoder:
         tokenizer.no_padding()
         self.pieces = Pieces(cache_bytes)
         self._cuts = _cuts(tokenizer)
+        self._longest = len(self._cuts[0].pattern) if self._cuts is not None else 0
+        """No special token is longer than all of them together."""
         self._before, self._after = self._frame()
         if not all(self._agrees(text) for text in self._samples()):
             self._cuts = None
@@ -100,11 +104,23 @@ class Encoder:
             return
         pattern, cut_at = self._cuts
         start = 0
-        for match in pattern.finditer(text):
+        for match in self._matches(pattern, text):
             if match[0] in cut_at and match.start() > 0:
                 yield text[start : match.start()]
                 start = match.start()
         yield text[start:]
+
+    def _matches(self, pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+        """All matches, in stretches of the text: the interpreter's lock is held for one of them at most."""
+        at = 0
+        while at < len(text):
+            stop = at + _STRETCH
+            for match in pattern.finditer(text, at, stop + self._longest):
+                if match.start() >= stop:
+                    break
+                yield match
+                at = match.end()
+            at = max(at, stop)
 
     def _frame(self) -> tuple[bytes | None, bytes]:
         """What special tokens are put before and after every text. (None, b"") if that depends on the text."""

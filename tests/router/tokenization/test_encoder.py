@@ -131,3 +131,12 @@ def test_truncation_and_padding_of_the_file_do_not_count():
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=9)
     assert len(ids(Encoder(tokenizer, 1000).ids("one two three four", special_tokens=False))) > 2
+
+
+def test_special_tokens_are_found_across_the_stretches_in_which_a_text_is_searched(monkeypatch):
+    monkeypatch.setattr("router.tokenization.encoder._STRETCH", 7)
+    encoder = Encoder(byte_level(), 1 << 20)
+    for before in range(20):
+        text = "x" * before + "<|start|><|end|>yy<|start|>"
+        assert "".join(encoder._split(text)) == text
+        assert len(list(encoder._split(text))) == 3 + bool(before)
