@@ -248,7 +248,7 @@ def _pieces(shape: Shape, body: bytes) -> Iterator[bytes]:
     )
 
 
-def _send(shape: Shape, body: bytes, port: int, done: threading.Event, statuses: list[str]) -> None:
+def _send(shape: Shape, request: list[bytes], port: int, done: threading.Event, statuses: list[str]) -> None:
     """One request in a thread of its own: its status, or why there is none."""
     try:
         with socket.socket() as each:
@@ -257,7 +257,7 @@ def _send(shape: Shape, body: bytes, port: int, done: threading.Event, statuses:
             each.settimeout(_ANSWER_WITHIN_S)
             each.connect(("127.0.0.1", port))
             with suppress(BrokenPipeError, ConnectionResetError):
-                for piece in _pieces(shape, body):
+                for piece in request:
                     each.sendall(piece)
             if shape.unread:
                 statuses.append("not read")
@@ -313,7 +313,8 @@ class Gateway:
 
 async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
     """Send it `repeat` times, one after the other."""
-    body = await asyncio.to_thread(shape.body)
+    request = await asyncio.to_thread(lambda: list(_pieces(shape, shape.body())))
+    size = sum(map(len, request))
     loop = asyncio.get_running_loop()
     streams = [await loop.run_in_executor(None, Stream, port) for port in (gateway.port, gateway.direct)]
     statuses: list[str] = []
@@ -326,7 +327,7 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
         for _ in range(repeat):
             done = threading.Event()
             threads = [
-                threading.Thread(target=_send, args=(shape, body, gateway.port, done, statuses), daemon=True)
+                threading.Thread(target=_send, args=(shape, request, gateway.port, done, statuses), daemon=True)
                 for _ in range(shape.count)
             ]
             for thread in threads:
@@ -342,7 +343,7 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
     finally:
         for stream in streams:
             await asyncio.to_thread(stream.close)
-    del body
+    del request
     after = gateway.resident()
     deadline = time.monotonic() + 4 * _REST_S
     while time.monotonic() < deadline and after > before:
@@ -350,7 +351,6 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
         after = min(after, gateway.resident())
     counted = {status: statuses.count(status) for status in statuses}
     answered = ", ".join(status if count == 1 else f"{count} x {status}" for status, count in counted.items())
-    size = 0 if shape.unread else sum(map(len, _pieces(shape, await asyncio.to_thread(shape.body))))
     return Row(shape.name, size, answered, gaps[0], gaps[1], before, peak, after)
 
 
