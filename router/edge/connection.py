@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
         "_app",
         "_app_state",
         "_arrived",
+        "_body",
         "_client",
         "_deadline",
         "_discarded",
@@ -77,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_turned",
         "_url",
+        "on_body",
     )
 
     def __init__(
@@ -91,6 +93,9 @@ class Connection(asyncio.Protocol):
         self._keep_alive_s = config.timeout_keep_alive
         self._state = server_state
         self._loop = _loop or asyncio.get_running_loop()
+        self._body: list[bytes] = []
+        """Of a request, as far as it is in the data at hand."""
+        self.on_body = self._body.append  # straight from llhttp into the list, without a Python frame
         self._parser = self._new_parser()
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -181,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._turned = False
         self._arrived = len(data)
         self._parse(data)
+        self._pass_on_body()
         if self._pipeline:
             self._ahead += len(data)
             if self._ahead > _MOST_BYTES_AHEAD:
@@ -288,13 +294,19 @@ class Connection(asyncio.Protocol):
             exchange.in_turn = False
             self._pipeline.append(exchange)
 
-    def on_body(self, body: bytes) -> None:
-        exchange = self._exchange
-        if exchange is not None and not exchange.complete:
-            exchange.take(body)
+    def _pass_on_body(self) -> None:
+        """Give the exchange what has come of its body, in one piece: it may have been a chunk for each byte."""
+        pieces = self._body
+        if pieces:
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            exchange = self._exchange
+            if exchange is not None and not exchange.complete:
+                exchange.take(body)
 
     def on_message_complete(self) -> None:
         self._turned = True
+        self._pass_on_body()
         if self._parser.should_upgrade() and any(name in _FRAMING for name, _ in self._headers):
             return  # the body is still to come, see `_decline_upgrade`
         self._incoming = heard(self._incoming, Heard.END)

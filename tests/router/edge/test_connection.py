@@ -247,3 +247,18 @@ async def test_a_deadline_that_has_moved_on_closes_nothing_when_it_was_due(monke
     await settle()
     assert len(app.requests) == 2
     connection.connection_lost(None)
+
+
+async def test_a_body_in_chunks_of_a_byte_costs_one_call_for_what_comes_at_once(monkeypatch):
+    taken = []
+    take = module.Exchange.take
+    monkeypatch.setattr(module.Exchange, "take", lambda self, body: (taken.append(body), take(self, body)))
+    connection, _, app = connect()
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    connection.data_received(head + b"1\r\na\r\n" * 20_000)
+    connection.data_received(
+        b"1\r\nb\r\n" * 20_000 + b"0\r\n\r\nPOST /2 HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nc"
+    )
+    await settle()
+    assert taken == [b"a" * 20_000, b"b" * 20_000, b"c"]
+    assert app.requests == [("POST", "/", b"a" * 20_000 + b"b" * 20_000), ("POST", "/2", b"c")]
