@@ -17,8 +17,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
+from ipaddress import ip_address
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from router.config.reload import merged
@@ -28,12 +30,16 @@ from router.config.yaml_lines import ConfigError
 from router.control.cache_reports import CacheReports
 from router.control.control_plane import ControlPlane
 from router.control.pages.admin import admin_pages
-from router.control.pages.status import can_serve, not_ready, pages
+from router.control.pages.guard import Guard, OperatorKeys
+from router.control.pages.status import Status, can_serve, not_ready, pages, status_pages
 from router.control.parties.identity import Clients
+from router.control.parties.wrong_keys import WrongKeys
 from router.control.pools import Pools, facts
 from router.control.scheduler_factory import make_scheduler, roles_shortfall
 from router.edge.cors import Cors
+from router.edge.credentials import digests
 from router.edge.errors import error_of, to_http
+from router.edge.execution.lifecycle import address_of
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
@@ -48,6 +54,7 @@ from router.observability.log_writer import LogSeries
 from router.observability.loop_delay import watch
 from router.observability.metrics import Metrics
 from router.observability.request_log import RequestLog
+from router.port import Reject
 from router.tokenization.series import TokenizationSeries
 from router.tokenization.tokenization import Tokenization
 from workers.fleet.fleet import Fleet, FleetSettings
@@ -105,6 +112,7 @@ async def run(
     `on_ready` is called once, when every known model has a routable worker. SIGHUP calls `reload`.
     """
     log_lines = request_log.configure(config.log, sys.stderr)
+    warn_of_exposure(config)
     raise_file_limit()
     return_large_blocks()
     async with assemble(config, log_lines, on_ready) as router:
@@ -137,7 +145,11 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     decisions: deque[dict[str, Any]] = deque(maxlen=_DECISIONS)
     recorder = Recorder(metrics, log_lines, decisions)
     # Who is asking, and what they may ask for.
-    clients = Clients(config.clients)
+    clients = Clients(
+        config.clients,
+        wrong_keys=WrongKeys(config.limits.wrong_keys_per_minute),
+        separate_caches=config.isolation.caches == "separate",
+    )
     # The fleet watches workers; what it sees becomes events of each pool's scheduler.
     # What they report of their caches goes to each pool's prefix index.
     reports = CacheReports(lambda worker: pools.prefixes(worker))  # noqa: PLW0108 - defined below
@@ -246,6 +258,25 @@ def _warn_of_roles(pools: Pools, config: Config) -> None:
         _log.warning("policies: %s", lacking)
 
 
+def warn_of_exposure(config: Config) -> None:
+    """Say so where everybody who can reach the port is served."""
+    if is_loopback(config.listen.host) or any(client.digests for client in config.clients):
+        return
+    _log.warning(
+        "`serve --host %s` without API keys: everybody who reaches this port can use every model without limits, "
+        "and sees the names of workers and clients; give clients keys (`clients`), or listen on 127.0.0.1",
+        config.listen.host,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it; a name that is no address counts as reachable, but `localhost`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _timeouts(config: Config) -> Timeouts:
     return Timeouts(**config.timeouts.model_dump())
 
@@ -265,39 +296,85 @@ def _service_weights(config: Config) -> tuple[float, float]:
 
 
 def servers(config: Config, router: Router) -> list[Server]:
-    """The listener for clients and, if it is to have one of its own, the one for the operator."""
-    listen, admin = config.listen, config.admin
-    inner = pages(
+    """The listener for clients, and those of the operator and of the status pages, if they have their own."""
+    listen, admin, status = config.listen, config.admin, config.status
+    shown = Status(
         router.pools,
         version=installed("fairlead"),
         metrics_page=router.metrics.page.read,
         missing=router.not_ready,
         serves=router.serves,
         open_requests=lambda: router.intake.open,
+        render=_render,
+    )
+    inner = pages(
+        shown,
         documented=DOCUMENTED,
-        render=lambda reject: to_http(error_of(reject)),
         look_again=router.fleet.look_again,
+        hidden=_hidden(router),
+        strange=lambda request: _strange(router, request),
     )
     router.client_routes = routes(router, inner, listen)
     made = [
         make_server(router.client_routes, router.listener, listen, host=listen.host, port=listen.port, tls=True)
     ]
     if admin is not None:
-        operator = admin_pages(
-            router.pools,
-            router.fleet,
-            router.decisions,
-            lambda: router.config.admin.digest if router.config.admin is not None else "",
-            lambda reject: to_http(error_of(reject)),
-        )
+        keys = OperatorKeys(lambda: _admin_keys(router.config), router.clients.wrong_keys, _clock)
+        operator = Guard(admin_pages(router.pools, router.fleet, router.decisions, _render), keys, _render)
         if admin.port is None:
             inner.mount("/admin", operator)
         else:
-            operators = Listener()
-            operators.configure(config.limits)
-            made.append(make_server(operator, operators, listen, host=admin.host, port=admin.port, tls=False))
+            made.append(make_server(operator, _own(config), listen, host=admin.host, port=admin.port, tls=False))
+    if status.port is not None:
+        own = status_pages(shown)
+        made.append(make_server(own, _own(config), listen, host=status.host, port=status.port, tls=False))
     router.listening = made
     return made
+
+
+def _own(config: Config) -> Listener:
+    """Of the operator, with the bounds of the main one."""
+    listener = Listener()
+    listener.configure(config.limits)
+    return listener
+
+
+def _render(reject: Reject) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    return to_http(error_of(reject))
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _admin_keys(config: Config) -> list[str]:
+    return [] if config.admin is None else [config.admin.digest]
+
+
+def _status_keys(config: Config) -> list[str]:
+    own = config.status.digest
+    return _admin_keys(config) if own is None else [*_admin_keys(config), own]
+
+
+def _hidden(router: Router) -> Callable[[Request], Reject | None]:
+    """Why a request may not see the names of workers and clients; None: it may."""
+    keys = OperatorKeys(lambda: _status_keys(router.config), router.clients.wrong_keys, _clock)
+
+    def hidden(request: Request) -> Reject | None:
+        access = router.config.status.access
+        if access == "open" or (access == "auto" and not router.clients.keys_needed):
+            return None
+        return keys.reject(request.scope, "This page, which names workers and clients,")
+
+    return hidden
+
+
+def _strange(router: Router, request: Request) -> Reject | None:
+    """Why a request is none of a client; None: it is, or no key is needed."""
+    if not router.clients.keys_needed:
+        return None
+    found = router.control.identify(digests(dict(request.headers.raw)), None, address_of(request.scope))
+    return found if isinstance(found, Reject) else None
 
 
 def routes(router: Router, inner: ASGIApp, listen: Listen) -> Routes:
@@ -412,6 +489,7 @@ def _take_over(router: Router, config: Config) -> None:
             _log.error("configuration: the certificate has changed since it was checked: %s", error)
     if router.client_routes is not None:
         router.client_routes.explains = config.listen.decision_headers
+    router.clients.wrong_keys.per_minute = limits.wrong_keys_per_minute
     router.clients.reload(config.clients)
     router.metrics.reconfigure(_weights(config), max_clients=config.metrics.max_clients)
     router.control.attempts = limits.attempts

@@ -36,6 +36,8 @@ class RejectKind(Enum):
     NO_MODEL = "no_model"
     NOT_FOUND = "not_found"
     WRONG_METHOD = "wrong_method"
+    TOO_LARGE = "too_large"
+    """The body has more bytes than are read."""
     OVER_QUOTA = "over_quota"
     """This client asks for more than its limits."""
     OVERLOADED = "overloaded"
@@ -70,6 +72,10 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     """The configured client whose limits the account has; empty: none."""
     key_owner: str = ""
     """The configured client whose key was sent; empty where no key is needed. Stored responses are its own."""
+    priority_limit: int | None = None
+    """The most urgent priority that its requests may name, lower being more urgent; None: any."""
+    cache_group: str = ""
+    """Whom it shares prefix caches with; empty: everybody."""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):
@@ -245,8 +251,11 @@ class RouteTable(msgspec.Struct, frozen=True, gc=False):
 class Control(Protocol):
     """The half that owns what requests share. One call is one message."""
 
-    def identify(self, keys: tuple[bytes, ...], user: str | None) -> Identity | Reject:
-        """Who is asking: SHA-256 digests of the keys that were sent, and the body's `user` once it is known."""
+    def identify(self, keys: tuple[bytes, ...], user: str | None, address: str | None = None) -> Identity | Reject:
+        """Who is asking: SHA-256 digests of the keys that were sent, and the body's `user` once it is known.
+
+        `address`: the client's, at the first look at its keys; it waits there who has sent too many wrong ones.
+        """
 
     def routes(self) -> RouteTable: ...
 

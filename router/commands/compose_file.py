@@ -28,6 +28,8 @@ Document = dict[str, Any]
 PATTERN: Mapping[Role, str] = {"both": "worker-0", "prefill": "prefill-0", "decode": "decode-0"}
 """The service of the pattern that a worker of each role is made from."""
 WORKER_PORT = 8000
+STATUS_PORT = 9464
+"""Where Prometheus reads the router's metrics; not published."""
 DCGM_PORT = 9400
 OWN_FLAGS = {
     "--host": "every worker listens inside its own container",
@@ -137,6 +139,7 @@ def settings(options: ComposeOptions, workers: Iterable[ComposeWorker]) -> dict[
     secrets = _client_secrets(options)
     return {
         "listen": {"host": "0.0.0.0", "port": WORKER_PORT},
+        "status": {"host": "0.0.0.0", "port": STATUS_PORT},
         "workers": [worker.settings for worker in workers],
         "clients": [
             {"name": name, "keys": [f"file:/run/secrets/{secret}"]}
@@ -193,6 +196,8 @@ def _router(options: ComposeOptions, workers: Sequence[ComposeWorker], shipped: 
     router["environment"] = {
         "FAIRLEAD_LISTEN__HOST": configured["listen"]["host"],
         "FAIRLEAD_LISTEN__PORT": str(configured["listen"]["port"]),
+        "FAIRLEAD_STATUS__HOST": configured["status"]["host"],
+        "FAIRLEAD_STATUS__PORT": str(configured["status"]["port"]),
         "FAIRLEAD_WORKERS": _literal(json.dumps(configured["workers"])),
     }
     if options.clients:

@@ -5,11 +5,14 @@ microsecond per request.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+LEAST_CHARACTERS = 16
+TOO_SHORT = "it can be guessed; make one of 32 with `openssl rand -hex 16`"
+_REFERENCES = ("env:", "file:")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -18,17 +21,31 @@ def hash_key(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
-def resolve(value: object, env: Mapping[str, str] = os.environ, folder: Path = Path()) -> str:
-    """A secret: itself, `env:NAME` or `file:PATH`. Raises ValueError; no message repeats the secret."""
+class Surroundings(NamedTuple):
+    """What references in a configuration are relative to."""
+
+    env: Mapping[str, str]
+    folder: Path
+
+
+def resolve(value: object, surroundings: Surroundings | None) -> str:
+    """A secret: itself, `env:NAME` or `file:PATH`. Raises ValueError; no message repeats the secret.
+
+    Without `surroundings` references are refused.
+    """
     if not isinstance(value, str):
         raise ValueError("a key is text; put it in quotes")  # noqa: TRY004  # pydantic collects ValueErrors
+    if value.startswith(_REFERENCES) and surroundings is None:
+        raise ValueError("`env:` and `file:` are for the configuration; give the key itself")
+    if surroundings is None:
+        return checked(value)
     if value.startswith("env:"):
         name = value.removeprefix("env:")
-        if name not in env:
+        if name not in surroundings.env:
             raise ValueError(f"the environment variable {name} is not set")
-        value = env[name]
+        value = surroundings.env[name]
     elif value.startswith("file:"):
-        path = folder / value.removeprefix("file:")
+        path = surroundings.folder / value.removeprefix("file:")
         try:
             value = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -46,11 +63,11 @@ def checked(key: str) -> str:
     return key
 
 
-def digest_of(value: object, env: Mapping[str, str] = os.environ, folder: Path = Path()) -> str:
-    """The hash of a secret given in any of the ways of `resolve`."""
+def resolve_key(value: object, surroundings: Surroundings | None) -> str:
+    """A secret given in any of the ways of `resolve`, but not as its hash."""
     if isinstance(value, str) and DIGEST.fullmatch(value):
         raise ValueError("this is the hash of a key, not a key; hashes go under `key_hashes` (or `key_hash`)")
-    return hash_key(resolve(value, env, folder))
+    return resolve(value, surroundings)
 
 
 def checked_digest(value: object) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, SecretStr
 from policies import catalog
 from router.config.policy_choice import Choice
 from router.config.schema import Config
-from router.config.sections import Admin, ClientConfig
+from router.config.sections import Admin, ClientConfig, Status
 
 INDENT = "  "
 
@@ -57,7 +57,7 @@ def _section(section: BaseModel) -> Iterator[str]:
             if name == "keys":
                 continue
             value = section.digests
-        if isinstance(section, Admin) and name in {"key", "key_hash"}:
+        if isinstance(section, Admin | Status) and name in {"key", "key_hash"}:
             if name == "key":
                 continue
             value = section.digest

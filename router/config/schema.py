@@ -15,12 +15,14 @@ from router.config.sections import (
     Admin,
     ClientConfig,
     Health,
+    Isolation,
     Limits,
     Listen,
     Log,
     Metrics,
     Policies,
     Section,
+    Status,
     Timeouts,
 )
 from router.config.sources import SeveralProblems
@@ -39,6 +41,7 @@ class Config(Section):
     clients: tuple[ClientConfig, ...] = Field(
         default=(), description="Who may ask. Without any key the gateway is open, and `user` names the client."
     )
+    isolation: Isolation = Field(default=Isolation(), description="What clients can learn of each other.")
     models: dict[str, str] = Field(default={}, description="Other names for models: `alias: model`.")
     limits: Limits = Field(default=Limits(), description="Bounds on what is taken in.")
     timeouts: Timeouts = Field(default=Timeouts(), description="How long a worker may keep us waiting.")
@@ -48,6 +51,9 @@ class Config(Section):
     )
     health: Health = Field(default=Health(), description="How workers are watched.")
     admin: Admin | None = Field(default=None, description="Change the fleet while the gateway runs; unset: off.")
+    status: Status = Field(
+        default=Status(), description="Who sees /metrics, and what /ready and /version say of workers."
+    )
     log: Log = Field(default=Log(), description="What is written to standard error.")
     metrics: Metrics = Field(default=Metrics(), description="What /metrics shows.")
 

@@ -6,7 +6,6 @@ Names carry their units. Each field's description is what `fairlead print-config
 import os
 import re
 import ssl
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -46,16 +45,22 @@ def _on_or_off(value: object) -> object:
 
 
 def _secret(value: object, info: ValidationInfo) -> str:
-    return keys.resolve(value, *_surroundings(info))
+    return keys.resolve(value, _surroundings(info))
 
 
 def _digest(value: object, info: ValidationInfo) -> str:
-    return keys.digest_of(value, *_surroundings(info))
+    key = keys.resolve_key(value, _surroundings(info))
+    if len(key) < keys.LEAST_CHARACTERS and info.context and "notes" in info.context:
+        owner = info.data.get("name")
+        whose = f"client {owner}" if owner else "the operator"
+        info.context["notes"].append(f"a key of {whose} has {len(key)} characters: {keys.TOO_SHORT}")
+    return keys.hash_key(key)
 
 
-def _surroundings(info: ValidationInfo) -> tuple[Mapping[str, str], Path]:
-    context = info.context or {}
-    return context.get("env", os.environ), context.get("folder", Path())
+def _surroundings(info: ValidationInfo) -> keys.Surroundings | None:
+    """None outside of a configuration: what comes over the network names no files and no variables."""
+    context = info.context
+    return None if not context or "env" not in context else keys.Surroundings(context["env"], context["folder"])
 
 
 Whole = Annotated[int, BeforeValidator(_no_truth_value), Field(ge=1)]
@@ -160,6 +165,15 @@ class ClientConfig(Section):
     requests_per_minute: PerMinute | None = Field(default=None, description="Unset: unlimited.")
     tokens_per_minute: PerMinute | None = Field(default=None, description="Prompt and answer together.")
     max_concurrent: Whole | None = Field(default=None, description="Requests open at once.")
+    priority_limit: Annotated[int, BeforeValidator(_no_truth_value)] = Field(
+        default=0,
+        description="Most urgent `priority` its requests may name; lower is earlier, requests without one have 0.",
+    )
+    cache_group: str | None = Field(
+        default=None,
+        pattern=CLIENT_NAME.pattern,
+        description="With separate caches (`isolation`): clients of the same group share theirs.",
+    )
     trust_user: bool = Field(
         default=False,
         description="Its `user` field is the client (a front end that serves many), not a part of it.",
@@ -178,6 +192,16 @@ class ClientConfig(Section):
     def digests(self) -> tuple[str, ...]:
         """Every key, hashed."""
         return (*self.keys, *self.key_hashes)
+
+
+class Isolation(Section):
+    """What clients can learn of each other."""
+
+    caches: Literal["shared", "separate"] = Field(
+        default="shared",
+        description="shared: equal prompts are computed once for all, and one client can tell by the time to the "
+        "first token whether another has sent a text; separate: once for each client or `cache_group`.",
+    )
 
 
 class Limits(Section):
@@ -205,6 +229,10 @@ class Limits(Section):
     drain_delay_s: Delay = Field(
         default=0.0,
         description="Before that: it serves as ever for this time, but /readyz says 503, for load balancers.",
+    )
+    wrong_keys_per_minute: PerMinute | None = Field(
+        default=60.0,
+        description="Wrong API keys that an address may send before it has to wait; unset (null): any number.",
     )
     background_responses: Literal["held", "refused"] = Field(
         default="held",
@@ -314,6 +342,32 @@ class Admin(Section):
     def digest(self) -> str:
         """The key, hashed."""
         return self.key or self.key_hash or ""
+
+
+class Status(Section):
+    """Who sees the pages that name workers and clients: /metrics, /ready's reasons and /version's workers."""
+
+    access: Literal["auto", "open", "key"] = Field(
+        default="auto",
+        description="open: everybody; key: who has the key below or the admin's; auto: key if clients have keys.",
+    )
+    key: KeyDigest | None = Field(default=None, repr=False, description="In the clear, env:NAME or file:PATH.")
+    key_hash: Hash | None = Field(default=None, repr=False, description="The same as a hash.")
+    port: Port | None = Field(
+        default=None, description="A listener of their own, without a key; unset: on the main one only."
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address of that listener.")
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.key is not None and self.key_hash is not None:
+            raise ValueError("`key` and `key_hash` are the same thing: give one of them")
+        return self
+
+    @property
+    def digest(self) -> str | None:
+        """The key, hashed."""
+        return self.key or self.key_hash
 
 
 class Log(Section):

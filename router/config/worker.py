@@ -137,7 +137,10 @@ class WorkerConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _readable_certificates(self) -> Self:
+    def _readable_certificates(self, info: ValidationInfo) -> Self:
+        named = any(file is not None for file in (self.tls_authorities, self.tls_certificate, self.tls_key))
+        if named and (not info.context or "env" not in info.context):
+            raise ValueError("files with certificates are for the configuration; name this worker there")
         if self._tls_files() is not None and not self.url.startswith("https:"):
             raise ValueError("`tls_authorities`, `tls_certificate` and `tls_key` are for a URL with https://")
         return self

@@ -132,9 +132,9 @@ class ControlPlane:
 
     # -- messages
 
-    def identify(self, keys: tuple[bytes, ...], user: str | None) -> Identity | Reject:
+    def identify(self, keys: tuple[bytes, ...], user: str | None, address: str | None = None) -> Identity | Reject:
         try:
-            return self._clients.identify(keys, user)
+            return self._clients.identify(keys, user, address, self._clock())
         except Refused as refused:
             return refused.reject
 

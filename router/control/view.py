@@ -30,12 +30,18 @@ def request_view(
         streams=facts.streams,
         weight=identity.weight,
         party=_party(identity),
-        priority=facts.priority,
+        priority=_priority(facts),
         session=facts.session,
         media=facts.media,
         whole=facts.whole,
         pinned=pinned,
     )
+
+
+def _priority(facts: Facts) -> int:
+    """What a request names as its priority, but no more urgent than its client may."""
+    limit = facts.identity.priority_limit
+    return facts.priority if limit is None else max(limit, facts.priority)
 
 
 def _party(identity: Identity) -> tuple[str, ...]:

@@ -158,6 +158,7 @@ _OF_KIND: dict[RejectKind, type[RequestError]] = {
     RejectKind.NO_MODEL: NoSuchModel,
     RejectKind.NOT_FOUND: NoSuchRoute,
     RejectKind.WRONG_METHOD: WrongMethod,
+    RejectKind.TOO_LARGE: BodyTooLarge,
     RejectKind.OVER_QUOTA: OverQuota,
     RejectKind.OVERLOADED: Overloaded,
     RejectKind.UNAVAILABLE: Unavailable,

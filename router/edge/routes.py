@@ -24,9 +24,9 @@ from router.edge.trust import PATHS, Path, Use, find
 from router.port import Control, shown
 
 DOCUMENTED = tuple(
-    (each.path, "inference" if each.use is Use.SCHEDULED else each.use.value, each.what)
+    (each.path, "inference" if each.use is not Use.PASSED_THROUGH else each.use.value, each.what)
     for each in PATHS
-    if each.use in (Use.SCHEDULED, Use.PASSED_THROUGH)
+    if each.use in (Use.SCHEDULED, Use.ESTIMATED, Use.PASSED_THROUGH)
 )
 """Paths, tags and summaries of what is served here, for the documentation."""
 
@@ -87,7 +87,7 @@ class Routes:
             if known.use is Use.SCHEDULED:
                 await self._schedule(scope, receive, send, Surface(known.path))
             else:
-                await self._pass(scope, receive, send, known.what if known.use is Use.STORED else None)
+                await self._pass(scope, receive, send, known)
 
     async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A page of the gateway's own; a slash at the end of its path makes no difference."""
@@ -132,7 +132,7 @@ class Routes:
         )
         await request.run()
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send, response: str | None) -> None:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, known: Path) -> None:
         request = PassthroughRequest(
             control=self._control,
             intake=self._intake,
@@ -141,7 +141,8 @@ class Routes:
             scope=scope,
             receive=receive,
             send=send,
-            response=response,
+            response=known.what if known.use is Use.STORED else None,
+            scheduled=known.use is Use.ESTIMATED,
         )
         await request.run()
 

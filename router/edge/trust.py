@@ -2,8 +2,9 @@
 
 Paths are an allow-list. What is looked up is the path as decoded once; nothing is tidied up, so that
 `/v1/../pause`, `//` or an encoded slash is no path of the list, and a worker is sent the path as the list has it,
-never as a client wrote it. A path that generates text is scheduled, and counted, or refused; audio alone is passed
-through, as no prompt of text says what it costs.
+never as a client wrote it. A path that makes a model compute is scheduled, and counted, or refused; where the body
+does not say what that costs (audio, documents to be scored), it is estimated from its length. Only what is about
+tokens themselves, which takes no model, is passed through.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ class Use(Enum):
     """What becomes of a request to a path. Values are words of the table in the documentation."""
 
     SCHEDULED = "scheduled"
+    ESTIMATED = "scheduled, tokens estimated"
     PASSED_THROUGH = "passed through"
     STORED = "passed to the worker that holds the response"
     OWN = "answered here"
@@ -49,11 +51,11 @@ PATHS = (
     Path("/v1/messages/count_tokens", _POST, Use.PASSED_THROUGH, "tokens of a message"),
     Path("/tokenize", _POST, Use.PASSED_THROUGH, "tokens of a text or chat"),
     Path("/detokenize", _POST, Use.PASSED_THROUGH, "text of tokens"),
-    Path("/v1/audio/transcriptions", _POST, Use.PASSED_THROUGH, "text of speech"),
-    Path("/v1/audio/translations", _POST, Use.PASSED_THROUGH, "English text of speech"),
-    Path("/v1/audio/speech", _POST, Use.PASSED_THROUGH, "speech of a text"),
+    Path("/v1/audio/transcriptions", _POST, Use.ESTIMATED, "text of speech"),
+    Path("/v1/audio/translations", _POST, Use.ESTIMATED, "English text of speech"),
+    Path("/v1/audio/speech", _POST, Use.ESTIMATED, "speech of a text"),
     *(
-        Path(path, _POST, Use.PASSED_THROUGH, what)
+        Path(path, _POST, Use.ESTIMATED, what)
         for what, paths in (
             ("documents in order of relevance", ("/rerank", "/v1/rerank", "/v2/rerank")),
             ("scores of pairs of texts", ("/score", "/v1/score")),
@@ -212,3 +214,8 @@ def table(paths: Iterable[Path] = PATHS) -> str:
     """The paths as a Markdown table, for the documentation."""
     rows = (f"| {' '.join(each.methods)} | `{each.path}` | {each.use.value} | {each.what} |" for each in paths)
     return "\n".join(("| method | path | | |", "|---|---|---|---|", *rows))
+
+
+def names(of: Iterable[str | bytes]) -> str:
+    """Fields or headers as a list for the documentation, in order."""
+    return ", ".join(f"`{each}`" for each in sorted(one if isinstance(one, str) else one.decode() for one in of))

@@ -63,6 +63,8 @@ class Project:
         for local in self.services.values():
             local.root.mkdir()
             local.ports = {ports.get(local.name, 8000): free_port()}
+            if local.name.startswith("router"):
+                local.ports[9464] = free_port()
             for mount in mounts(document, local.service, DEPLOY):
                 self._mount(local, mount.source, mount.target)
 
@@ -105,6 +107,7 @@ class Project:
         given = {name: self._text(local, str(value)) for name, value in environment.items()}
         if local.name.startswith("router"):
             given["FAIRLEAD_LISTEN__PORT"] = str(local.ports[8000])
+            given["FAIRLEAD_STATUS__PORT"] = str(local.ports[9464])
         if argv[0].endswith("prometheus"):
             argv.append(f"--web.listen-address={LOOPBACK}:{local.ports[9090]}")
         with local.root.with_suffix(".log").open("wb") as log:

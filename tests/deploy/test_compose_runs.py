@@ -69,7 +69,7 @@ def test_every_scrape_target_is_up_and_sees_the_traffic(cluster, router, prometh
         }
 
     expected = {
-        ("fairlead", address(cluster, "router-sim", 8000)),
+        ("fairlead", address(cluster, "router-sim", 9464)),
         ("prometheus", address(cluster, "prometheus", 9090)),
     }
     expected |= {("vllm", address(cluster, f"sim-{number}", 8000)) for number in range(3)}

@@ -1,19 +1,17 @@
 """The operator's side: see the fleet, add, drain and remove workers while traffic runs."""
 
 import asyncio
-import hmac
 from collections.abc import Callable, Collection
-from hashlib import sha256
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
 from policies.model import WorkerView
 from policies.prefixes.trust import Trust
 from router.config.worker import WorkerConfig
 from router.control.pages.json_page import json_page
-from router.control.pages.status import Render, response
+from router.control.pages.render import Render, response
 from router.control.pools import Member, Pools
 from router.control.refused import Refused
 from router.observability.page import sliced
@@ -23,27 +21,9 @@ from workers.fleet.fleet import DuplicateServerError, Fleet, UnknownServerError
 _WORKERS_PER_STEP = 32
 
 
-def admin_pages(  # noqa: C901 - a list of small pages
-    pools: Pools,
-    fleet: Fleet,
-    decisions: Collection[dict[str, Any]],
-    key_digest: Callable[[], str],
-    render: Render,
-) -> FastAPI:
-    """A FastAPI application of its own, mounted at /admin or served on the operator's own port."""
-
-    async def authorised(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        digest = "sha256:" + sha256(given.encode()).hexdigest()
-        if not hmac.compare_digest(digest, key_digest()):
-            message = "The admin API needs its key: `Authorization: Bearer KEY`."
-            raise Refused(Reject(RejectKind.UNAUTHORIZED, message))
-
-    app = FastAPI(
-        title="fairlead admin",
-        summary="See and change the fleet. Workers are named by their URL.",
-        dependencies=[Depends(authorised)],
-    )
+def admin_pages(pools: Pools, fleet: Fleet, decisions: Collection[dict[str, Any]], render: Render) -> FastAPI:
+    """A FastAPI application of its own, to be served behind a `Guard`, which looks at the key."""
+    app = FastAPI(title="fairlead admin", summary="See and change the fleet. Workers are named by their URL.")
 
     @app.get("/workers", summary="Every worker with its state and load")
     async def workers() -> Response:

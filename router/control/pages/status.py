@@ -4,46 +4,109 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from router.control.pages.json_page import json_page
+from router.control.pages.render import Render, response
 from router.control.pools import Pools
 from router.control.refused import Refused
 from router.port import Reject, RejectKind, shown
-
-Rendered = tuple[int, list[tuple[bytes, bytes]], bytes]
-"""Status, headers and body."""
-Render = Callable[[Reject], Rendered]
-
 
 _WAIT_FOR_MODELS_S = 0.5
 """For the list of models: workers that take longer are listed as they were."""
 
 
-def pages(  # noqa: C901 - a list of small pages
-    pools: Pools,
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the status pages show."""
+
+    pools: Pools
+    version: str
+    metrics_page: Callable[[], Awaitable[bytes]]
+    missing: Callable[[], list[str]]
+    """Why the gateway is not ready."""
+    serves: Callable[[], bool]
+    """Whether new requests for any model can be served."""
+    open_requests: Callable[[], int]
+    """How many are open."""
+    render: Render
+    """A rejection in the API's own shape."""
+
+
+def status_pages(status: Status) -> FastAPI:
+    """The status pages by themselves, for a listener of their own, on which they are shown to everybody."""
+    app = FastAPI(title="fairlead status", version=status.version, docs_url=None, redoc_url=None, openapi_url=None)
+    _add_status(app, status, lambda _: None)
+    _add_errors(app, status.render)
+    return app
+
+
+def _add_status(app: FastAPI, status: Status, hidden: Callable[[Request], Reject | None]) -> None:
+    """Add the status pages. `hidden`: why a request may not see names of workers and clients; None: it may."""
+
+    @app.get("/health", tags=["gateway"], summary="The process is alive")
+    @app.get("/healthz", include_in_schema=False)
+    @app.get("/livez", include_in_schema=False)
+    @app.get("/ping", include_in_schema=False)
+    @app.post("/ping", include_in_schema=False)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["gateway"], summary="Every known model has a routable worker")
+    async def ready(request: Request) -> JSONResponse:
+        lacking = status.missing()
+        content: dict[str, Any] = {"ready": not lacking}
+        if hidden(request) is None:
+            content["missing"] = lacking
+        return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE if lacking else HTTPStatus.OK)
+
+    @app.get("/readyz", tags=["gateway"], summary="Any model can be served, and the gateway is not leaving")
+    async def readyz() -> JSONResponse:
+        ready = status.serves()
+        return JSONResponse({"ready": ready}, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    @app.get("/load", tags=["gateway"], summary="Open requests")
+    async def load() -> dict[str, int]:
+        return {"server_load": status.open_requests()}
+
+    @app.get("/version", tags=["gateway"], summary="Versions of the gateway and its workers")
+    async def versions(request: Request) -> dict[str, Any]:
+        content: dict[str, Any] = {"version": status.version}
+        if hidden(request) is None:
+            members = status.pools.members.values()
+            content["workers"] = {member.worker.id: member.worker.version for member in members}
+        return content
+
+    @app.get("/metrics", tags=["gateway"], summary="Prometheus metrics")
+    async def metrics(request: Request) -> Response:
+        reject = hidden(request)
+        if reject is not None:
+            raise Refused(reject)
+        return Response(await status.metrics_page(), media_type=CONTENT_TYPE_LATEST)
+
+
+def pages(
+    status: Status,
     *,
-    version: str,
-    metrics_page: Callable[[], Awaitable[bytes]],
-    missing: Callable[[], list[str]],
-    serves: Callable[[], bool],
-    open_requests: Callable[[], int],
     documented: Sequence[tuple[str, str, str]],
-    render: Render,
     look_again: Callable[[], Awaitable[None]],
+    hidden: Callable[[Request], Reject | None],
+    strange: Callable[[Request], Reject | None],
 ) -> FastAPI:
     """The FastAPI application behind the edge's routes.
 
-    `missing`: why the gateway is not ready. `serves`: whether new requests for any model can be served.
-    `open_requests`: how many are open. `documented`: path, tag and summary of what the edge serves itself.
-    `render`: a rejection in the API's own shape. `look_again`: asks the workers what they serve now.
+    `documented`: path, tag and summary of what the edge serves itself. `look_again`: asks the workers what they
+    serve now. `hidden`: why a request may not see what names workers and clients; `strange`: why it may not see
+    anything that is for clients; None: it may.
     """
+    pools, version = status.pools, status.version
     app = FastAPI(
         title="fairlead",
         version=version,
@@ -58,44 +121,19 @@ def pages(  # noqa: C901 - a list of small pages
             async with asyncio.timeout(_WAIT_FOR_MODELS_S):
                 await look_again()
 
-    @app.get("/health", tags=["gateway"], summary="The process is alive")
-    @app.get("/healthz", include_in_schema=False)
-    @app.get("/livez", include_in_schema=False)
-    @app.get("/ping", include_in_schema=False)
-    @app.post("/ping", include_in_schema=False)
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    _add_status(app, status, hidden)
 
-    @app.get("/ready", tags=["gateway"], summary="Every known model has a routable worker")
-    async def ready() -> JSONResponse:
-        lacking = missing()
-        content = {"ready": not lacking, "missing": lacking}
-        return JSONResponse(content, HTTPStatus.SERVICE_UNAVAILABLE if lacking else HTTPStatus.OK)
+    async def known(request: Request) -> None:
+        reject = strange(request)
+        if reject is not None:
+            raise Refused(reject)
 
-    @app.get("/readyz", tags=["gateway"], summary="Any model can be served, and the gateway is not leaving")
-    async def readyz() -> JSONResponse:
-        ready = serves()
-        return JSONResponse({"ready": ready}, HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
-
-    @app.get("/load", tags=["gateway"], summary="Open requests")
-    async def load() -> dict[str, int]:
-        return {"server_load": open_requests()}
-
-    @app.get("/version", tags=["gateway"], summary="Versions of the gateway and its workers")
-    async def versions() -> dict[str, Any]:
-        workers = {member.worker.id: member.worker.version for member in pools.members.values()}
-        return {"version": version, "workers": workers}
-
-    @app.get("/metrics", tags=["gateway"], summary="Prometheus metrics")
-    async def metrics() -> Response:
-        return Response(await metrics_page(), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/v1/models", tags=["models"], summary="Models of the whole fleet")
+    @app.get("/v1/models", tags=["models"], summary="Models of the whole fleet", dependencies=[Depends(known)])
     async def models() -> Response:
         await up_to_date()
         return json_page({"object": "list", "data": model_cards(pools, started)})
 
-    @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
+    @app.get("/v1/models/{model:path}", tags=["models"], summary="One model", dependencies=[Depends(known)])
     async def model(model: str) -> Response:
         await up_to_date()
         for card in model_cards(pools, started):
@@ -104,6 +142,14 @@ def pages(  # noqa: C901 - a list of small pages
         found = pools.routes().find(model)
         unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{shown(model)}` is not listed.")
         raise Refused(found if isinstance(found, Reject) else unlisted)
+
+    _add_errors(app, status.render)
+    _document(app, documented)
+    return app
+
+
+def _add_errors(app: FastAPI, render: Render) -> None:
+    """Answer errors in the API's own shape."""
 
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
@@ -117,15 +163,6 @@ def pages(  # noqa: C901 - a list of small pages
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:  # noqa: ARG001 - Starlette's signature
         return response(render(error.reject))
-
-    _document(app, documented)
-    return app
-
-
-def response(rendered: Rendered) -> Response:
-    """A rendered rejection as Starlette's response."""
-    status, headers, body = rendered
-    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
 
 def can_serve(pools: Pools) -> bool:

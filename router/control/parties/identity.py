@@ -16,6 +16,7 @@ import msgspec
 
 from router.config.sections import ClientConfig
 from router.control.parties.quotas import NO_LIMITS, Limits, Quotas
+from router.control.parties.wrong_keys import WrongKeys
 from router.control.refused import Refused
 from router.port import Identity, Reject, RejectKind
 
@@ -34,8 +35,18 @@ class Clients:
     `max_tracked` bounds the accounts that are remembered at once.
     """
 
-    def __init__(self, configs: Sequence[ClientConfig], *, max_tracked: int = 10_000) -> None:
+    def __init__(
+        self,
+        configs: Sequence[ClientConfig],
+        *,
+        max_tracked: int = 10_000,
+        wrong_keys: WrongKeys | None = None,
+        separate_caches: bool = False,
+    ) -> None:
+        """`separate_caches`: no client shares prefix caches with others, but those of its group."""
         self.quota = Quotas(max_tracked)
+        self.wrong_keys = WrongKeys(None) if wrong_keys is None else wrong_keys
+        self._separate = separate_caches
         self.reload(configs)
 
     def reload(self, configs: Sequence[ClientConfig]) -> None:
@@ -48,7 +59,13 @@ class Clients:
             limits = Limits(config.requests_per_minute, config.tokens_per_minute, config.max_concurrent)
             self._limits[config.name] = NO_LIMITS if limits == NO_LIMITS else limits
             self._by_name[config.name] = Identity(
-                config.name, config.name, config.weight, config.name, config.name
+                config.name,
+                config.name,
+                config.weight,
+                limits_of=config.name,
+                key_owner=config.name,
+                priority_limit=config.priority_limit,
+                cache_group=self._cache_group(config.name, config.cache_group),
             )
             for digest in config.digests:
                 raw = bytes.fromhex(digest.removeprefix("sha256:"))
@@ -65,11 +82,19 @@ class Clients:
         """The limits of a configured client; none for any other."""
         return self._limits.get(name, NO_LIMITS)
 
-    def identify(self, keys: Sequence[bytes] = (), user: str | None = None) -> Identity:
-        """Find the client of a request: `keys` are SHA-256 digests of what was sent as keys. Raises Refused."""
+    def identify(
+        self, keys: Sequence[bytes] = (), user: str | None = None, address: str | None = None, now: float = 0.0
+    ) -> Identity:
+        """Find the client of a request: `keys` are SHA-256 digests of what was sent as keys. Raises Refused.
+
+        `address`: where it comes from, for those that send wrong keys; None: it was looked at already.
+        """
         if not self._by_digest:
             return self._named(user or ANONYMOUS, _STRANGER)
-        owner = self._by_name[self._key_owner(keys)]
+        if address is None:
+            owner = self._by_name[self._key_owner(keys)]
+        else:
+            owner = self._by_name[self._first_look(keys, address, now)]
         if not user:
             return owner
         if owner.client in self._trusting:
@@ -82,8 +107,32 @@ class Clients:
         Whose key it was stays as it is in `like`.
         """
         name = user if user in self._by_name else _safe(user)
-        known = self._by_name.get(name) or Identity(name, name, like.weight, like.limits_of)
-        return msgspec.structs.replace(known, key_owner=like.key_owner)
+        known = self._by_name.get(name)
+        if known is not None:
+            limit = known.priority_limit if like.key_owner else None
+            return msgspec.structs.replace(known, key_owner=like.key_owner, priority_limit=limit)
+        return msgspec.structs.replace(like, client=name, account=name, cache_group=self._cache_group(name))
+
+    def _cache_group(self, name: str, group: str | None = None) -> str:
+        if not self._separate:
+            return ""
+        return f"client {name}" if group is None else f"group {group}"
+
+    def _first_look(self, keys: Sequence[bytes], address: str, now: float) -> str:
+        """Whose key it is, unless too many wrong ones have come from there."""
+        wait_s = max((self.wrong_keys.wait_s(address, key, now) for key in keys), default=0.0)
+        if wait_s > 0:
+            message = f"Too many wrong API keys came from your address; try again in {wait_s:.0f} s."
+            raise Refused(Reject(RejectKind.OVER_QUOTA, message, retry_after_s=wait_s))
+        try:
+            owner = self._key_owner(keys)
+        except Refused:
+            if keys:
+                self.wrong_keys.wrong(address, now)
+            raise
+        for key in keys:
+            self.wrong_keys.right(address, key, now)
+        return owner
 
     def _key_owner(self, keys: Sequence[bytes]) -> str:
         for digest in keys:

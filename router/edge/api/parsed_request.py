@@ -24,6 +24,7 @@ import orjson
 import xxhash
 
 from router.edge.api.counts import check_counts
+from router.edge.api.identity_fields import named
 from router.edge.api.members import Member, changed, members
 from router.edge.errors import BadRequest
 from router.edge.pieces import Body
@@ -35,7 +36,10 @@ _SMALL = 512
 KEY_BYTES = 4 << 20
 """So much of a prompt is told apart: a million tokens of text. The rest of a longer one is only counted."""
 TOUCHED = frozenset(
-    ("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "min_tokens", "vllm_xargs")
+    (
+        *("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "min_tokens", "vllm_xargs"),
+        "cache_salt",
+    )
 )
 """Members that a rewrite may change, besides the reserved ones."""
 _TRUE = frozenset(("1", "on", "t", "true", "y", "yes"))
@@ -142,6 +146,7 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         changes["stream_options"] = _with_usage(body, options)
     prompt, width, prompts, media = _PROMPTS[surface](fields)
     sequences = prompts * max(1, _count(fields, "n"))
+    user, session = named(surface.value, fields)
     return ParsedRequest(
         surface=surface,
         body=body,
@@ -157,14 +162,14 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         min_tokens=bool(fields.get("min_tokens")),
         sequences=sequences,
         priority=_count(fields, "priority"),
-        user=_user(surface, fields),
-        session=_text(fields.get("prompt_cache_key")) or _text(fields.get("session_id")),
+        user=user,
+        session=session,
         previous_response=_text(fields.get("previous_response_id")) if surface is Surface.RESPONSES else None,
         references=stored_references(fields) if surface is Surface.RESPONSES else (),
         stores=surface is Surface.RESPONSES and lax_bool(fields.get("store")) is not False,
         background=surface is Surface.RESPONSES and _may_be_true(fields.get("background")),
         request_id=_text(fields.get("request_id")),
-        salt=_text(fields.get("cache_salt")),
+        salt=salt_of(fields),
         divisible=_divisible(surface, fields, sequences),
         prompt=prompt if len(prompt) <= KEY_BYTES else prompt[:KEY_BYTES],
         prompt_bytes=len(prompt),
@@ -230,6 +235,11 @@ def model_of(fields: dict[str, Any]) -> str | None:
     raise BadRequest(f"`model` must be a str, not {type(value).__name__}.", param="model")
 
 
+def salt_of(fields: dict[str, Any]) -> str | None:
+    """What separates caches of equal prompts; a worker refuses what is no text."""
+    return _text(fields.get("cache_salt"))
+
+
 def flag(fields: dict[str, Any], name: str) -> bool | None:
     """A truth value in any of the forms that vLLM takes (pydantic's): 1, 0.0, "yes" ... Raises BadRequest."""
     value = fields.get(name)
@@ -278,13 +288,6 @@ def _max_output(surface: Surface, fields: dict[str, Any]) -> int | None:
             return value
     # vLLM's default for plain completions is 16 tokens; for the others it is what the context leaves.
     return 16 if surface is Surface.COMPLETIONS else None
-
-
-def _user(surface: Surface, fields: dict[str, Any]) -> str | None:
-    if surface is Surface.MESSAGES:
-        metadata = fields.get("metadata")
-        return _text(metadata.get("user_id")) if isinstance(metadata, dict) else None
-    return _text(fields.get("user"))
 
 
 _DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from router.edge.api.counts import check_counts
+from router.edge.api.identity_fields import named_anywhere
 from router.edge.api.members import Member
-from router.edge.api.parsed_request import flag, kept_back, model_of, parsed_object, present
+from router.edge.api.parsed_request import flag, kept_back, model_of, parsed_object, present, salt_of
 from router.edge.pieces import Body
 
 
@@ -18,6 +19,8 @@ class PassedBody:
     changes: dict[str, bytes | None] = field(default_factory=dict)
     model: str | None = None
     user: str | None = None
+    salt: str | None = None
+    """What separates caches of equal prompts, as the client names it."""
     stream: bool = False
 
 
@@ -26,12 +29,12 @@ def parse_passed(body: bytes) -> PassedBody:
     fields = parsed_object(body)
     check_counts(fields)
     changes = kept_back(fields, body)
-    user = fields.get("user")
     return PassedBody(
         body=body,
         present=present(fields, changes),
         changes=changes,
         model=model_of(fields),
-        user=user if isinstance(user, str) else None,
+        user=named_anywhere(fields).user,
+        salt=salt_of(fields),
         stream=bool(flag(fields, "stream")),
     )

@@ -201,7 +201,7 @@ class Lifecycle(ABC):
         """Whose key it is. Raises Unauthorized."""
         if self._control.routes().keys_needed:
             self._keys = digests(headers)
-        self._record.identity = taken(self._control.identify(self._keys, None))
+        self._record.identity = taken(self._control.identify(self._keys, None, address_of(self._scope)))
 
     def _identify(self, user: str | None) -> Identity:
         """Who is asking, now that the body may name a user."""
@@ -317,6 +317,12 @@ async def _read_pieces(message: Message, receive: Receive, limit: int, hold: Cal
         if not message.get("more_body"):
             return collected.finished(INLINE_BYTES)
         message = await receive()
+
+
+def address_of(scope: Scope) -> str:
+    """The address of the client's end of the connection; empty where the server does not know it."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def request_id(scope: Scope) -> str:

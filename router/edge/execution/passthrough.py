@@ -1,6 +1,7 @@
-"""A request that is not scheduled: passed through to the worker that control names.
+"""A request whose body and answer pass as they come, to the worker that control names.
 
-Tokenizing and the like cost a worker little, so they do not wait in the queue. Bytes pass as they come, both ways.
+Tokenizing and the like cost a worker little, so they do not wait in the queue. What makes a model compute is
+scheduled and charged like a routed request, by estimates of its tokens where nothing says how many they are.
 Attempts that fail are judged and followed by others as those of scheduled requests are.
 """
 
@@ -9,9 +10,12 @@ from http import HTTPStatus
 import orjson
 
 from policies.model import AttemptFailure, Outcome, Usage, WorkerId
+from router.edge.api import estimates
+from router.edge.api.cache_salt import salted
 from router.edge.api.multipart_form import MultipartForm
 from router.edge.api.passed_body import PassedBody
 from router.edge.api.rewrite import with_changes
+from router.edge.api.stream_monitor import whole_usage
 from router.edge.execution.lifecycle import Lifecycle
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer, check_success, read_refusal
@@ -20,7 +24,7 @@ from router.edge.headers import EVENT_STREAM, content_type, to_worker
 from router.edge.intake import Intake
 from router.edge.pieces import Body, Payload, payload_of
 from router.edge.response import Receive, Scope, Send
-from router.port import Control, Dispatch, Failed, Settled, Unscheduled
+from router.port import Control, Dispatch, Facts, Failed, Settled, Unscheduled
 from workers.http.upstream import ConnectFailed, Response, UpstreamError
 
 _LONGEST_EVENT = 1 << 20
@@ -28,9 +32,12 @@ _NOT_JSON = (b"application/x-www-form-urlencoded", b"application/octet")
 
 
 class PassthroughRequest(Lifecycle):
-    """One request that passes through. `response`: the stored response that it is about."""
+    """One request that passes through. `response`: the stored response that it is about.
 
-    __slots__ = ("_connections", "_response")
+    `scheduled`: a model computes it, so it waits for room, and counts.
+    """
+
+    __slots__ = ("_connections", "_dispatch", "_response", "_scheduled")
 
     def __init__(
         self,
@@ -43,12 +50,15 @@ class PassthroughRequest(Lifecycle):
         receive: Receive,
         send: Send,
         response: str | None = None,
+        scheduled: bool = False,
     ) -> None:
         super().__init__(
             control=control, intake=intake, recorder=recorder, scope=scope, receive=receive, send=send
         )
         self._connections = connections
         self._response = response
+        self._scheduled = scheduled
+        self._dispatch: Dispatch | None = None
 
     async def _serve(self, body: Body) -> None:
         kind = content_type(self._scope["headers"])
@@ -58,8 +68,11 @@ class PassthroughRequest(Lifecycle):
             named, user, streams = form.text("model"), form.text("user"), form.streams
         else:
             read = await self._read(body, kind)
+            is_json = bool(body) and not kind.lower().startswith(_NOT_JSON)
             named, user, streams = read.model, read.user, read.stream
         identity = self._identify(user)
+        if self._scheduled and identity.cache_group and form is None and is_json:
+            salted(read, identity.cache_group)
         model: str | None = None
         rewrite: str | None = None
         if self._response is None:
@@ -71,9 +84,27 @@ class PassthroughRequest(Lifecycle):
         else:
             changes = read.changes if rewrite is None else {**read.changes, "model": orjson.dumps(rewrite)}
             payload = with_changes(read, changes)
-        dispatch: Dispatch | None = await self._admit(Unscheduled(self._key, identity, model, self._response))
+        facts: Facts | Unscheduled = Unscheduled(self._key, identity, model, self._response)
+        if self._scheduled and model is not None:
+            tokens = estimates.prompt_tokens(self._scope["path"], len(body))
+            output = estimates.most_output_tokens(self._scope["path"])
+            age_s = self._loop.time() - self._record.arrived
+            facts = Facts(
+                id=self._key,
+                identity=identity,
+                model=model,
+                age_s=age_s,
+                input_tokens=tokens,
+                max_output_tokens=output,
+                streams=streams,
+                whole=True,
+            )
+        dispatch: Dispatch | None = await self._admit(facts)
         while dispatch is not None:
             self._record.served_name = dispatch.model
+            if self._scheduled:
+                self._dispatch = dispatch
+                self._record.placed(dispatch)
             failed = await self._perform(dispatch.worker, payload, streams=streams)
             dispatch = None if failed is None else await self._after(*failed)
 
@@ -125,30 +156,48 @@ class PassthroughRequest(Lifecycle):
 
     async def _pass_bytes(self, exchange: Response) -> None:
         piece = await exchange.read()
-        whole = len(piece) if exchange.at_end else None
+        self._begun()
+        size, whole = len(piece), len(piece) if exchange.at_end else None
         await self._answer.start(exchange.status, exchange.headers, whole)
         while piece and not exchange.at_end:
             await self._answer.body(piece, more=True)
             piece = await exchange.read()
-        self._end_with(Outcome.COMPLETED)
+            size += len(piece)
+        self._end_with(Outcome.COMPLETED, self._usage(whole_usage(piece), size, 0))
         await self._answer.body(piece, more=False)
 
     async def _pass_events(self, exchange: Response) -> None:
         """Pass on whole events, so that an error can follow the last of them."""
-        held = b""
+        held, count = b"", 0
         while piece := await exchange.read():
             if not self._answer.started:
+                self._begun()
                 await self._answer.start(exchange.status, exchange.headers)
             events, gap, held = (held + piece).rpartition(b"\n\n")
             if len(held) > _LONGEST_EVENT:
                 raise AttemptFailed(AttemptFailure.LOST, f"an event of more than {_LONGEST_EVENT} bytes")
             if gap:
+                count += events.count(b"data: ")
                 await self._answer.body(events + gap, more=True)
         if not self._answer.started:
             await self._answer.start(exchange.status, exchange.headers)
-        self._end_with(Outcome.COMPLETED)
+        self._end_with(Outcome.COMPLETED, self._usage(None, 0, count))
         await self._answer.body(held, more=False)
 
-    def _end_with(self, outcome: Outcome) -> None:
+    def _begun(self) -> None:
+        """The first of the answer is there."""
+        if self._scheduled:
+            self._control.first_token(self._key)
+
+    def _usage(self, said: Usage | None, size: int, events: int) -> Usage | None:
+        """What the answer says of its tokens, else an estimate; None if it is not charged."""
+        dispatch = self._dispatch
+        if dispatch is None or (said is not None and said.input_tokens + said.output_tokens > 0):
+            return None if dispatch is None else said
+        output = estimates.output_tokens(self._scope["path"], size, events, expected=dispatch.output_tokens)
+        return Usage(dispatch.input_tokens, output)
+
+    def _end_with(self, outcome: Outcome, usage: Usage | None = None) -> None:
         self._record.outcome = outcome
-        self._control.settled(Settled(self._key, outcome, Usage(0, 0)))
+        self._record.usage = usage
+        self._control.settled(Settled(self._key, outcome, usage or Usage(0, 0)))

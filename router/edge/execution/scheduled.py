@@ -11,6 +11,7 @@ from random import getrandbits
 from typing import Any
 
 from policies.model import AttemptFailure, Outcome, WorkerId
+from router.edge.api.cache_salt import salted
 from router.edge.api.facts import facts_of
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.rewrite import for_prefill, for_worker
@@ -103,6 +104,8 @@ class ScheduledRequest(Lifecycle):
         if self._heartbeat_s is not None and ask.stream:
             self._heartbeat = Heartbeat(self._answer, self._heartbeat_s, self._loop)
         identity = self._identify(ask.user)
+        if identity.cache_group:
+            salted(ask, identity.cache_group)
         route = await self._route(ask.model)
         self._record.asked(ask, route.served_name, self._recorder.log)
         tokenizer = self._tokenizers.get(route.model)

@@ -107,12 +107,14 @@ def certificates(tmp_path):
 
 
 def test_authorities_and_a_client_certificate_are_read_for_a_worker(certificates):
-    both = WorkerConfig(
-        url="https://w", tls_authorities=certificates / "ca.pem", tls_certificate=certificates / "both.pem"
+    config = load(
+        certificates,
+        "workers:\n"
+        f" - {{url: 'https://w', tls_authorities: {certificates}/ca.pem,"
+        f" tls_certificate: {certificates}/both.pem}}\n"
+        f" - {{url: 'https://v', tls_certificate: {certificates}/cert.pem, tls_key: {certificates}/key.pem}}\n",
     )
-    apart = WorkerConfig(
-        url="https://w", tls_certificate=certificates / "cert.pem", tls_key=certificates / "key.pem"
-    )
+    both, apart = config.workers
     assert context_of(both.spec().tls).get_ca_certs()
     assert context_of(apart.spec().tls) is context_of(apart.spec().tls)
     assert WorkerConfig(url="https://w").spec() == WorkerSpec("https://w")

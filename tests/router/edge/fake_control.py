@@ -25,7 +25,7 @@ class FakeControl:
     def told(self, message):
         return [values for name, *values in self.heard if name == message]
 
-    def identify(self, keys, user):
+    def identify(self, keys, user, address=None):
         self.heard.append(("identify", keys, user))
         if self.table.keys_needed and not keys:
             return Reject(RejectKind.UNAUTHORIZED, "An API key is needed.")

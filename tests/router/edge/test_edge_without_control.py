@@ -300,6 +300,7 @@ async def test_a_worker_that_has_left_is_a_failed_attempt():
         (RejectKind.NO_MODEL, 404),
         (RejectKind.NOT_FOUND, 404),
         (RejectKind.WRONG_METHOD, 405),
+        (RejectKind.TOO_LARGE, 413),
         (RejectKind.OVER_QUOTA, 429),
         (RejectKind.OVERLOADED, 429),
         (RejectKind.UNAVAILABLE, 503),
