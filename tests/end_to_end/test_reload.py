@@ -30,6 +30,9 @@ FROM_OUTSIDE = {
     "limits.header_bytes",
     "admin.key",
     "admin.key_hash",
+    "status.access",
+    "status.key",
+    "status.key_hash",
 }
 """Tests below, and those of `test_operation`, see the effect of these on a socket."""
 
@@ -49,6 +52,7 @@ INSIDE = {
     "limits.queue_requests": (7, lambda router: scheduler(router).settings.max_queued),
     "limits.queue_wait_s": (8.0, lambda router: scheduler(router).settings.max_wait_s),
     "limits.drain_s": (2.0, lambda router: router.config.limits.drain_s),
+    "limits.wrong_keys_per_minute": (7.0, lambda router: router.clients.wrong_keys.per_minute),
     "limits.background_responses": ("refused", lambda router: router.intake.limits.background_responses),
     "limits.attempts": (1, lambda router: {router.control.attempts, scheduler(router).settings.attempts}),
     "timeouts.connect_s": (1.5, lambda router: timeouts(router).connect_s),
@@ -140,6 +144,22 @@ async def test_a_new_admin_key_holds_at_once_and_the_old_one_no_more():
         read_again(fleet, admin__key=key)
         assert (await fleet.http.get("/admin/workers", headers=old)).status_code == 401
         assert (await fleet.http.get("/admin/workers", headers=new)).status_code == 200
+
+
+async def test_who_sees_the_status_pages_changes_at_once():
+    key = {"authorization": "Bearer of-prometheus-0123456789"}
+
+    async with running_fleet(1, status={"key": "old-of-prometheus-0123"}) as fleet:
+
+        async def seen(headers):
+            return (await fleet.http.get("/metrics", headers=headers)).status_code
+
+        assert await seen({}) == 200
+        read_again(fleet, status__access="key")
+        assert (await seen({}), await seen(key)) == (401, 401)
+        status = fleet.gateway.config.status
+        read_again(fleet, status__key=status.model_validate({"key": "of-prometheus-0123456789"}).key)
+        assert (await seen({}), await seen(key)) == (401, 200)
 
 
 def issue(folder):
