@@ -193,7 +193,8 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_open_ones_g
 async def test_a_client_that_is_added_has_its_label_at_once_however_many_users_came_before():
     keys = {"authorization": "Bearer key-of-a-0123456789"}
     config = [{"name": "a", "keys": ["key-of-a-0123456789"], "trust_user": True}]
-    async with running_fleet(1, clients=config, metrics={"max_clients": 10}) as fleet:
+    pages = {"metrics": {"max_clients": 10}, "status": {"access": "open"}}
+    async with running_fleet(1, clients=config, **pages) as fleet:
         for number in range(30):
             body = {**SHORT, "user": f"end-user-{number}"}
             assert (await fleet.http.post(TEXT, json=body, headers=keys)).status_code == 200
