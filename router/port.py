@@ -152,7 +152,7 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     worker: WorkerId
     reason: AttemptFailure
     why: str
-    """For people; never parsed."""
+    """For people, clients among them; never parsed."""
     status: int | None = None
     """Of the worker's answer, which the edge still has; None: there was none, or not all of it."""
     answering: bool = False

@@ -25,13 +25,17 @@ class Effect(Enum):
 
 
 class Row(NamedTuple):
-    """One kind of failure. `last_words`: how the client's message begins if it was the last attempt."""
+    """One kind of failure. `last_words`: how the client's message begins if it was the last attempt.
+
+    `tells`: it goes on with what exactly went wrong, which must not name a worker's address.
+    """
 
     effect: Effect
     level: int
     answer: RejectKind
     retry_after_s: float | None
     last_words: str
+    tells: bool = True
 
 
 _FAILED = "Every attempt failed; the last one"
@@ -40,9 +44,12 @@ _BUSY = "Every worker is busy; one of them"
 _WRONG = "The worker refuses the request"
 _NOT_STORED = "No worker stores it; the last one"
 _NONE_TOOK_IT = "No worker could take the request; the last one"
+_NOT_REACHED = "No worker could take the request; the last one could not be reached."
 
 OUTCOMES = {
-    AttemptFailure.CONNECT: Row(Effect.UNREACHABLE, logging.WARNING, RejectKind.UNAVAILABLE, 2, _NONE_TOOK_IT),
+    AttemptFailure.CONNECT: Row(
+        Effect.UNREACHABLE, logging.WARNING, RejectKind.UNAVAILABLE, 2, _NOT_REACHED, tells=False
+    ),
     AttemptFailure.TIMEOUT: Row(Effect.FAILED, logging.WARNING, RejectKind.WORKER_TIMEOUT, None, _LATE),
     AttemptFailure.FROZEN: Row(Effect.NONE, logging.WARNING, RejectKind.WORKER_TIMEOUT, None, _LATE),
     AttemptFailure.LOST: Row(Effect.FAILED, logging.WARNING, RejectKind.WORKER_FAILED, None, _FAILED),

@@ -184,7 +184,7 @@ class ControlPlane:
             return None
         worker, reason = self._judge(request, failure)
         row = OUTCOMES[reason]
-        _log.log(row.level, "request %s: attempt %d: %s", failure.id, request.attempt, failure.why)
+        _log.log(row.level, "request %s: attempt %d on %s: %s", failure.id, request.attempt, worker, failure.why)
         at_fault = False
         if row.effect is Effect.FAILED:
             kind = reason.value if failure.status is None else f"{reason.value} {failure.status}"
@@ -463,7 +463,8 @@ def _last_words(reason: AttemptFailure, failure: Failed) -> Reject:
 
 def _reject_for(reason: AttemptFailure, why: str) -> Reject:
     row = OUTCOMES[reason]
-    return Reject(row.answer, f"{row.last_words}: {why}", retry_after_s=row.retry_after_s)
+    message = f"{row.last_words}: {why}" if row.tells else row.last_words
+    return Reject(row.answer, message, retry_after_s=row.retry_after_s)
 
 
 def _too_large(request: RequestView, pool: Pool) -> str:

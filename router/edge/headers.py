@@ -24,7 +24,15 @@ def to_worker(scope: MutableMapping[str, Any], request: bytes, own: Iterable[Hea
 
 def to_client(headers: Iterable[Header], request: bytes, length: int | None) -> list[Header]:
     """A worker's headers as the client gets them; without a length the body is sent in chunks."""
-    kept = [pair for pair in headers if pair[0] not in NOT_TO_CLIENTS]
+    kept: list[Header] = []
+    of_this_hop: set[bytes] = set()
+    for pair in headers:
+        if pair[0] not in NOT_TO_CLIENTS:
+            kept.append(pair)
+        elif pair[0] == b"connection":  # it may name others that are meant for the worker's hop only
+            of_this_hop.update(part.strip().lower() for part in pair[1].split(b","))
+    if of_this_hop:
+        kept = [pair for pair in kept if pair[0] not in of_this_hop]
     if length is not None:
         kept.append((b"content-length", str(length).encode()))
     kept.append((b"x-request-id", request))

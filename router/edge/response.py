@@ -173,9 +173,9 @@ class ResponseWriter:
         self.wire.abort()
 
     async def _start(self, status: int, headers: list[Header]) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._decision})
         self.started = True
         if self.opened:
             return  # what an answer's head says has been said
         self._sent = headers
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._decision})

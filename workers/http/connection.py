@@ -34,6 +34,8 @@ from workers.http.errors import (
 from workers.http.response import Response
 
 Buffer = bytes | memoryview
+_LAST_STATUS = 599
+"""RFC 9110, 15: a client treats any other code as an error of the server's."""
 
 
 class Pool(Protocol):
@@ -297,6 +299,8 @@ class Connection(asyncio.Protocol):
         if status < 200:
             self._check_interim(status)
             return
+        if status > _LAST_STATUS:
+            self._refuse(f"status {status} is none of HTTP's")
         self._keep = self._parser.should_keep_alive()
         if self._transfer_encoding is not None and self._parser.get_http_version() == "1.0":
             self._keep = False  # RFC 9112, 6.1: the framing is not to be trusted beyond this message

@@ -6,6 +6,8 @@ and each can be told by a substring: inside JSON strings quotes and line breaks 
 `data: [DONE]` at the beginning of a line, are always structure. Most pieces are one event in the middle of a
 choice (`_is_plain`): none of the others, which is told by one look instead of six.
 
+Lines may end with CRLF, as a proxy may write them; they are passed on with LF: one form to look for.
+
 Nothing is held back but an event that has not fully arrived (at most `_MAX_PARTIAL` bytes), the events that vLLM
 sends before its engine has begun (`_OPENING`; another worker may still have to answer, under another id), and,
 where the usage event is to be taken out, the chunk that ends the last choice: vLLM names its `system_fingerprint`
@@ -26,8 +28,8 @@ from router.edge.api.parsed_request import Surface
 _MAX_PARTIAL = 1 << 20
 LONGEST_ID = 256
 """Of a stored response: each is remembered, with its worker."""
-_MOST_TOKENS = 1 << 40
-"""More than that no request has used, whatever a worker reports."""
+_MOST_TOKENS = 1 << 27
+"""More than that no request has used, whatever a worker reports: it would be charged, and settle who is next."""
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error"'
 ABORT = b'"finish_reason":"abort"'
@@ -101,6 +103,8 @@ class StreamMonitor:
             return data
         if self._partial:
             data = self._partial + data
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n")
         end = data.rfind(b"\n\n") + 2
         if end < 2:  # no event has ended
             end = 0 if len(data) <= _MAX_PARTIAL else len(data)
@@ -321,7 +325,8 @@ def read_usage(usage: object) -> Usage | None:
     if not all(count is None or _is_count(count) for count in (*counts, cached)):
         return None
     prompt, output, *beside = (count or 0 for count in counts)
-    return Usage(prompt + sum(beside), output, cached)
+    prompt += sum(beside)
+    return Usage(prompt, output, cached if cached is None or cached <= prompt else None)
 
 
 def _is_count(value: object) -> bool:

@@ -33,7 +33,7 @@ class WholeAnswer:
 
 
 class AttemptFailed(Exception):
-    """The attempt came to nothing. `why` is for people; only `reason` is ever acted on."""
+    """The attempt came to nothing. `why` is for people, clients among them; only `reason` is ever acted on."""
 
     def __init__(
         self, reason: AttemptFailure, why: str, worker: WorkerId = "", answer: WholeAnswer | None = None
@@ -52,10 +52,10 @@ class AttemptFailed(Exception):
     def of(cls, error: UpstreamError) -> "AttemptFailed":
         """What an error of the connection means for the attempt."""
         if isinstance(error, NotConnected):
-            return cls(AttemptFailure.CONNECT, str(error))
+            return cls(AttemptFailure.CONNECT, error.what)
         if isinstance(error, Frozen):
-            return cls(AttemptFailure.FROZEN, str(error))
-        return cls(AttemptFailure.TIMEOUT if isinstance(error, TimedOut) else AttemptFailure.LOST, str(error))
+            return cls(AttemptFailure.FROZEN, error.what)
+        return cls(AttemptFailure.TIMEOUT if isinstance(error, TimedOut) else AttemptFailure.LOST, error.what)
 
 
 def check_success(response: Response, *, empty: bool = False) -> None:

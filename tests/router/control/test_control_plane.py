@@ -159,7 +159,7 @@ async def test_a_failed_attempt_is_followed_by_one_elsewhere(plane, caplog):
     plane.control.first_token("r")
     assert plane.health.heard == [(first.worker, "failed")]
     plane.control.cancelled("r")
-    assert "attempt 1: as a test says" in caplog.text
+    assert f"attempt 1 on {first.worker}: as a test says" in caplog.text
 
 
 @pytest.mark.parametrize("unscheduled", [True, False])

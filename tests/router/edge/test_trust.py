@@ -131,3 +131,12 @@ def test_addresses_and_cookies_of_a_worker_end_here():
         kept,
         (b"x-request-id", b"id"),
     ]
+
+
+def test_what_a_workers_connection_header_names_ends_here():
+    hop = [(b"connection", b"X-Hop, keep-alive"), (b"x-hop", b"1"), (b"keep-alive", b"timeout=5")]
+    assert to_client([*hop, (b"x-end", b"2")], b"id", 0) == [
+        (b"x-end", b"2"),
+        (b"content-length", b"0"),
+        (b"x-request-id", b"id"),
+    ]

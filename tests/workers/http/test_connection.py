@@ -346,6 +346,8 @@ REFUSED = [
     b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nanything",
     b"HTTP/1.1 105 Odd\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
     b"HTTP/1.1 99 Low\r\n\r\n",
+    b"HTTP/1.1 600 High\r\ncontent-length: 0\r\n\r\n",
+    b"HTTP/1.1 999 High\r\ncontent-length: 0\r\n\r\n",
     b"\x16\x03\x01\x02\x00",
     b"SSH-2.0-OpenSSH_9.2\r\n",
 ]

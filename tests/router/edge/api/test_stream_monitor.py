@@ -194,6 +194,7 @@ def test_a_response_names_itself_and_its_usage():
 def test_the_usage_of_a_whole_answer_is_found_from_its_end(text, prompt, output, cached):
     usage = {"prompt_tokens": prompt, "completion_tokens": output}
     if cached is not None:
+        cached = min(cached, prompt)
         usage["prompt_tokens_details"] = {"cached_tokens": cached}
     body = {"choices": [{"text": text + '"usage":{'}], "usage": usage, "prompt_logprobs": None}
     assert whole_usage(json.dumps(body, separators=(",", ":")).encode()) == Usage(prompt, output, cached)
@@ -226,7 +227,7 @@ def test_what_messages_count_as_cached_are_prompt_tokens_too():
     assert whole_usage(json.dumps({"usage": usage}, separators=(",", ":")).encode()) == Usage(106, 1, 64)
 
 
-NO_COUNTS = ["3", -3, 3.0, True, [], {}, 1 << 60]
+NO_COUNTS = ["3", -3, 3.0, True, [], {}, 1 << 28, 1 << 60]
 
 
 @pytest.mark.parametrize("wrong", NO_COUNTS)
@@ -251,6 +252,22 @@ def test_usage_of_another_shape_is_no_usage(wrong):
 @pytest.mark.parametrize("wrong", NO_COUNTS)
 def test_cached_tokens_that_are_no_count_are_no_usage(wrong):
     assert read_usage({"prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": wrong}}) is None
+
+
+def test_more_cached_tokens_than_the_prompt_has_are_none_that_were_cached():
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 6}}
+    assert read_usage(usage) == Usage(5, 1, None)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_lines_that_end_with_crlf_are_passed_on_with_lf(size):
+    monitor = StreamMonitor(Surface.CHAT, strip_usage=True)
+    usage = event(choices=[], usage={"prompt_tokens": 2, "completion_tokens": 1})
+    stream = chunk("a") + chunk("b", "stop") + usage + b"data: [DONE]\n\n"
+    sent = stream.replace(b"\n", b"\r\n")
+    pieces = [monitor.feed(sent[start : start + size]) for start in range(0, len(sent), size)]
+    assert b"".join(pieces) == chunk("a") + chunk("b", "stop") + b"data: [DONE]\n\n"
+    assert (monitor.done, monitor.usage) == (True, Usage(2, 1))
 
 
 def test_an_id_that_is_longer_than_ids_are_is_not_kept():
