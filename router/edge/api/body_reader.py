@@ -71,11 +71,17 @@ class BodyReader:
         await asyncio.gather(*self._reading, *(each.wait() for each in ended), return_exceptions=True)
 
     async def _apart(self, kind: Surface | None, body: Pieces) -> ParsedRequest | PassedBody:
-        # A client that leaves does not stop it: half a question would cost the process.
-        task = asyncio.ensure_future(self._ask(kind, body))
+        begun = asyncio.Event()
+        task = asyncio.ensure_future(self._ask(kind, body, begun))
         self._reading.add(task)
         task.add_done_callback(self._read)
-        found = await asyncio.shield(task)
+        try:
+            found = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # The client has left. What has begun goes on, as half a question would cost the process.
+            if not begun.is_set():
+                task.cancel()
+            raise
         if isinstance(found, Refusal):
             raise BadRequest(found.message, param=found.param)
         found.body = body
@@ -86,8 +92,12 @@ class BodyReader:
         if not task.cancelled():
             task.exception()  # nobody may be left to hear of it
 
-    async def _ask(self, kind: Surface | None, body: Pieces) -> ParsedRequest | PassedBody | Refusal:
+    async def _ask(
+        self, kind: Surface | None, body: Pieces, begun: asyncio.Event
+    ) -> ParsedRequest | PassedBody | Refusal:
+        """What a process says of a body. `begun` is set once it has a process."""
         async with self._places:
+            begun.set()
             for last in (False, True):
                 process, fresh = await self._process()
                 try:

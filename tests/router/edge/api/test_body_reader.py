@@ -140,6 +140,21 @@ async def test_a_client_that_leaves_costs_no_process():
         assert before in bodies._processes
 
 
+async def test_a_body_whose_client_has_left_before_its_turn_is_not_read_nor_kept():
+    body = pieces({"prompt": "x" * 8_000_000})
+    async with reader() as bodies:
+        asked = [asyncio.create_task(bodies.read(Surface.COMPLETIONS, body)) for _ in range(6)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        for _ in range(20):  # turns of the loop, no time: a process has not answered by then
+            await asyncio.sleep(0)
+        assert len(bodies._reading) <= body_reader._PROCESSES
+        assert await bodies.read(Surface.COMPLETIONS, body)
+
+
 def test_a_body_in_tiny_chunks_is_not_kept_in_tiny_objects():
     collected = PieceCollector()
     for _ in range(INLINE_BYTES // 2 + 1):
