@@ -42,6 +42,8 @@ class BodyReader:
         self._places = asyncio.Semaphore(_PROCESSES)
         self._processes: set[Process] = set()
         self._reading: set[asyncio.Task[Any]] = set()
+        self._ending: set[asyncio.Task[int]] = set()
+        """One for each process that was killed and has not ended yet."""
 
     async def read(self, surface: Surface, body: Body) -> ParsedRequest:
         """A routed request's body. Raises BadRequest."""
@@ -63,12 +65,12 @@ class BodyReader:
 
     async def aclose(self) -> None:
         """End the processes."""
-        ended = tuple(self._processes)
-        for process in ended:
+        for process in tuple(self._processes):
             self._kill(process)
         for task in tuple(self._reading):
             task.cancel()
-        await asyncio.gather(*self._reading, *(each.wait() for each in ended), return_exceptions=True)
+        await asyncio.gather(*self._reading, return_exceptions=True)
+        await asyncio.gather(*self._ending)
 
     async def _apart(self, kind: Surface | None, body: Pieces) -> ParsedRequest | PassedBody:
         begun = asyncio.Event()
@@ -145,6 +147,9 @@ class BodyReader:
         self._processes.discard(process)
         with suppress(ProcessLookupError):
             process.kill()
+        task = asyncio.ensure_future(process.wait())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
 
 async def _exchange(process: Process, kind: Surface | None, body: Pieces) -> ParsedRequest | PassedBody | Refusal:
