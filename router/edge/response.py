@@ -68,7 +68,7 @@ class ResponseWriter:
         self.holding = holding or Holding(HeldBytes(_ANY))
         """What the answer holds in memory counts here."""
         self._over = False
-        """It held too much, and is being ended for that."""
+        """It is being ended with an error, which counts no more."""
         self._sent: list[Header] = []
         """The headers that the client has got."""
         self.opened = False
@@ -151,6 +151,7 @@ class ResponseWriter:
         """Answer with an error. An answer that has begun is broken off, unless it is a stream of events."""
         if self.ended:
             return
+        self._over = True  # an error is small, and the last that comes: it is not held against the limit
         if self.started or self.opened:
             if content_type(self._sent).lower().startswith(EVENT_STREAM):
                 await self.body(to_event(error, self._dialect), more=False)
@@ -173,9 +174,16 @@ class ResponseWriter:
         self.wire.abort()
 
     async def _start(self, status: int, headers: list[Header]) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._decision})
+        """Send the head; of a stream that is open already it has been sent."""
         self.started = True
         if self.opened:
-            return  # what an answer's head says has been said
+            return
+        try:
+            await self._send(
+                {"type": "http.response.start", "status": status, "headers": headers + self._decision}
+            )
+        except RuntimeError:
+            self.started = False  # a header that cannot be sent: an error may still take its place
+            raise
         self._sent = headers
         self.status = status
