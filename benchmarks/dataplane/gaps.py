@@ -6,10 +6,14 @@
 The gateway runs as it ships, as a process of its own. One client reads a stream of a chunk every 2 ms; beside it,
 another one sends one request of up to 32 MiB to a second model. Printed for each shape of request, and for the
 memory rows (many requests that wait, many answers that are not read): what was answered, the longest gap between
-two chunks of the stream, the same for a stream that goes past the gateway (what the machine itself does), and the
-resident memory of the gateway's processes before, at its peak, and afterwards, at rest.
+two chunks of the stream, the same for a stream that goes past the gateway (what the machine itself does), the
+longest step of the gateway's event loop in CPU time of its thread (`stops`), and the resident memory of the
+gateway's processes before, at its peak, and afterwards, at rest.
 
-Exit status 1 if a gap is longer than `--gap-ms`, or more than `--left-mb` is left.
+A single request passes if the gap is at most `--gap-ms`. Where the machine alone makes half of that, the gap says
+nothing of the gateway: there the longest step is judged in its place, which neighbours do not lengthen. Rows of
+many requests are shown and not judged by their gap, as they are no single step. Exit status 1 if a row fails, or
+more than `--left-mb` is left of any.
 """
 
 import argparse
@@ -32,7 +36,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.dataplane import kernel, page
+from benchmarks.dataplane import kernel, page, stops
 from benchmarks.dataplane.__main__ import backends
 from benchmarks.dataplane.backend import MODEL
 from benchmarks.fleet.ports import free_port
@@ -289,6 +293,10 @@ class Row:
     answered: str
     gap_ms: float
     machine_gap_ms: float
+    step_ms: float
+    """The longest step of the gateway's loop, in CPU time."""
+    requests: int
+    """Sent at once."""
     before: int
     peak: int
     after: int
@@ -297,14 +305,28 @@ class Row:
     def left_mb(self) -> float:
         return (self.after - self.before) / 1e6
 
+    def stops_others(self, gap_ms: float) -> bool:
+        """Whether it has stopped the other stream for longer than this: see the module for how that is judged."""
+        if self.requests > 1 or self.gap_ms <= gap_ms:
+            return False
+        return self.machine_gap_ms <= gap_ms / 2 or self.step_ms > gap_ms
+
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The gateway under test. `direct` is the port of the worker that streams."""
+    """The gateway under test. `direct` is the port of the worker that streams, `watch` the file of its stops."""
 
     port: int
     pid: int
     direct: int
+    watch: Path
+
+    async def watched(self) -> int:
+        """How many seconds the watch has written; returns when one more is over."""
+        before = stops.lines(self.watch)
+        while stops.lines(self.watch) == before:  # noqa: ASYNC110 - a file
+            await asyncio.sleep(0.05)
+        return before + 1
 
     def resident(self) -> int:
         """Memory of the process that serves and of those beside it, in bytes."""
@@ -321,6 +343,7 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
     try:
         while any(stream.reads < 100 for stream in streams):  # noqa: ASYNC110 - read in threads
             await asyncio.sleep(0.05)
+        since = await gateway.watched()
         before = peak = gateway.resident()
         for stream in streams:
             stream.reset()
@@ -340,10 +363,12 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
             while any(thread.is_alive() for thread in threads):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         gaps = [stream.longest_ms() for stream in streams]
+        await gateway.watched()
     finally:
         for stream in streams:
             await asyncio.to_thread(stream.close)
     del request
+    step_ms = stops.longest(gateway.watch, since).cpu_ms
     after = gateway.resident()
     deadline = time.monotonic() + 4 * _REST_S
     while time.monotonic() < deadline and after > before:
@@ -351,7 +376,7 @@ async def measure(shape: Shape, gateway: Gateway, repeat: int) -> Row:
         after = min(after, gateway.resident())
     counted = {status: statuses.count(status) for status in statuses}
     answered = ", ".join(status if count == 1 else f"{count} x {status}" for status, count in counted.items())
-    return Row(shape.name, size, answered, gaps[0], gaps[1], before, peak, after)
+    return Row(shape.name, size, answered, *gaps, step_ms, shape.count, before, peak, after)
 
 
 @asynccontextmanager
@@ -386,10 +411,11 @@ async def gateway_under_test(answer_bytes: int, checkout: str) -> AsyncIterator[
             "admin": {"key": ADMIN_KEY},
         }
         config.write_text(yaml.safe_dump(settings))
-        fairlead = str(Path(sys.executable).with_name("fairlead"))
+        watch = folder / "stops.jsonl"
+        fairlead = (sys.executable, "-P", "-m", "benchmarks.dataplane.stops", str(watch))
         spec = LaunchSpec(
             name=f"gaps-{secrets.token_hex(3)}",
-            argv=(fairlead, "serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
+            argv=(*fairlead, "serve", "--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
             environment={"PYTHONPATH": checkout or str(_ROOT)},
             url=f"http://127.0.0.1:{port}",
             log=folder / "gaps.log",
@@ -404,7 +430,7 @@ async def gateway_under_test(answer_bytes: int, checkout: str) -> AsyncIterator[
                 if (await page.read(spec.url)).total("fairlead_worker_state", 'state="up"') >= 3:
                     break
         pid = next(each for each in kernel.processes(process.pid)[1:] if str(config) in kernel.arguments(each))
-        yield Gateway(port, pid, int(streaming.rpartition(":")[2]))
+        yield Gateway(port, pid, int(streaming.rpartition(":")[2]), watch)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -426,16 +452,17 @@ def parser() -> argparse.ArgumentParser:
 
 def table(rows: list[Row], gap_ms: float, left_mb: float) -> Table:
     """The rows as they are printed; what fails is red."""
-    made = Table(*("request", "size", "answered", "gap", "machine", "before", "peak", "left"))
+    made = Table(*("request", "size", "answered", "gap", "machine", "longest step", "before", "peak", "left"))
     for row in rows:
         gap = f"{row.gap_ms:.1f} ms"
         left = f"{row.left_mb:+.0f} MB"
         made.add_row(
-            row.name,
+            row.name if row.requests == 1 else f"{row.name} (not judged by its gap)",
             f"{row.body_bytes / 1e6:.1f} MB",
             row.answered,
-            gap if row.gap_ms <= gap_ms else f"[red]{gap}[/]",
+            f"[red]{gap}[/]" if row.stops_others(gap_ms) else gap,
             f"{row.machine_gap_ms:.1f} ms",
+            f"{row.step_ms:.1f} ms",
             f"{row.before / 1e6:.0f} MB",
             f"{row.peak / 1e6:.0f} MB",
             left if row.left_mb <= left_mb else f"[red]{left}[/]",
@@ -453,9 +480,13 @@ async def run(options: argparse.Namespace) -> int:
         await measure(Shape("", _TEXT, lambda: _text(b"word ", _MIB)), gateway, 1)
         for shape in shapes:
             rows.append(await measure(shape, gateway, options.repeat))
-            print(f"{shape.name}: {rows[-1].answered}, {rows[-1].gap_ms:.1f} ms", file=sys.stderr, flush=True)
-    Console(width=150).print(table(rows, options.gap_ms, options.left_mb))
-    failed = [row.name for row in rows if row.gap_ms > options.gap_ms or row.left_mb > options.left_mb]
+            print(
+                f"{shape.name}: {rows[-1].answered}, {rows[-1].gap_ms:.1f} ms, step {rows[-1].step_ms:.1f} ms",
+                file=sys.stderr,
+                flush=True,
+            )
+    Console(width=160).print(table(rows, options.gap_ms, options.left_mb))
+    failed = [row.name for row in rows if row.stops_others(options.gap_ms) or row.left_mb > options.left_mb]
     if options.json is not None:
         content = {"commit": commit(), "machine": machine(), "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(content, indent=1))

@@ -12,11 +12,17 @@ A request is written once. A kept connection that dies before it answers fails t
 (`ConnectionLost`): the worker may have read the request and begun to generate, so whether it runs again is for the
 caller to decide (RFC 9110, 9.2.2: a client must not repeat a request that is not idempotent by itself).
 
+A body in several objects is handed to the transport in portions, each once the one before it has left: a single
+write of 32 MiB would hold the event loop for as long as the kernel takes to copy it. A response that ends before
+that ends the sending as well.
+
 Only pieces of the body count as a sign of life. A worker that trickles its head, interim responses or the framing
 between two pieces times out as soon as one that says nothing.
 """
 
 import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -34,6 +40,8 @@ from workers.http.errors import (
 from workers.http.response import Response
 
 Buffer = bytes | memoryview
+_PORTION_BYTES = 256 << 10
+"""So much of a large body is written in one step."""
 _LAST_STATUS = 599
 """RFC 9110, 15: a client treats any other code as an error of the server's."""
 
@@ -74,8 +82,10 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_complete",
+        "_due",
         "_fault",
         "_framing_bytes",
+        "_full",
         "_head_there",
         "_headers",
         "_keep",
@@ -86,6 +96,7 @@ class Connection(asyncio.Protocol):
         "_status",
         "_transfer_encoding",
         "_transport",
+        "_unsent",
         "_whole",
         "age_ticks",
         "answering",
@@ -104,6 +115,12 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._whole = False
+        self._unsent: deque[list[Buffer]] = deque()
+        """The portions of the request that are still to be written."""
+        self._full = False
+        """The transport holds as much as it likes."""
+        self._due = False
+        """The next portion is written at the loop's next turn."""
         self.closed = False
         """No longer usable; from then on it only waits for `connection_lost`."""
         self.paused = False
@@ -144,9 +161,9 @@ class Connection(asyncio.Protocol):
         self._whole = whole
         self.response = response
         response.connection = self
-        # Everything is given to the transport at once: what waits there is the request itself, no more.
         if isinstance(body, tuple):
-            self._transport.writelines((head, *body))
+            self._unsent.extend(_portions(head, body))
+            self._send_portion()
         elif len(body) > 65_536:
             self._transport.writelines((head, body))
         else:
@@ -166,6 +183,7 @@ class Connection(asyncio.Protocol):
         """Close at once, without waiting for what is still to be written."""
         if not self.closed:
             self.closed = True
+            self._unsent.clear()
             self._pool.unusable(self)
             self._transport.abort()
 
@@ -201,6 +219,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._pool.opened(self)
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._send_on()
 
     def data_received(self, data: bytes) -> None:
         response = self.response
@@ -245,12 +270,25 @@ class Connection(asyncio.Protocol):
         self._parser = cast("Any", None)  # parser and connection refer to each other
         self._pool.lost(self)
 
+    def _send_portion(self) -> None:
+        self._due = False
+        if self._unsent:
+            self._transport.writelines(self._unsent.popleft())
+            self._send_on()
+
+    def _send_on(self) -> None:
+        """Write the next portion once others have had their turn, and this one has left."""
+        if self._unsent and not self._full and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._send_portion)
+
     def _finish(self, response: Response) -> None:
         """The message is complete: give the connection back, or close it, and only then tell the reader."""
         self.response = None
         if self.paused:
             self.resume()
-        if self._keep and not self.closed and not self._transport.get_write_buffer_size():
+        sent = not self._unsent and not self._transport.get_write_buffer_size()
+        if self._keep and sent and not self.closed:
             self._pool.released(self)
         else:
             self.close()
@@ -337,3 +375,18 @@ class Connection(asyncio.Protocol):
     def _refuse(self, fault: str) -> None:
         self._fault = fault
         raise _Unacceptable
+
+
+def _portions(head: bytes, body: Iterable[Buffer]) -> Iterator[list[Buffer]]:
+    """Head and body as views without a copy, of so many bytes as are written in one step."""
+    portion: list[Buffer] = [head]
+    room = _PORTION_BYTES
+    for buffer in body:
+        view = memoryview(buffer)
+        while len(view) > room:
+            portion.append(view[:room])
+            yield portion
+            view, portion, room = view[room:], [], _PORTION_BYTES
+        portion.append(view)
+        room -= len(view)
+    yield portion

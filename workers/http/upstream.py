@@ -179,7 +179,7 @@ class Upstream:
         """Write a request and return without waiting for its response; NotConnected if that is impossible.
 
         Host and Content-Length are ours; headers that concern one hop only are dropped. ValueError for what
-        would break the request's lines. The body, in one object or several, is handed to the transport whole.
+        would break the request's lines. A body in several objects is written on while its response is awaited.
         `whole`: the answer will not be streamed, so `whole_answer_s` holds in place of `first_byte_s`.
         """
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))

@@ -34,7 +34,7 @@ from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.held_bytes import Holding
 from router.edge.intake import Intake
-from router.edge.pieces import Body, PieceCollector, Pieces, joined
+from router.edge.pieces import Body, PieceCollector, Pieces
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
 from router.port import Control, Dispatch, Facts, Failed, Identity, Reject, RejectKind, Route, Unscheduled
 
@@ -170,9 +170,9 @@ class Lifecycle(ABC):
         coding = headers.get(b"content-encoding")
         if coding is None:
             return body
-        plain = await decoded(joined(body), coding, limit)
+        plain = await decoded(body, coding, limit, joined_bytes=INLINE_BYTES)
         hold(len(plain))
-        return plain if len(plain) <= INLINE_BYTES else Pieces((plain,))
+        return plain
 
     def _watch(self) -> "asyncio.Task[None] | None":
         """Notice that the client leaves; with a server that does not tell, in a task."""

@@ -3,8 +3,10 @@
 No socket and no loop: a reader that would have to wait fails the test, because nothing is left to wait for.
 """
 
+import asyncio
 import itertools
 import math
+import random
 from dataclasses import dataclass
 
 import h11
@@ -499,3 +501,63 @@ def test_a_large_body_goes_to_the_transport_whole():
     bench.transport.written = b""
     bench.connection.start(response, b"head", b"b" * 1_000_000)
     assert bench.transport.written == b"head" + b"b" * 1_000_000
+
+
+class Sending:
+    """A connection that sends a body of a megabyte in pieces, on a loop whose turns the test takes."""
+
+    def __init__(self, monkeypatch):
+        self.due = []
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: self)
+        self.bench = Bench().feed(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        self.bench.transport.written = b""
+        response = Response(None, "http://w:1", bodiless=False)
+        self.body = random.Random(1).randbytes(1_000_000)
+        cuts = (0, 1, 70_000, 600_000, 1_000_000)
+        pieces = tuple(memoryview(self.body)[start:end] for start, end in itertools.pairwise(cuts))
+        self.bench.connection.start(response, b"head", pieces)
+
+    def call_soon(self, function):
+        self.due.append(function)
+
+    def turn(self):
+        due, self.due = self.due, []
+        for function in due:
+            function()
+        return len(due)
+
+    @property
+    def written(self):
+        return self.bench.transport.written
+
+
+def test_a_body_in_pieces_is_written_a_portion_a_turn_and_only_while_the_transport_takes_it(monkeypatch):
+    sending = Sending(monkeypatch)
+    connection, before = sending.bench.connection, 0
+    assert 0 < len(sending.written) <= 300_000
+    for _ in range(2):
+        connection.pause_writing()
+        connection.resume_writing()
+    assert sending.turn() == 1
+    connection.pause_writing()
+    sending.turn()
+    before = len(sending.written)
+    assert before < 1_000_000
+    assert sending.turn() == 0
+    assert len(sending.written) == before
+    connection.resume_writing()
+    while sending.turn():
+        assert len(sending.written) - before <= 300_000
+        before = len(sending.written)
+    assert sending.written == b"head" + sending.body
+
+
+def test_an_answer_before_the_body_is_sent_ends_the_sending_and_the_connection(monkeypatch):
+    sending = Sending(monkeypatch)
+    before = len(sending.written)
+    sending.bench.feed(b"HTTP/1.1 400 Bad\r\ncontent-length: 0\r\n\r\n")
+    assert sending.bench.transport.aborted
+    sending.turn()
+    sending.bench.connection.resume_writing()
+    assert sending.turn() == 0
+    assert len(sending.written) == before
