@@ -14,7 +14,6 @@ from typing import Any
 
 from router.edge.errors import BadRequest, BodyTooLarge, UnsupportedCoding
 from router.edge.pieces import PIECE_BYTES, Body, PieceCollector, part
-from workers.http.connection import Buffer
 
 _INLINE_BYTES = 1024
 """Compressed bodies up to this size are decoded at once: they hold a megabyte at most."""
@@ -24,7 +23,7 @@ _GZIP = zlib.MAX_WBITS | 16
 _FED_BYTES = 16 << 10
 """A decoder gets so much at once: what it has not used after a piece is copied."""
 
-Decode = Callable[[Iterable[Buffer]], Iterator[bytes]]
+Decode = Callable[[Iterable[bytes]], Iterator[bytes]]
 """Takes a body in pieces, and makes pieces of at most `PIECE_BYTES`. Raises ValueError."""
 
 
@@ -50,21 +49,20 @@ async def decoded(body: Body, content_encoding: bytes, limit: int, *, joined_byt
     return await asyncio.to_thread(_collected, pieces, joined_bytes)
 
 
-def _fed(body: Body) -> Iterator[Buffer]:
+def _fed(body: Body) -> Iterator[bytes]:
     for start in range(0, len(body), _FED_BYTES):
-        yield from part(body, start, min(start + _FED_BYTES, len(body)))
+        yield b"".join(part(body, start, min(start + _FED_BYTES, len(body))))
 
 
-def _within(pieces: Iterable[Buffer], name: str, limit: int) -> Iterator[bytes]:
+def _within(pieces: Iterable[bytes], name: str, limit: int) -> Iterator[bytes]:
     """What a coding makes of these pieces, up to the limit."""
     size = 0
     try:
         for piece in CODINGS[name](pieces):
             size += len(piece)
             if size > limit:
-                raise BodyTooLarge(
-                    f"The request body, decoded from {name}, has more than {limit} bytes, the limit."
-                )
+                message = f"The request body, decoded from {name}, has more than {limit} bytes, the limit."
+                raise BodyTooLarge(message)
             yield piece
     except ValueError as error:
         raise BadRequest(f"The request body is not valid {name}: {error}.", param="body") from None
@@ -83,29 +81,28 @@ def _unsupported(what: str) -> UnsupportedCoding:
     return error
 
 
-def _gunzip(pieces: Iterable[Buffer]) -> Iterator[bytes]:
+def _gunzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """All members of a gzip file (RFC 1952)."""
     return _inflated(pieces, lambda _: _GZIP, members=True)
 
 
-def _deflated(pieces: Iterable[Buffer]) -> Iterator[bytes]:
+def _deflated(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Zlib's format (RFC 1950), as the name means, or bare deflate, as some clients send it."""
 
-    def window(start: Buffer) -> int:
-        has_header = (
-            len(start) > 1 and start[0] & 15 == zlib.DEFLATED and int.from_bytes(start[:2], "big") % 31 == 0
-        )
+    def window(start: bytes) -> int:
+        head = start[:2]
+        has_header = len(head) == 2 and head[0] & 15 == zlib.DEFLATED and int.from_bytes(head, "big") % 31 == 0
         return zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
 
     return _inflated(pieces, window, members=False)
 
 
-def _inflated(pieces: Iterable[Buffer], window: Callable[[Buffer], int], *, members: bool) -> Iterator[bytes]:
+def _inflated(pieces: Iterable[bytes], window: Callable[[bytes], int], *, members: bool) -> Iterator[bytes]:
     """One stream, or several in a row; `window` tells by the first bytes of one how it is to be read."""
     stream: Any = None
     ended = False
     for piece in pieces:
-        rest: Buffer = piece
+        rest = piece
         while rest:
             if stream is None:
                 if ended and not members:
@@ -137,11 +134,11 @@ def _zstd() -> Decode | None:
     return None
 
 
-def _unzstd(zstd: Any, pieces: Iterable[Buffer]) -> Iterator[bytes]:
+def _unzstd(zstd: Any, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """With Python's own module."""
     stream: Any = None
     for piece in pieces:
-        rest: Buffer = piece
+        rest = piece
         while rest:
             if stream is None:
                 stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
@@ -161,7 +158,7 @@ def _unzstd(zstd: Any, pieces: Iterable[Buffer]) -> Iterator[bytes]:
         raise ValueError("it is cut off")
 
 
-def _unzstandard(zstandard: Any, pieces: Iterable[Buffer]) -> Iterator[bytes]:
+def _unzstandard(zstandard: Any, pieces: Iterable[bytes]) -> Iterator[bytes]:
     """With the package `zstandard`."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
     try:
@@ -175,11 +172,11 @@ def _unzstandard(zstandard: Any, pieces: Iterable[Buffer]) -> Iterator[bytes]:
 class _Source:
     """Pieces as a file that is read; each is smaller than what `zstandard` asks for."""
 
-    def __init__(self, pieces: Iterable[Buffer]) -> None:
+    def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
 
     def read(self, _size: int) -> bytes:
-        return bytes(next(self._pieces, b""))
+        return next(self._pieces, b"")
 
 
 CODINGS: dict[str, Decode] = {"gzip": _gunzip, "x-gzip": _gunzip, "deflate": _deflated}

@@ -34,7 +34,7 @@ async def test_a_body_is_decoded_however_it_is_cut_and_large_ones_stay_in_pieces
     assert joined(plain) == text
     if size > 100_000:
         assert isinstance(plain, Pieces)
-        assert max(map(len, plain)) == PIECE_BYTES
+        assert max(map(len, plain)) <= 2 * PIECE_BYTES
     with pytest.raises(BodyTooLarge, match=f"more than {size - 1} bytes"):
         await decoded(body, coding, size - 1)
 
