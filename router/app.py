@@ -42,6 +42,7 @@ from router.edge.errors import error_of, to_http
 from router.edge.execution.lifecycle import address_of
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
+from router.edge.held_bytes import HeldBytes
 from router.edge.intake import Intake
 from router.edge.listener import Listener
 from router.edge.process_limits import raise_file_limit, return_large_blocks, spare_the_collector
@@ -182,7 +183,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         config.tokenization, lambda: pools.by_model, connections, follows_events=follows_events
     )
     router = Router(
-        listener=_listener(config),
+        listener=_listener(config, intake.held),
         intake=intake,
         recorder=recorder,
         connections=connections,
@@ -232,9 +233,9 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         await intake.bodies.aclose()
 
 
-def _listener(config: Config) -> Listener:
+def _listener(config: Config, held: HeldBytes) -> Listener:
     origins = config.listen.cors_origins
-    listener = Listener(cors=Cors(origins) if origins else None)
+    listener = Listener(held=held, cors=Cors(origins) if origins else None)
     listener.configure(config.limits)
     return listener
 
@@ -324,17 +325,18 @@ def servers(config: Config, router: Router) -> list[Server]:
         if admin.port is None:
             inner.mount("/admin", operator)
         else:
-            made.append(make_server(operator, _own(config), listen, host=admin.host, port=admin.port, tls=False))
+            own = _own(config, router.intake.held)
+            made.append(make_server(operator, own, listen, host=admin.host, port=admin.port, tls=False))
     if status.port is not None:
-        own = status_pages(shown)
-        made.append(make_server(own, _own(config), listen, host=status.host, port=status.port, tls=False))
+        app, own = status_pages(shown), _own(config, router.intake.held)
+        made.append(make_server(app, own, listen, host=status.host, port=status.port, tls=False))
     router.listening = made
     return made
 
 
-def _own(config: Config) -> Listener:
+def _own(config: Config, held: HeldBytes) -> Listener:
     """Of the operator, with the bounds of the main one."""
-    listener = Listener()
+    listener = Listener(held=held)
     listener.configure(config.limits)
     return listener
 

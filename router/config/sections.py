@@ -210,16 +210,13 @@ class Limits(Section):
     body_bytes: Whole = Field(default=32 * 1024 * 1024, description="Largest request body.")
     held_bytes: Whole = Field(
         default=1024 * 1024 * 1024,
-        description="Bytes of all waiting bodies and unread answers together; more is turned away.",
+        description="Bytes of all waiting bodies and unread answers together; more is turned away. Once answers "
+        "take a quarter of it, workers wait for clients that read slowly.",
     )
     header_bytes: Whole = Field(default=64 * 1024, description="Largest request line and headers together.")
     concurrent_requests: Whole = Field(default=10_000, description="Requests open at once; more are turned away.")
     send_timeout_s: Seconds = Field(
         default=60.0, description="A client that has taken nothing of its answer for this long is cut off."
-    )
-    unread_bytes: Whole = Field(
-        default=256 * 1024 * 1024,
-        description="What slow clients may leave unread, all together, before workers have to wait for them.",
     )
     queue_requests: Whole = Field(default=4096, description="Requests that may wait per model.")
     queue_wait_s: Seconds = Field(default=600.0, description="Longest wait before a request is turned away.")

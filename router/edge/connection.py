@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
         listener = self.listener
-        self._flow = Flow(self._transport, self._loop, listener.unread, listener.send_timeout_s)
+        self._flow = Flow(self._transport, self._loop, listener.held, listener.send_timeout_s)
         self._server = _address(transport.get_extra_info("sockname"))
         self._client = _address(transport.get_extra_info("peername"))
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"

@@ -3,8 +3,8 @@
 Reading stops while more of a body has come than its reader has taken.
 
 Writing is never refused; `write_paused` and `has_room` say whether more should follow. What a client has not read
-yet may be a share of a budget that all connections have together (`UnreadBudget`), so that the rest of an answer
-is read from its worker, and the worker's slot is free, as soon as the engine is done and not when the client is.
+yet may be a share of what the gateway holds in all (`HeldBytes`), so that the rest of an answer is read from its
+worker, and the worker's slot is free, as soon as the engine is done and not when the client is.
 While the transport holds more than it likes, or is to be closed and still holds anything, a timer looks whether
 the client takes some of it; after `send_timeout_s` without a byte the connection is cut off.
 """
@@ -17,37 +17,18 @@ import struct
 import sys
 import termios
 
-_SHARE_BYTES = 4 << 20
-"""The most that one connection takes of the budget."""
+from router.edge.held_bytes import HeldBytes
+
 _LOOKS = 4
 """How often the timer looks within `send_timeout_s`."""
 _RESET = struct.pack("ii", 1, 0)
-
-
-class UnreadBudget:
-    """Bytes that all slow clients together may leave unread before their workers have to wait."""
-
-    __slots__ = ("size", "taken")
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.taken = 0
-
-    def take(self) -> int:
-        """The share of one more connection, in bytes; 0 once nothing is left."""
-        share = max(0, min(self.size - self.taken, _SHARE_BYTES))
-        self.taken += share
-        return share
-
-    def give_back(self, share: int) -> None:
-        self.taken -= share
 
 
 class Flow:
     """See the module. `close` and `reset` end the connection; the transport is closed by no other way."""
 
     __slots__ = (
-        "_budget",
+        "_held",
         "_idle_looks",
         "_loop",
         "_send_timeout_s",
@@ -65,17 +46,17 @@ class Flow:
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
-        budget: UnreadBudget,
+        held: HeldBytes,
         send_timeout_s: float,
     ) -> None:
         self._transport = transport
         self._loop = loop
-        self._budget = budget
+        self._held = held
         self._send_timeout_s = send_timeout_s
         self.read_paused = False
         self.write_paused = False
         self._share = 0
-        """Of the budget."""
+        """Of what may be held: bytes that wait for this client before its worker has to wait."""
         self._written = 0
         """Bytes written since writing was paused."""
         self._sent = 0
@@ -103,13 +84,13 @@ class Flow:
     def pause_writing(self) -> None:
         """The transport holds more than it likes."""
         self.write_paused = True
-        self._share = self._budget.take()
+        self._share = self._held.take_share()
         self._watch_sending()
 
     def resume_writing(self) -> None:
         """The transport holds little again, or is gone."""
         self.write_paused = False
-        self._budget.give_back(self._share)
+        self._held.give_back(self._share)
         self._share = 0
         self._wake()
 

@@ -2,13 +2,19 @@
 
 One request is bounded by the limits of its body and of an answer; this bounds all of them together. What would go
 beyond is refused as it arrives, so that a queue of large bodies, or clients that do not read, cannot take the
-machine's memory.
+machine's memory. What waits in the connection of a slow client is part of it: such a client has a share, as long
+as answers take less than a quarter of all, and without one its worker waits for it.
 
-Invariant: `requests` and `answers` are the sums over all `Holding`s, and each of those is emptied at its request's
-one end.
+Invariant: `requests` and `answers` are the sums over all `Holding`s, and the shares of slow clients. Each holding
+is emptied at its request's one end, each share given back when its connection is read or lost.
 """
 
 from router.edge.errors import Overloaded
+
+_SHARE_BYTES = 4 << 20
+"""The most that one connection takes."""
+_ANSWERS_PART = 4
+"""While answers take this part of the limit, or more, nothing is left for another slow client's share."""
 
 
 class HeldBytes:
@@ -20,6 +26,17 @@ class HeldBytes:
         self.limit = limit
         self.requests = 0
         self.answers = 0
+
+    def take_share(self) -> int:
+        """What one more slow client may leave unread in its connection, in bytes; 0 once nothing is left."""
+        room = min(self.limit // _ANSWERS_PART - self.answers, self.limit - self.requests - self.answers)
+        share = max(0, min(_SHARE_BYTES, room))
+        self.answers += share
+        return share
+
+    def give_back(self, share: int) -> None:
+        """The client has read it, or is gone."""
+        self.answers -= share
 
 
 class Holding:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from router.config.sections import Limits
 from router.edge.cors import Cors
-from router.edge.flow import UnreadBudget
+from router.edge.held_bytes import HeldBytes
 
 
 @dataclass(slots=True)
@@ -15,7 +15,8 @@ class Listener:
     """Largest request line and headers together."""
     send_timeout_s: float = 60.0
     """After this time in which a client has taken nothing of its answer, it is cut off."""
-    unread: UnreadBudget = field(default_factory=lambda: UnreadBudget(0))
+    held: HeldBytes = field(default_factory=lambda: HeldBytes(0))
+    """What slow clients have not read counts here."""
     cors: Cors | None = None
     """None: browsers may use it from pages of its own origin only."""
     closing: bool = False
@@ -25,4 +26,3 @@ class Listener:
         """Bounds as the configuration has them now."""
         self.header_bytes = limits.header_bytes
         self.send_timeout_s = limits.send_timeout_s
-        self.unread.size = limits.unread_bytes

@@ -29,7 +29,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _UNREAD_BYTES = 64 << 10
-"""So much may wait in a connection without being counted."""
+"""With more than this in its connection a client reads slowly. What is there the connection counts (`Flow`)."""
 _ANY = 1 << 62
 
 
@@ -109,13 +109,13 @@ class ResponseWriter:
         return True
 
     async def body(self, data: bytes, *, more: bool) -> None:
-        """More of the body. What waits for a client that does not read counts; Overloaded if it is too much."""
+        """More of the body. What waits here for a client that reads slowly counts; Overloaded if it is too much."""
         self.ended = not more
         unread = 0 if self.wire is None or self._over else self.wire.unread()
         if unread <= _UNREAD_BYTES:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
             return
-        held = unread + len(data)
+        held = len(data)
         try:
             self.holding.add_answer(held)
         except Overloaded:

@@ -68,6 +68,8 @@ class Running:
         """Everything that a request takes and has to give back; all false when nothing runs."""
         gateway = self.gateway
         held: dict[str, object] = {"open": gateway.intake.open, "at control": len(gateway.control)}
+        held["bytes of requests"] = gateway.intake.held.requests
+        held["bytes of answers"] = gateway.intake.held.answers
         for model, pool in gateway.pools.by_model.items():
             snapshot = pool.scheduler.snapshot()
             held[f"{model} queued"] = snapshot.queued

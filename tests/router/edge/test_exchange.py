@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from router.edge.exchange import EXTENSION, Exchange, wire_of
-from router.edge.flow import Flow, UnreadBudget
+from router.edge.flow import Flow
+from router.edge.held_bytes import HeldBytes
 from router.edge.listener import Listener
 
 
@@ -45,7 +46,7 @@ def cycle(method="POST", *, version="1.1", keep_alive=True, expects=False, unrea
     made = Exchange(
         scope,
         transport,
-        Flow(transport, asyncio.get_running_loop(), UnreadBudget(unread), 60),
+        Flow(transport, asyncio.get_running_loop(), HeldBytes(4 * unread), 60),
         [(b"date", b"today")],
         listener=listener or Listener(),
         done=lambda: None,

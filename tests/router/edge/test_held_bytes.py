@@ -27,3 +27,19 @@ def test_no_more_is_given_back_than_is_held():
     one.drop_request(50)
     one.drop_answer(50)
     assert (everything.requests, everything.answers) == (0, 0)
+
+
+def test_slow_clients_share_a_quarter_of_what_may_be_held_and_the_same_count_as_all_else():
+    everything = HeldBytes(24 << 20)
+    assert [everything.take_share() for _ in range(3)] == [4 << 20, 2 << 20, 0]
+    assert everything.answers == 6 << 20
+    holding = Holding(everything)
+    holding.add_request(18 << 20)
+    with pytest.raises(Overloaded):
+        holding.add_answer(1)
+    everything.give_back(4 << 20)
+    holding.add_request(3 << 20)
+    assert everything.take_share() == 1 << 20  # bodies have the rest
+    holding.drop_request()
+    everything.give_back(3 << 20)
+    assert (everything.requests, everything.answers) == (0, 0)

@@ -4,7 +4,8 @@ from itertools import product
 import pytest
 
 from router.edge.exchange import Exchange
-from router.edge.flow import Flow, UnreadBudget
+from router.edge.flow import Flow
+from router.edge.held_bytes import HeldBytes
 from router.edge.listener import Listener
 from router.edge.states import Heard, IllegalEvent, Incoming, Outgoing, Said, heard, said
 
@@ -75,7 +76,7 @@ def exchange():
     made = Exchange(
         scope,
         transport,
-        Flow(transport, asyncio.get_running_loop(), UnreadBudget(0), 60),
+        Flow(transport, asyncio.get_running_loop(), HeldBytes(0), 60),
         [],
         listener=Listener(),
         done=int,
