@@ -109,7 +109,7 @@ class ResponseWriter:
         return True
 
     async def body(self, data: bytes, *, more: bool) -> None:
-        """More of the body. What waits here for a client that reads slowly counts; Overloaded if it is too much."""
+        """More of the body. What waits here for a slow client counts; Overloaded if it is too much."""
         self.ended = not more
         unread = 0 if self.wire is None or self._over else self.wire.unread()
         if unread <= _UNREAD_BYTES:
