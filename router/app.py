@@ -320,7 +320,7 @@ def servers(config: Config, router: Router) -> list[Server]:
         make_server(router.client_routes, router.listener, listen, host=listen.host, port=listen.port, tls=True)
     ]
     if admin is not None:
-        keys = OperatorKeys(lambda: _admin_keys(router.config), router.clients.wrong_keys, _clock)
+        keys = _operator_keys(router, _admin_keys)
         operator = Guard(admin_pages(router.pools, router.fleet, router.decisions, _render), keys, _render)
         if admin.port is None:
             inner.mount("/admin", operator)
@@ -349,6 +349,12 @@ def _clock() -> float:
     return asyncio.get_running_loop().time()
 
 
+def _operator_keys(router: Router, of: Callable[[Config], list[str]]) -> OperatorKeys:
+    """The keys that the configuration in force has for a page."""
+    clients = router.clients
+    return OperatorKeys(lambda: of(router.config), clients.wrong_keys, _clock, is_clients=clients.knows)
+
+
 def _admin_keys(config: Config) -> list[str]:
     return [] if config.admin is None else [config.admin.digest]
 
@@ -360,7 +366,7 @@ def _status_keys(config: Config) -> list[str]:
 
 def _hidden(router: Router) -> Callable[[Request], Reject | None]:
     """Why a request may not see the names of workers and clients; None: it may."""
-    keys = OperatorKeys(lambda: _status_keys(router.config), router.clients.wrong_keys, _clock)
+    keys = _operator_keys(router, _status_keys)
 
     def hidden(request: Request) -> Reject | None:
         access = router.config.status.access

@@ -213,6 +213,18 @@ async def test_an_address_that_guesses_keys_has_to_wait():
         await gateway.at_rest()
 
 
+async def test_a_clients_key_on_a_page_that_hides_names_is_no_guess():
+    async with running_fleet(1, clients=CLIENTS, limits={"wrong_keys_per_minute": 1}, **ADMIN) as fleet:
+        http = fleet.gateway.http
+        for _ in range(3):
+            for path in STATUS:
+                answer = await http.get(path, headers=CLIENT)
+                assert answer.status_code == (401 if path == "/metrics" else 200)
+        assert (await http.get("/admin/workers", headers=OPERATOR)).status_code == 200  # it did not have to wait
+        for path in ("/metrics", "/v1/models"):
+            assert (await http.get(path, headers=WRONG)).status_code == (401 if path == "/metrics" else 429)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "gateway.example.org"])
 def test_an_open_gateway_that_others_can_reach_says_so(host, caplog):
     app.warn_of_exposure(config(listen={"host": host}))

@@ -20,10 +20,19 @@ class OperatorKeys:
     """Keys of operators, as `sha256:...`. An address that sends too many wrong ones has to wait."""
 
     def __init__(
-        self, digests: Callable[[], Collection[str]], wrong_keys: WrongKeys, clock: Callable[[], float]
+        self,
+        digests: Callable[[], Collection[str]],
+        wrong_keys: WrongKeys,
+        clock: Callable[[], float],
+        *,
+        is_clients: Callable[[bytes], bool],
     ) -> None:
-        """`digests` has them as they are in force."""
+        """`digests` has them as they are in force. `is_clients`: whether a digest is of a client's key.
+
+        A client's key opens nothing here, but it is no guess: clients send it with every request.
+        """
         self._digests = digests
+        self._is_clients = is_clients
         self._wrong_keys = wrong_keys
         self._clock = clock
 
@@ -40,7 +49,8 @@ class OperatorKeys:
             if any(hmac.compare_digest("sha256:" + digest.hex(), known) for known in self._digests()):
                 self._wrong_keys.right(address, digest, now)
                 return None
-            self._wrong_keys.wrong(address, now)
+            if not self._is_clients(digest):
+                self._wrong_keys.wrong(address, now)
         return Reject(RejectKind.UNAUTHORIZED, f"{what} needs its key: `Authorization: Bearer KEY`.")
 
 

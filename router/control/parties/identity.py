@@ -24,8 +24,7 @@ ANONYMOUS = "anonymous"
 USER_LENGTH = 64
 """A longer `user` keeps its beginning and gets a digest, so that two long ones stay two."""
 _UNSAFE = {ord(character): "_" for character in "/\\\"'`<>{}"}
-
-
+_NO_KEY = (b"", "")
 _STRANGER = Identity(ANONYMOUS, ANONYMOUS)
 
 
@@ -119,28 +118,32 @@ class Clients:
         return f"client {name}" if group is None else f"group {group}"
 
     def _first_look(self, keys: Sequence[bytes], address: str, now: float) -> str:
-        """Whose key it is, unless too many wrong ones have come from there."""
-        wait_s = max((self.wrong_keys.wait_s(address, key, now) for key in keys), default=0.0)
-        if wait_s > 0:
-            message = f"Too many wrong API keys came from your address; try again in {wait_s:.0f} s."
-            raise Refused(Reject(RejectKind.OVER_QUOTA, message, retry_after_s=wait_s))
-        try:
-            owner = self._key_owner(keys)
-        except Refused:
-            if keys:
-                self.wrong_keys.wrong(address, now)
-            raise
+        """Whose key it is. Each key is looked at by itself: beside a known one, guessing is not free."""
+        waits: list[float] = []
         for key in keys:
-            self.wrong_keys.right(address, key, now)
-        return owner
+            wait_s = self.wrong_keys.wait_s(address, key, now)
+            if wait_s > 0:
+                waits.append(wait_s)
+            elif self.knows(key):
+                self.wrong_keys.right(address, key, now)
+                return self._key_owner((key,))
+            else:
+                self.wrong_keys.wrong(address, now)
+        if waits:
+            message = f"Too many wrong API keys came from your address; try again in {max(waits):.0f} s."
+            raise Refused(Reject(RejectKind.OVER_QUOTA, message, retry_after_s=max(waits)))
+        return self._key_owner(keys)
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether this is a client's key."""
+        # The dictionary finds by hash, so its timing tells nothing about the key; the comparison that
+        # decides takes constant time all the same.
+        return hmac.compare_digest(self._by_digest.get(digest, _NO_KEY)[0], digest)
 
     def _key_owner(self, keys: Sequence[bytes]) -> str:
         for digest in keys:
-            # The dictionary finds by hash, so its timing tells nothing about the key; the comparison that
-            # decides takes constant time all the same.
-            found, owner = self._by_digest.get(digest, (b"", ""))
-            if hmac.compare_digest(found, digest):
-                return owner
+            if self.knows(digest):
+                return self._by_digest[digest][1]
         message = (
             "The API key is not known here."
             if keys

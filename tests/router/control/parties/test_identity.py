@@ -9,6 +9,7 @@ from router.config.api_keys import hash_key
 from router.config.sections import ClientConfig
 from router.control.parties.identity import ANONYMOUS, USER_LENGTH, Clients
 from router.control.parties.quotas import Limits, Quotas
+from router.control.parties.wrong_keys import WrongKeys
 from router.control.refused import Refused
 from router.port import RejectKind
 
@@ -38,6 +39,25 @@ def test_any_of_its_keys_names_a_client():
     assert clients.identify(sent("ka")).weight == 3
     assert clients.identify(sent("kb2")).client == "b"
     assert clients.identify(sent("not-a-key", "kb1")).client == "b"
+
+
+def test_a_known_key_beside_a_guess_does_not_make_guessing_free():
+    clients = Clients([client("a", "ka"), client("b", "kb")], wrong_keys=WrongKeys(2))
+    for number in range(2):
+        assert clients.identify(sent(f"guess-{number}", "ka"), address="192.0.2.1").client == "a"
+    # From now on nothing but a key that has been right there is looked at, so a right guess changes nothing.
+    assert clients.identify(sent("kb", "ka"), address="192.0.2.1").client == "a"
+    for guess in ("guess-0", "guess-2", "kb"):
+        with over_quota("Too many wrong API keys"):
+            clients.identify(sent(guess), address="192.0.2.1")
+    assert clients.identify(sent("kb"), address="192.0.2.2").client == "b"
+
+
+def test_a_key_that_stands_behind_a_known_one_is_no_guess():
+    clients = Clients([client("a", "ka"), client("b", "kb")], wrong_keys=WrongKeys(1))
+    for _ in range(5):
+        assert clients.identify(sent("ka", "a-placeholder"), address="192.0.2.1").client == "a"
+    assert clients.identify(sent("kb"), address="192.0.2.1").client == "b"
 
 
 def test_a_hashed_key_works_like_the_key_itself():
