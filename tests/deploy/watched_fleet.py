@@ -39,6 +39,8 @@ class Watched:
     url: str
     worker: str
     """The worker that went away for a while."""
+    stayed: str
+    """One that did not."""
     began: float
     ended: float
     http: httpx.Client
@@ -103,7 +105,7 @@ def watched_fleet(folder):
         _disturb(workers[-1], gateway, config)
         load.join()
         http = stack.enter_context(httpx.Client(timeout=20, trust_env=False))
-        yield Watched(f"http://127.0.0.1:{own}", workers[-1], began, time.time(), http)
+        yield Watched(f"http://127.0.0.1:{own}", workers[-1], workers[0], began, time.time(), http)
 
 
 def _disturb(worker, gateway, config):

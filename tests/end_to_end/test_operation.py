@@ -147,10 +147,13 @@ async def test_a_worker_is_added_drained_undrained_and_removed_while_streams_run
         await tell("POST", body={"url": added.url})
         members = fleet.gateway.gateway.pools.members
         await until(lambda: added.url in members and members[added.url].worker.routable)
+        for worker in (first, added):  # no stream ends before it has been looked at
+            worker.live.slow_down(20)
         streams = [begin(fleet.http, max_tokens=400) for _ in range(4)]
         await until(
             lambda: min(first.engine.running, added.engine.running) >= 1 and fleet_running(fleet, added) == 4
         )
+        added.live.slow_down(1)
 
         await tell("POST", "/drain", first.url)
         assert states(fleet)[first.url] == "draining"
@@ -162,6 +165,7 @@ async def test_a_worker_is_added_drained_undrained_and_removed_while_streams_run
         await tell("DELETE", url=first.url)
         assert await asked() == {added.url}
         assert first.url in states(fleet)  # until its streams have ended
+        first.live.slow_down(1)
         assert all(is_whole(text) for text in await asyncio.gather(*streams))
         await until(lambda: first.url not in states(fleet))
         assert await asked() == {added.url}
