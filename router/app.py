@@ -260,11 +260,11 @@ def _warn_of_roles(pools: Pools, config: Config) -> None:
 
 
 def warn_of_exposure(config: Config) -> None:
-    """Say so where everybody who can reach the port is served."""
+    """Warn where every client that can reach the port is served."""
     if is_loopback(config.listen.host) or any(client.digests for client in config.clients):
         return
     _log.warning(
-        "`serve --host %s` without API keys: everybody who reaches this port can use every model without limits, "
+        "`serve --host %s` without API keys: all that reach this port can use every model without limits, "
         "and sees the names of workers and clients; give clients keys (`clients`), or listen on 127.0.0.1",
         config.listen.host,
     )

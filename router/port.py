@@ -75,7 +75,7 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     priority_limit: int | None = None
     """The most urgent priority that its requests may name, lower being more urgent; None: any."""
     cache_group: str = ""
-    """Whom it shares prefix caches with; empty: everybody."""
+    """Which clients it shares prefix caches with; empty: all."""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):
@@ -271,7 +271,7 @@ class Control(Protocol):
         """The first worker of a pair has the prompt; the second one is next."""
 
     def output(self, request: str, tokens: int) -> None:
-        """So many more tokens have come."""
+        """`tokens` more tokens have come."""
 
     def stored(self, request: str, response: str) -> None:
         """The worker keeps the answer under this id."""

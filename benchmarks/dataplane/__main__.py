@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 @asynccontextmanager
 async def backends(count: int, adapters: int = 0) -> AsyncIterator[tuple[str, ...]]:
-    """Addresses of backends, in a process of their own; each lists so many adapters."""
+    """Addresses of backends, in a process of their own; each lists a number of adapters."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.dataplane.backend", str(count), str(adapters)),
         cwd=Path(__file__).parents[2],

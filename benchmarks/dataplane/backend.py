@@ -203,7 +203,7 @@ def _number(pattern: re.Pattern[bytes], request: bytes, default: int) -> int:
 
 
 async def serve(count: int, adapters: int = 0) -> None:
-    """Listen on so many ports, say which, and answer until the standard input ends."""
+    """Listen on a number of ports, say which, and answer until the standard input ends."""
     PAGES[b"/v1/models"] = whole(_models(adapters))
     loop = asyncio.get_running_loop()
     kernel.raise_file_limit()

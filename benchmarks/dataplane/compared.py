@@ -106,7 +106,7 @@ async def _added(
 
 @asynccontextmanager
 async def _loaded(router: Started, load: Load, number: int, outcome: Outcome) -> AsyncIterator[Tally]:
-    """One router under the load of one round, once everybody has begun; only then times are kept."""
+    """One router under the load of one round, once all clients have begun; only then times are kept."""
     async with under_load(router.url, replace(load, seed=load.seed + number)) as tally:
         await asyncio.sleep(load.ramp_s + _SETTLE_S)
         tally.first_s.clear()

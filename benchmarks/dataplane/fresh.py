@@ -27,7 +27,7 @@ STORM_CLIENTS = 400
 
 
 async def memory(place: Place, options: Options) -> Outcome:
-    """Memory per open stream: so many at once, a chunk every 2 s; then all leave, and what is left of them?"""
+    """Memory per open stream: many at once, a chunk every 2 s; then all leave, and what is left of them?"""
     count = options.streams
     load = Load(_LONG, clients=count, beginning=_BEGINNING, hang_up=True, seed=options.seed)
     each, peak = Figure("memory per open stream", "kB"), Figure("peak memory then", "MB")

@@ -117,7 +117,7 @@ class Asker:
         Pipe(protocol, self._heard)
 
     async def ask(self, count: int) -> None:
-        """So many, one after the other."""
+        """A number of them, one after the other."""
         self._left = count
         self._done = self._loop.create_future()
         self._next()
@@ -138,7 +138,7 @@ class Asker:
 
 
 async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> float:
-    """µs per request: the least of so many slices."""
+    """µs per request: the least of several slices."""
     vars(app)["Upstream"] = Inside
     lines = log.RequestLog(log.Lines(io.BytesIO()), text=False, prefixes=True)
     async with backends(4) as workers:
@@ -166,7 +166,7 @@ async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> f
 
 
 async def _nothing(*_: Any) -> None:
-    """Nobody asks for pages here."""
+    """No page is asked for here."""
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def arguments(pid: int) -> list[str]:
 
 
 def raise_file_limit() -> int:
-    """Let this process and its children open as many files as the system allows them; so many are that."""
+    """Let this process and its children open as many files as the system allows them; returns how many."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most

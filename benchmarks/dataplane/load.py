@@ -1,4 +1,4 @@
-"""Load on one address: closed loops (whoever is answered asks again at once) and open ones (a fixed rate)."""
+"""Load on one address: closed loops (who is answered asks again at once) and open ones (a fixed rate)."""
 
 import asyncio
 import socket
@@ -38,7 +38,7 @@ class Load:
     receive_buffer: int | None = None
     """Bytes that the kernel keeps for a client that does not read; None: as many as it likes."""
     hang_up: bool = False
-    """At the end whoever is still being answered leaves, instead of waiting for the rest."""
+    """At the end a client that is still being answered leaves, instead of waiting for the rest."""
     users: int = 8
     """Who take turns; 0: every request has a user of its own."""
     seed: int = 0
@@ -71,7 +71,7 @@ class Running:
         self._close()
 
     def stop(self) -> None:
-        """Nothing new; whoever has no answer long after it is due has failed."""
+        """Nothing new; a client that has no answer long after it is due has failed."""
         self._stop.set()
         if self._load.hang_up:
             for client in self._clients:
@@ -118,7 +118,7 @@ class Running:
             await self._pause(0.1)
             return
         if self._load.hang_up and self._stop.is_set():
-            client.leave()  # everybody else has left while it was being connected
+            client.leave()  # all others have left while it was being connected
             return
         answered = client.ask(self._load.question, self._requests.next(), due)
         if self._chance.random() < self._load.leaving:

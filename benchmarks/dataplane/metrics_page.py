@@ -2,7 +2,7 @@
 
     python -m benchmarks.dataplane.metrics_page --clients 100 --adapters 100 [--peers fairlead@DIR] [--json OUT]
 
-The real process with so many clients with keys, in front of fast backends that list so many adapters. Each client
+The real process with many clients with keys, in front of fast backends that list many adapters. Each client
 asks each adapter once (`--pairs` limits that), so everything that can have a series has one. Then the page is read
 `--scrapes` times while nothing else is asked. The loop's stops are measured inside the process, by a timer of a
 millisecond (`stops`): CPU is what the loop's own thread computes between two turns, the clock adds what it waited

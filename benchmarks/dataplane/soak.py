@@ -50,7 +50,7 @@ _TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The gateway after so many requests."""
+    """The gateway after a number of requests."""
 
     requests: int
     at_s: float
@@ -95,7 +95,7 @@ def loads(seed: int) -> tuple[Load, ...]:
 async def soak(
     requests: int, samples: int, seed: int, log_dir: Path, seen: Callable[[int, Sample | None], None]
 ) -> Soaked:
-    """So many requests, looked at so many times. `seen` is told how many there were, now and then."""
+    """A number of requests, looked at several times. `seen` is told how many there were, now and then."""
     file = log_dir / "parts.jsonl"
     taken = []
     async with backends(4) as workers:

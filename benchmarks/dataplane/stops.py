@@ -2,7 +2,7 @@
 
     python -m benchmarks.dataplane.stops FILE serve --config ...
 
-A timer fires every millisecond. Between two of its turns everybody else has theirs, so the CPU time that the
+A timer fires every millisecond. Between two of its turns all else has its own, so the CPU time that the
 thread spends in between, less that millisecond, is the longest that anybody waited for the others; it leaves out
 the time in which the machine gave the processor to another process, which the lateness by the clock has in it.
 FILE gets a line of JSON per second: the largest of each, in milliseconds, and the longest run of the collector.

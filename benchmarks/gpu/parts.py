@@ -61,7 +61,7 @@ class Setting:
 
     @asynccontextmanager
     async def started(self, count: int, split: Split = cuda.TOGETHER) -> AsyncIterator[list[LaunchSpec]]:
-        """So many servers, each of which has answered once. Raises TooLarge, LaunchError, FleetError."""
+        """A number of servers, each of which has answered once. Raises TooLarge, LaunchError, FleetError."""
         settings = cuda.server_settings(
             self.device, self.python, self.model, count, self.sizes.limits, split=split
         )

@@ -81,7 +81,7 @@ class Shape:
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "torch_dtype": "bfloat16",
-            # From 4.57.2 on a tokenizer of this size is not taken for an old one of somebody else's.
+            # From 4.57.2 on a tokenizer of this size is not taken for an old one of another kind.
             "transformers_version": "4.57.6",
             "num_hidden_layers": self.layers,
             "hidden_size": self.hidden,
@@ -139,7 +139,7 @@ def write_model(folder: Path, shape: Shape) -> Path:
 
 
 def tokenizer(vocabulary: int) -> dict[str, object]:
-    """A tokenizer.json with so many tokens, each of them text but for three."""
+    """A tokenizer.json with a number of tokens, each of them text but for three."""
     found = [*_SPECIAL, *_byte_letters()]
     found += ["Ġ" + word for word in WORDS] + list(WORDS)
     size = 1 + next(n for n in itertools.count(1) if len(_MADE_OF) ** n >= vocabulary)

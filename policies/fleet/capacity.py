@@ -89,7 +89,7 @@ class Room:
         return self.idle or self._slots_and_kv(prompt, fresh, output, sequences)
 
     def has_slots(self, sequences: int) -> bool:
-        """Whether so many sequences could run at once with those in flight; an idle worker takes any number."""
+        """Whether these could run at once with those in flight; an idle worker takes any number."""
         return self.idle or self.slots_free is None or sequences <= self.slots_free
 
     def expected_for(self, prompt: int, extend: int, output: int, sequences: int) -> float:

@@ -20,7 +20,7 @@ from policies.orders.kit.sizes import SizedOrder, expected
 @dataclass(frozen=True, slots=True)
 class Settings:
     halves_s: float = 120.0
-    """An answer counts as half as long for every so many seconds that its request has waited."""
+    """An answer counts as half as long each time its request has waited this many seconds."""
     window: int = 64
     """Lanes of which the first request is offered per step."""
 

@@ -27,7 +27,7 @@ from policies.orders.kit.least_f import Item, batches
 from policies.orders.kit.sizes import Rank, SizedOrder, expected, kv_over_life
 
 _AHEAD = 8
-"""The list is made until so many waiting requests stand in it; what is far behind will be placed anew before its
+"""The list is made until this many waiting requests stand in it; what is far behind will be placed anew before its
 turn."""
 
 
@@ -36,7 +36,7 @@ class Settings:
     replan_share: float = 0.25
     """The list is made anew when this share of it has come in the meantime; 0: at every arrival."""
     halves_s: float = 120.0
-    """A request counts as half as large for every so many seconds that it has waited."""
+    """A request counts as half as large each time it has waited this many seconds."""
     window: int = 32
     """Requests that the list is made from, those of smallest volume."""
 

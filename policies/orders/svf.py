@@ -19,7 +19,7 @@ from policies.orders.kit.sizes import SizedOrder, kv_over_life
 @dataclass(frozen=True, slots=True)
 class Settings:
     halves_s: float = 120.0
-    """A request counts as half as large for every so many seconds that it has waited."""
+    """A request counts as half as large each time it has waited this many seconds."""
     window: int = 64
     """Requests offered per step."""
 

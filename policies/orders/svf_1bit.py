@@ -19,13 +19,13 @@ from policies.orders.kit.sizes import SizedOrder, kv_over_life
 @dataclass(frozen=True, slots=True)
 class Settings:
     threshold_tokens: int = 192
-    """An answer is long if more than so many tokens are expected."""
+    """An answer is long if more tokens than this are expected."""
     short_tokens: int = 64
     """What a short answer is taken to be."""
     long_tokens: int = 512
     """What a long answer is taken to be."""
     halves_s: float = 120.0
-    """A request counts as half as large for every so many seconds that it has waited."""
+    """A request counts as half as large each time it has waited this many seconds."""
     window: int = 64
     """Requests offered per step."""
 

@@ -53,7 +53,7 @@ _LOOKS = 16
 """Candidates that are matched against caches and ranked in one step, at most."""
 
 _SHARE = 8
-"""A request that is passed over keeps at most one in so many of the fleet's slots and KV tokens unused."""
+"""A request that is passed over keeps at most one in this many of the fleet's slots and KV tokens unused."""
 
 Fits = Callable[[WorkerView, RequestView, int], bool]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from policies.model import RequestView, WorkerId, WorkerView
 
 _SHARE = 8
-"""One worker in so many may be reserved, at least one."""
+"""One worker in this many may be reserved, at least one."""
 
 
 class Reservations:

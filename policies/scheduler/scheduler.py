@@ -151,7 +151,7 @@ class Scheduler:
             self._first_token(running, now)
 
     def output(self, ticket: Ticket, tokens: int, now: float) -> None:
-        """So many more output tokens; drivers coalesce (every 32 tokens or 250 ms)."""
+        """More output tokens have come; drivers coalesce (every 32 tokens or 250 ms)."""
         running = self._running(ticket)
         if running is not None and tokens > 0:
             self._first_token(running, now)

@@ -1,4 +1,4 @@
-"""Which containers make a fleet on so many GPUs? From the options of `fairlead compose` to a compose file.
+"""Which containers make a fleet on a number of GPUs? From the options of `fairlead compose` to a compose file.
 
 `deploy/compose.yaml` is the pattern: images, hardening, health checks and monitoring are taken from there, its
 workers are repeated for the GPUs at hand, and its variables are filled with their defaults. Whether the machine

@@ -17,7 +17,7 @@ from workers.launch.supervisor import Progress, Stage
 log = logging.getLogger(__name__)
 
 PLAIN_LOADING_EVERY_S = 5.0
-"""Without a terminal: at most one line per worker and so many seconds while it loads."""
+"""Without a terminal: at most one line per worker and this many seconds while it loads."""
 LINE_WIDTH = 140
 
 

@@ -152,7 +152,7 @@ class Listen(Section):
 
 
 class ClientConfig(Section):
-    """Somebody who sends requests, and what is due to them."""
+    """A sender of requests, and what is due to it."""
 
     name: str = Field(description="Label in metrics and logs; a/b puts b under the organisation a.")
     keys: tuple[KeyDigest, ...] = Field(
@@ -346,7 +346,7 @@ class Status(Section):
 
     access: Literal["auto", "open", "key"] = Field(
         default="auto",
-        description="open: everybody; key: who has the key below or the admin's; auto: key if clients have keys.",
+        description="open: all; key: only with the key below or the admin's; auto: key if clients have keys.",
     )
     key: KeyDigest | None = Field(default=None, repr=False, description="In the clear, env:NAME or file:PATH.")
     key_hash: Hash | None = Field(default=None, repr=False, description="The same as a hash.")

@@ -60,4 +60,4 @@ OUTCOMES = {
     AttemptFailure.CLIENTS_FAULT: Row(Effect.NONE, logging.INFO, RejectKind.BAD_REQUEST, None, _WRONG),
     AttemptFailure.HANDOVER: Row(Effect.NONE, logging.DEBUG, RejectKind.WORKER_FAILED, None, _FAILED),
 }
-"""FROZEN blames nobody here: it is said of a worker that is known to be down."""
+"""FROZEN blames no worker here: it is said of a worker that is known to be down."""

@@ -28,7 +28,7 @@ class _Waiting:
     """What a worker said that has no pool."""
 
     missed: bool = False
-    """Some of its reports found nobody."""
+    """Some of its reports found no prefix index."""
     behind: bool = True
 
 
@@ -71,7 +71,7 @@ class CacheReports:
             prefixes.reports.lost(worker_id)
         self._say(worker_id, prefixes)
 
-    def on_lost(self, worker_id: str, why: str) -> None:  # noqa: ARG002 - whoever calls has said why
+    def on_lost(self, worker_id: str, why: str) -> None:  # noqa: ARG002 - the caller has said why
         prefixes = self._begin(worker_id)
         if prefixes is None:
             self._missed(worker_id, behind=True)

@@ -282,7 +282,7 @@ class ControlPlane:
     def _check_references(self, facts: Facts) -> None:
         """Raises Refused where keys are needed and the request names what another key has stored.
 
-        What nobody is known to have stored is refused in the same words: nothing says whose it is.
+        What is not known to be stored is refused in the same words: nothing says whose it is.
         """
         owner = facts.identity.key_owner
         if not owner:
@@ -308,7 +308,7 @@ class ControlPlane:
     def _pool(self, served_name: str) -> Pool:
         pool = self._pools.find(served_name)
         if pool is None:
-            raise Refused(_nobody(served_name))
+            raise Refused(_no_worker(served_name))
         return pool
 
     # -- deciding
@@ -352,7 +352,7 @@ class ControlPlane:
             members = [holder]
         if not members:
             self._end(request)
-            return _nobody(name)
+            return _no_worker(name)
         member = min(members, key=lambda member: (member.worker.state is State.SUSPECT, member.open))
         request.attempt += 1
         request.decode = member.worker.id
@@ -362,7 +362,7 @@ class ControlPlane:
     def _may_be_tried_elsewhere(self, request: _Request, reason: AttemptFailure) -> bool:
         """Whether a request that is not scheduled is given to another worker, as a scheduled one would be.
 
-        A stored response that nobody here knows the worker of is asked of each; without keys only, as nothing
+        A stored response whose worker is not known here is asked of each; without keys only, as nothing
         would say whose it is.
         """
         left = [m for m in self._usable(request) if m.worker.id not in request.tried]
@@ -444,7 +444,7 @@ def _may_be_an_adapter(name: str) -> bool:
     return len(name) <= _LONGEST_ADAPTER and name.isprintable()
 
 
-def _nobody(served_name: str) -> Reject:
+def _no_worker(served_name: str) -> Reject:
     message = f"No worker can serve the model `{served_name}` now."
     return Reject(RejectKind.UNAVAILABLE, message, retry_after_s=2)
 
@@ -490,7 +490,7 @@ def _rejection(reject: policies.Reject, why: str, pool: Pool) -> Reject:
             message = f"Timed out after {reject.waited_s:.3g} s waiting for a free worker."
             return Reject(RejectKind.OVERLOADED, message, retry_after_s=10)
         case policies.RejectReason.NO_WORKER:
-            return _nobody(reject.request.served_name)
+            return _no_worker(reject.request.served_name)
         case policies.RejectReason.TOO_LARGE:
             return Reject(RejectKind.BAD_REQUEST, _too_large(reject.request, pool))
     return _reject_for(reject.last_failure or AttemptFailure.LOST, why)

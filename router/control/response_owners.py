@@ -1,13 +1,13 @@
 """Who owns a stored response, and which worker keeps it.
 
-Workers store responses without knowing clients, so whoever names an id there gets what it stands for. Here each id
-has an owner, the client whose key made it; to all others it does not exist. Where no keys are needed all ids have
-the same owner, the empty one.
+Workers store responses without knowing clients, so any client that names an id there gets its response. Here each
+id has an owner, the client whose key made it; to all others it does not exist. Where no keys are needed all ids
+have the same owner, the empty one.
 
-Invariants: an id that is known never changes its owner; at most `MOST` ids are known. Once there are so many, the
-oldest id of the owner that has most of them is forgotten, so that no client can push out the ids of others by
-storing many. A forgotten id is treated like one that was never known: where keys are needed it does not exist
-for anybody, its owner included, because nothing says whose it is.
+Invariants: an id that is known never changes its owner; at most `MOST` ids are known. Beyond that the oldest id of
+the owner that has most of them is forgotten, so that no client can push out the ids of others by storing many. A
+forgotten id is treated like one that was never known: where keys are needed it does not exist for any client, its
+owner included, because nothing says whose it is.
 """
 
 from collections import OrderedDict
@@ -30,14 +30,14 @@ class ResponseOwners:
         return len(self._owners)
 
     def claim(self, response: str, owner: str) -> bool:
-        """Take an id before it is stored; False if it is somebody else's."""
+        """Take an id before it is stored; False if it is another's."""
         known = self._owners.get(response)
         if known is None:
             self._add(response, owner, "")
         return known is None or known == owner
 
     def keep(self, response: str, worker: WorkerId, owner: str) -> None:
-        """The worker stores a response of this owner. Nothing changes for an id of somebody else."""
+        """The worker stores a response of this owner. Nothing changes for an id of another."""
         known = self._owners.get(response)
         if known is None:
             self._add(response, owner, worker)

@@ -2,7 +2,7 @@
 
 Learned only from prompts whose key is all of them (`Facts.all_there`). Where a part lies on a worker (a stored
 response), is cut off, or is no text, the count says nothing of how many tokens a byte of text has, and it would be
-believed of everybody's prompts. Of a prompt with media, what is left beside its text is what they cost.
+believed of all prompts. Of a prompt with media, what is left beside its text is what they cost.
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class TokenRatio:
         return _MEDIUM if scale is None else scale.medium.value
 
     def saw(self, served_name: str, key_bytes: int, media: int, input_tokens: int) -> None:
-        """A prompt whose key, all of it, is of so many bytes, with so many media, had so many tokens."""
+        """A prompt of `media` media, whose key, all of it, has `key_bytes` bytes, had `input_tokens` tokens."""
         if not media and key_bytes < _LEAST_BYTES:
             return
         scale = self._by_name.setdefault(served_name, _Scale())

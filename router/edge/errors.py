@@ -13,7 +13,7 @@
     ├── Unsupported       501
     ├── OverQuota         429    this client asks for more than its limits (Retry-After)
     ├── Overloaded        429    queue full, waited too long, too many open requests: come back later
-    ├── Unavailable       503    nobody can serve this model now, or the gateway is shutting down
+    ├── Unavailable       503    no worker can serve this model now, or the gateway is shutting down
     ├── WorkerFailed      502    the worker broke off or talked nonsense, and no other could take over
     └── WorkerTimeout     504
 

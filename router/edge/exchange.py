@@ -169,7 +169,7 @@ class Exchange:
         self.wake()
 
     def wake(self) -> None:
-        """Something has changed for whoever waits in `receive`."""
+        """Something has changed: a task that waits in `receive` looks again."""
         self._news = True
         if self._event is not None:
             self._event.set()
@@ -195,7 +195,7 @@ class Exchange:
         return self._transport.get_write_buffer_size()
 
     def watch(self, gone: Callable[[], None]) -> None:
-        self.flow.resume_reading()  # or nobody would hear of it
+        self.flow.resume_reading()  # or its end would not be noticed
         if self.state is _LOST:
             gone()
         else:
@@ -318,4 +318,4 @@ class Exchange:
 
 
 def _nothing() -> None:
-    """Nobody waits for the end any more."""
+    """Stands for `done` once the answer has ended."""

@@ -50,25 +50,25 @@ class Holding:
         self._answer = 0
 
     def add_request(self, size: int) -> None:
-        """So many more bytes of its body, or made of it, are held. Raises Overloaded."""
+        """`size` more bytes of its body, or made of it, are held. Raises Overloaded."""
         self._check(size)
         self._request += size
         self._all.requests += size
 
     def add_answer(self, size: int) -> None:
-        """So many more bytes of its answer are held. Raises Overloaded."""
+        """`size` more bytes of its answer are held. Raises Overloaded."""
         self._check(size)
         self._answer += size
         self._all.answers += size
 
     def drop_request(self, size: int | None = None) -> None:
-        """So many bytes of its body are let go of; None: all."""
+        """`size` bytes of its body are released; None: all."""
         size = self._request if size is None else min(size, self._request)
         self._request -= size
         self._all.requests -= size
 
     def drop_answer(self, size: int | None = None) -> None:
-        """So many bytes of its answer have been sent; None: all."""
+        """`size` bytes of its answer have been sent; None: all."""
         size = self._answer if size is None else min(size, self._answer)
         self._answer -= size
         self._all.answers -= size

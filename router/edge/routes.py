@@ -148,7 +148,7 @@ class Routes:
 
 
 def _refused(scope: Scope, known: Path | None) -> RequestError | None:
-    """What is answered with an error whoever asks."""
+    """What is answered with an error, whichever client asks."""
     if known is not None and known.use is Use.SCHEDULED and scope["method"] == "POST":
         return None
     if any(name == b"upgrade" and value.lower() == b"websocket" for name, value in scope["headers"]):

@@ -33,7 +33,7 @@ def shipped_heatmap() -> LearnedHeatmap:
 
 
 def write_heatmap(path: Path, heatmap: Heatmap | LearnedHeatmap) -> None:
-    """Write a map so that whoever reads the file meanwhile finds the old or the new one. Raises OSError."""
+    """Write a map so that a reader of the file meanwhile finds the old or the new one. Raises OSError."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(render(heatmap), encoding="utf-8")
     beside.replace(path)

@@ -100,7 +100,7 @@ class Bench:
         return min((limit for limit in limits if limit is not None), default=None)
 
     async def warm_up(self, prompt_tokens: int) -> list[str]:
-        """Ask everybody once; what is odd about the workers. Raises MeasurementError."""
+        """Ask each worker once; what is odd about the workers. Raises MeasurementError."""
         both = (*self.colocated, *self.pairs)
         silent = [each for each in both if not await each.serve(self._prompt(prompt_tokens), 2)]
         return [

@@ -101,7 +101,7 @@ class Sweep:
 
 @dataclass(slots=True)
 class Findings:
-    """The gains that were measured so far; None for a batch that nobody could keep up with."""
+    """The gains that were measured so far; None for a batch that no worker could keep up with."""
 
     sweep: Sweep
     gains: dict[Place, float | None] = field(default_factory=dict)

@@ -28,5 +28,5 @@ class Machine:
             raise ValueError(f"ways of {self.request_s} and {self.reply_s} s: from 0 to an hour")
 
     def pace(self, busy: int) -> float:
-        """How many times as long each step takes while so many engines are busy."""
+        """How many times as long each step takes while this many engines are busy."""
         return 1.0 if self.cores is None else max(1.0, busy / self.cores)

@@ -35,7 +35,7 @@ from workers.fleet.worker import FleetEvent, WorkerLeft
 _ANONYMOUS = "anonymous"
 _OTHER = "other"
 _HEADS = 1000
-"""Prefixes are compared by their first bytes, among so many requests."""
+"""Prefixes are compared by their first bytes, among this many requests."""
 _REMOVED_CLIENTS = 10_000
 """Clients taken out of the configuration that are remembered, so that their last requests bring no series back."""
 _ACCEPTED, _REFUSED = "accepted", "refused"

@@ -78,7 +78,7 @@ class _Blocks:
             case {"type": "thinking", "thinking": str(thought)}:
                 self.thoughts.append(thought)
             case {"type": "redacted_thinking"}:
-                pass  # nobody can read it
+                pass  # it cannot be read
             case {"type": "tool_use"}:
                 self.calls.append(_call(block))
             case {"type": "tool_result"} if role == "user":

@@ -4,7 +4,7 @@ It waits for a bounded time. A prompt that takes longer than that is computed fo
 lost is one exact prediction, and its pieces are known when the conversation goes on.
 
 What workers report at the end says whether the counts are right. On a surface on which several in a row were not,
-prompts go on as text: something is different there that nobody has told us.
+prompts go on as text: something is different there that the gateway was not told.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ Measured by benchmarks/micro/tokenization.py.
 _LONGEST_BYTES = 4 << 20
 """A million tokens, about: beyond the context of what is served today."""
 _MOST_VALUES = 200_000
-"""In a large body: the parser holds the interpreter's lock, some 20 ms for so many."""
+"""In a large body: the parser holds the interpreter's lock, some 20 ms for this many."""
 _MISCOUNTS = 3
-"""So many in a row on one surface are no accident."""
+"""This many in a row on one surface are no accident."""
 
 
 class Desk:

@@ -15,7 +15,7 @@ _MOST_THREADS = 4
 SHORT_BYTES = 64 * 1024
 """Prompts up to this size have a lane of their own: some tens of milliseconds of work at most."""
 _BACKLOG_BYTES = 8 << 20
-"""A lane takes nothing more while it has so much before it: seconds of work, for which nobody would wait."""
+"""A lane takes nothing more while it has so much before it: seconds of work, for which no client would wait."""
 
 
 class Lane:
@@ -27,7 +27,7 @@ class Lane:
         self._backlog = 0
 
     def submit(self, size: int, work: Callable[[], T]) -> "Future[T] | None":
-        """Work on a prompt of so many bytes; None if there is too much to do already."""
+        """Work on a prompt of `size` bytes; None if there is too much to do already."""
         with self._lock:
             if self._backlog and self._backlog + size > _BACKLOG_BYTES:
                 return None

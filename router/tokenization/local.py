@@ -58,7 +58,7 @@ def load(source: str, cache_bytes: int) -> LocalTokenizer:
     # One prompt at a time in a thread of ours: threads of its own would take cores away from the gateway, and
     # every process started later would be warned of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # It would say on standard error that PyTorch is missing, which nobody has asked for.
+    # It would say on standard error that PyTorch is missing, which is not needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         from transformers import AutoTokenizer  # noqa: PLC0415 - see above

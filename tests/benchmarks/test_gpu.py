@@ -40,7 +40,7 @@ def argument(spec, flag):
 
 @pytest.fixture
 def on_gpu(tmp_path):
-    """The commands of so many servers on one GPU."""
+    """The commands of a number of servers on one GPU."""
     model = write_model(tmp_path / "llama-3.1-8b", SHAPES["llama-3.1-8b"])
 
     def specs(count, split=cuda.TOGETHER, gpu=H200):

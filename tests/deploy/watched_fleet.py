@@ -234,7 +234,7 @@ async def _ask(http, client, number, end):
 
 
 def wait_for(url, process, log):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(httpx.HTTPError):
             if httpx.get(url, timeout=2).status_code == 200:

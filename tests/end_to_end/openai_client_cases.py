@@ -329,7 +329,7 @@ def normalised(body):
 
 
 def show_every_prompt(urls, model):
-    """Workers that have seen every prompt before say the same of their caches, whoever is asked."""
+    """Workers that have seen every prompt before say the same of their caches, whichever is asked."""
     for path, body in (*SAME.values(), *STREAMS.values()):
         shown = {name: value for name, value in {"model": model, **body}.items() if value is not None}
         for url in urls:

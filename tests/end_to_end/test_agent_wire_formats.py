@@ -1,4 +1,4 @@
-"""Coding agents and benchmarks against the gateway as against vLLM itself, by requests recorded from them."""
+"""Coding agents and benchmarks against the gateway as against vLLM itself, by requests in their formats."""
 
 import json
 from contextlib import asynccontextmanager

@@ -119,7 +119,7 @@ async def test_a_request_that_waits_too_long_or_whose_client_leaves_the_queue_co
 
 
 def streaming(count, end):
-    """A stream of so many tokens; then `end` has to be set, and the connection breaks."""
+    """A stream of `tokens` tokens; then `end` has to be set, and the connection breaks."""
 
     async def script(_asked, writer):
         writer.write(STREAM_HEAD)
@@ -135,7 +135,7 @@ def streaming(count, end):
 
 
 async def tokens(client, count):
-    """Read so many tokens of an answer."""
+    """Read a number of tokens of an answer."""
     seen = b""
     while seen.count(b"data: ") < count:
         seen += await client.reader.read(65536)

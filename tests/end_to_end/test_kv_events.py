@@ -196,8 +196,8 @@ async def test_a_new_process_at_the_same_place_begins_with_an_empty_cache():
 
 async def test_an_endpoint_that_answers_nothing_leaves_predictions(caplog):
     caplog.set_level(logging.INFO)
-    nobody = {"endpoint": "tcp://127.0.0.1:9", "replay_endpoint": "tcp://127.0.0.1:9"}
-    async with running_fleet(1, REPORTING, {"kv_events": nobody}) as fleet:
+    no_engine = {"endpoint": "tcp://127.0.0.1:9", "replay_endpoint": "tcp://127.0.0.1:9"}
+    async with running_fleet(1, REPORTING, {"kv_events": no_engine}) as fleet:
         prompt = ids(100)
         for _ in range(2):
             await ask(fleet.http, prompt)

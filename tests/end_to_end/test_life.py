@@ -302,7 +302,7 @@ async def test_an_answer_in_one_piece_that_breaks_off_comes_from_another_worker(
         await fleet.at_rest()
 
 
-# -- nobody there, or no room
+# -- no worker, or no room
 
 
 async def test_when_every_worker_is_gone_the_answer_is_503_until_one_is_back():

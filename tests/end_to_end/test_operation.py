@@ -274,7 +274,7 @@ async def test_a_worker_whose_health_is_good_and_from_which_nothing_comes_is_sho
         await until(lambda: len(stalled()) == 1)
         (name,) = stalled()
         assert name.startswith(silent.url)
-        for _ in range(4):  # whoever comes now goes to the other one
+        for _ in range(4):  # what comes now goes to the other one
             assert is_whole(await begin(fleet.http, max_tokens=4))
         silent.clear_fault()
         for stream in streams:
@@ -581,4 +581,4 @@ async def test_decisions_explain_themselves_in_headers_log_and_the_admin_pages()
         decisions = (await fleet.http.get("/admin/decisions", headers=known)).json()["decisions"]
         assert [row["worker"] for row in decisions] == [first["x-fairlead-worker"], again["x-fairlead-worker"]]
         assert [row["reason"] for row in decisions] == [first["x-fairlead-reason"], again["x-fairlead-reason"]]
-        assert "prefix" not in decisions[0], "hashes of prompts are for the log, and for nobody who looks in"
+        assert "prefix" not in decisions[0], "hashes of prompts are for the log, and for no one who looks in"

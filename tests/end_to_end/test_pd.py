@@ -74,7 +74,7 @@ def _computed(worker):
 
 @asynccontextmanager
 async def running_pairs(prefill=1, decode=1, simulator=None, on_prefill=None, on_decode=None, **settings):
-    """So many workers of each kind; `simulator` is for all of them."""
+    """A number of workers of each kind; `simulator` is for all of them."""
     given = {"model": MODEL, "profile": "instant", "kv_transfer": KvTransfer(), **(simulator or {})}
     async with AsyncExitStack() as stack:
         sides = []

@@ -23,7 +23,7 @@ END = b'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\ndata
 
 
 def streaming(events):
-    """A worker's answer of so many events of 16 kB, as fast as it is taken."""
+    """A worker's answer of `events` events of 16 kB, as fast as it is taken."""
 
     async def say(_asked, writer):
         writer.write(STREAM_HEAD)

@@ -1,4 +1,4 @@
-"""Stored responses over sockets: whoever's key made one may name it, and to all others it does not exist."""
+"""Stored responses over sockets: the key that made one may name it, and to all others it does not exist."""
 
 import asyncio
 import json
@@ -109,7 +109,7 @@ async def test_a_response_cannot_be_stored_under_the_id_of_another_key():
             assert (await store("key-b", previous_response_id=mine)).status_code == 404
             assert (await store("key-a", previous_response_id=mine)).status_code == 200
         assert (await store("key-a", request_id="x" * 300)).status_code == 400
-        # A worker that answers under an id of somebody else does not give it away.
+        # A worker that answers under another client's id does not give it away.
         assert (await store("key-a")).status_code == (await store("key-b")).status_code == 200
         assert (await store("key-b", previous_response_id="resp_1")).status_code == 404
         assert [asked.get("request_id") for asked in worker.asked].count("chosen-by-a") == 2

@@ -96,7 +96,7 @@ async def test_who_leaves_in_the_middle_of_a_stream_takes_the_workers_connection
         clients = [await stream_of(stack, gateway, {"prompt": prompts[n % 2]}) for n in range(count)]
 
         async def read(client, events):
-            """So many events, then leave; None: all of them."""
+            """A number of events, then leave; None: all of them."""
             pieces = client.chunks()
             seen = b""
             async for piece in pieces:

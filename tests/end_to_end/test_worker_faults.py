@@ -118,7 +118,7 @@ async def listening(vllm):
 
 @asynccontextmanager
 async def fleet_of(count, *, worker=None, model=MODEL, **settings):
-    """So many listeners, and a gateway in front of them."""
+    """A number of listeners, and a gateway in front of them."""
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(listening(Vllm(model))) for _ in range(count)]
         known = [{"url": one.url, **(worker or {})} for one in workers]

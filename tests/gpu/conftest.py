@@ -77,7 +77,7 @@ def in_background(context):
     def run() -> None:
         try:
             asyncio.run(live())
-        except Exception as error:  # noqa: BLE001  # told to whoever waits
+        except Exception as error:  # noqa: BLE001  # told to the task that waits
             found.append(error)
         finally:
             started.set()

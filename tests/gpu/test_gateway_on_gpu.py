@@ -20,7 +20,7 @@ SOON_S = 120
 
 
 def words(seed, count):
-    """So many words, of a token each."""
+    """A number of words, of a token each."""
     return " ".join(Random(seed).choices(WORDS, k=count))
 
 

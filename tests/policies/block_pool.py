@@ -72,7 +72,7 @@ def asking(ids, *, served_name="base", salt="", arrived=0.0, name="r", **fields)
 
 @dataclass
 class LruPool:
-    """So many blocks, least recently used first out, copies and all. Each method returns the events it causes."""
+    """`size` blocks, least recently used first out, copies and all. Each method returns the events it causes."""
 
     blocks: int
     size: int

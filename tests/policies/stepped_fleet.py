@@ -93,7 +93,7 @@ class Measured:
 
 
 class SteppedFleet:
-    """Workers with so many slots each, fed by one scheduler; `started` says when each request began."""
+    """Workers with a number of slots each, fed by one scheduler; `started` says when each request began."""
 
     def __init__(
         self,

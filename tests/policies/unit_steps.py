@@ -122,10 +122,9 @@ def naive(jobs, capacity, *, order, skips=False, estimate=lambda job, done: job.
 
 def overflows(batch, newcomer, capacity):
     """Whether memory overflows at any step up to the newcomer's last one."""
-    everybody = [*batch.values(), newcomer]
+    members = [*batch.values(), newcomer]
     return any(
-        sum(held + step for held, left in everybody if left >= step) > capacity
-        for step in range(1, newcomer[1] + 1)
+        sum(held + step for held, left in members if left >= step) > capacity for step in range(1, newcomer[1] + 1)
     )
 
 

@@ -207,7 +207,7 @@ def wait_until_healthy(server: VllmServer) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
+    """The first of a number of free ports in a row."""
     for port in random.sample(range(_FIRST_PORT, _LAST_PORT), k=100):
         with suppress(OSError), ExitStack() as bound:
             for number in range(count):

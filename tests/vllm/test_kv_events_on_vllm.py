@@ -17,7 +17,7 @@ BLOCK, BLOCKS = 32, 48
 """A cache of 1,500 tokens, so that what is used least is soon evicted."""
 WORDS = ("worker", "router", "block", "prefix", "cache", "token", "queue", "share", "reads", "seldom", "first")
 GOAL = 0.99
-"""Of all answers, so many with as many cached tokens as were foretold."""
+"""Of all answers, the number with as many cached tokens as were foretold."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ async def chats(gateway, chance, turns, longest, at_once, *, think=quiet):
 
 @pytest.mark.parametrize(("longest", "at_once"), [(600, 1), (200, 3)])
 async def test_what_chats_of_token_ids_find_in_a_small_cache_is_foretold(reporting, longest, at_once):
-    """Long ones evict each other all the time. At once only short ones, as nobody knows who is served first."""
+    """Long ones evict each other all the time. At once only short ones, as the order of service is not known."""
     async with running_gateway([reporting.url], health=PATIENT) as gateway:
         await known(gateway, reporting.url)
         await chats(gateway, Random(at_once), 120, longest, at_once)

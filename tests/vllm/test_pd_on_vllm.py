@@ -92,7 +92,7 @@ def change(before, after):
 
 
 def fetched(connector, tokens):
-    """Where a prompt of so many tokens comes from on a decode worker that computes no more of it than it must."""
+    """Where a prompt comes from on a decode worker that computes no more of it than it must."""
     if connector != "ExampleConnector":
         return {"external_kv_transfer": tokens}
     # Files hold whole blocks, and never the last token; what is left over is less than two blocks.

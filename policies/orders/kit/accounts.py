@@ -29,7 +29,7 @@ from policies.events import Left, Output, Placed
 from policies.model import Outcome, RequestView, WorkerId
 
 RECENT_S = 20.0
-"""Recent service fades to 1/e in so many seconds."""
+"""Recent service fades to 1/e in this many seconds."""
 MOST = 10_000
 _LOOKS = 8
 """Idle accounts that are looked at for each new one, once the table is full."""

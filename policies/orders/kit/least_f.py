@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 _IMPROVEMENTS = 8
 _PAIRS = 8
-"""Of those outside, so many with the shortest answers are tried in pairs."""
+"""Of those outside, this many with the shortest answers are tried in pairs."""
 
 
 class Item(NamedTuple):

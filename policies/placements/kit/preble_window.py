@@ -110,7 +110,7 @@ class Window:
         return cost
 
     def hot(self, chunks: Sequence[int], least: int) -> int | None:
-        """The longest of these prefixes that at least so many requests of the window share."""
+        """The longest of these prefixes that at least this many requests of the window share."""
         deepest = bisect_left(chunks, 1, key=lambda chunk: self._uses[chunk] < least)
         return chunks[deepest - 1] if deepest else None
 

@@ -41,7 +41,7 @@ class Status:
 
 
 def status_pages(status: Status) -> FastAPI:
-    """The status pages by themselves, for a listener of their own, on which they are shown to everybody."""
+    """The status pages by themselves, for a listener of their own, on which they are shown without a key."""
     app = FastAPI(title="fairlead status", version=status.version, docs_url=None, redoc_url=None, openapi_url=None)
     _add_status(app, status, lambda _: None)
     _add_errors(app, status.render)

@@ -29,7 +29,7 @@ _STRANGER = Identity(ANONYMOUS, ANONYMOUS)
 
 
 class Clients:
-    """The configured clients, found by key or by name, and the quota of everybody.
+    """The configured clients, found by key or by name, and the quota of each client.
 
     `max_tracked` bounds the accounts that are remembered at once.
     """

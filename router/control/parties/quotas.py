@@ -18,7 +18,7 @@ from router.port import Reject, RejectKind
 
 MINUTE_S = 60.0
 CONCURRENT_RETRY_S = 1.0
-"""Nobody knows when an open request ends; a second is a polite guess."""
+"""When an open request ends is not known; a second is a polite guess."""
 EVICTION_TRIES = 16
 """Accounts looked at per newcomer to find one that may be forgotten."""
 
@@ -54,7 +54,9 @@ class _Bucket:
     def wait_s(self, amount: float) -> float:
         """Seconds until `amount` can be taken; to be asked right after `fill`."""
         missing = min(amount, self.capacity) - self.level
-        if missing <= 1e-9 * self.capacity:  # a rounding error must not refuse who comes back when told to
+        if (
+            missing <= 1e-9 * self.capacity
+        ):  # a rounding error must not refuse a client that comes back when told to
             return 0.0
         return missing * MINUTE_S / self.capacity
 
@@ -97,7 +99,7 @@ def _sized(bucket: _Bucket | None, capacity: float | None, now: float) -> _Bucke
 
 
 class Lease:
-    """One admitted request. Whoever holds it calls `release` when the request has ended; again is harmless."""
+    """One admitted request. Its holder calls `release` when the request has ended; again is harmless."""
 
     __slots__ = ("_account", "_charged", "_released")
 

@@ -10,7 +10,7 @@ from router.edge.api.stream_monitor import ABORT, find_id, whole_usage
 from router.edge.pieces import Body, PieceCollector, joined, part
 
 _SMALL_BYTES = 1 << 20
-"""Up to here an answer is joined; of a longer one the usage is looked for in so many bytes at its end."""
+"""Up to here an answer is joined; of a longer one the usage is looked for in its last bytes, as many as this."""
 _HEAD_BYTES = 64 << 10
 _MESSAGE, _STOPPED = b'"type":"message"', b'"stop_reason":"'
 _OVERLAP = 64

@@ -1,7 +1,7 @@
 """A process beside the gateway that parses large bodies; `body_reader` starts it.
 
 A parser in C holds the interpreter's lock for as long as it runs, half a second for 32 MiB of small values, in
-whatever thread it runs; and what it makes may be thirty times as large as its text. Here both concern nobody else.
+whatever thread it runs; and what it makes may be thirty times as large as its text. Here neither matters.
 
     stdin   kind (1 byte) and length (8 bytes) of a body, then the body; again and again, until it is closed
     stdout  lengths (8 bytes each) of a pickled answer and of the prompt's key, then both

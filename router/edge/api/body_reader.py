@@ -92,7 +92,7 @@ class BodyReader:
     def _read(self, task: "asyncio.Task[Any]") -> None:
         self._reading.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody may be left to hear of it
+            task.exception()  # retrieved, as no client may be left to raise it to
 
     async def _ask(
         self, kind: Surface | None, body: Pieces, begun: asyncio.Event

@@ -13,7 +13,7 @@ Equal leading hashes therefore mean equal beginnings. A piece ends
   share is known to 3%, and a prompt of 48 kB has some 130 records;
 - at the end of the prompt, so that a conversation's next prompt, which goes on from there, is known by it.
 
-The chain begins with a secret of this process: nobody can find a prompt by guessing it.
+The chain begins with a secret of this process: no one can find a prompt by guessing it.
 """
 
 import secrets

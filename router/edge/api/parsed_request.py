@@ -108,9 +108,9 @@ class ParsedRequest:
     media: tuple[str, ...]
     ids: bytes | None = None
     """The prompt's token ids, 4 bytes each, little-endian, several prompts one after the other: the client's own,
-    or set by whoever has tokenized it."""
+    or set once it is tokenized."""
     structure: int = 0
-    """At most so many JSON values are in a large body."""
+    """An upper bound for the JSON values in a large body."""
 
     @property
     def response(self) -> str | None:

@@ -20,7 +20,7 @@ _FOR_ANOTHER = orjson.dumps(
         **dict.fromkeys(("remote_engine_id", "remote_block_ids", "remote_host", "remote_port")),
     }
 )
-"""What vLLM's connectors want of whoever asks for a prompt only."""
+"""What vLLM's connectors want of a request for a prompt only."""
 
 
 def for_worker(ask: ParsedRequest, model: str | None, kv: dict[str, Any] | None = None) -> Payload:
@@ -54,7 +54,7 @@ def for_prefill(ask: ParsedRequest, model: str | None) -> Payload:
 
 
 def for_release(line: str, kv: dict[str, Any], *, chat: bool = False, salt: str | None = None) -> bytes:
-    """A request that every vLLM turns down, and in doing so lets go of the KV that nobody is to fetch.
+    """A request that every vLLM turns down, and in doing so lets go of KV that will not be fetched.
 
     With a `salt` it is one that is answered, after the end of the KV has been pushed.
     """

@@ -51,7 +51,7 @@ _UNFINISHED = b'"finish_reason":null'
 
 
 class StreamMonitor:
-    """Watches one stream of so many choices pass. `feed` returns the bytes that the client gets."""
+    """Watches one stream of `choices` choices pass. `feed` returns the bytes that the client gets."""
 
     __slots__ = (
         "_begun",

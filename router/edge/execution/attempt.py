@@ -80,7 +80,7 @@ class Attempt:
     told: int = 0
     """Events of the stream that control has heard of."""
     tell_after: float = math.inf
-    """It hears again once there are so many, or at this time of the clock; not before the stream has begun."""
+    """It hears again once there are this many, or at this time of the clock; not before the stream has begun."""
     tell_at: float = math.inf
     output_at: float = math.inf
     """When control last heard of any."""
@@ -238,7 +238,7 @@ class Attempt:
             self._report_output(monitor.events)
 
     def _report_output(self, events: int) -> None:
-        """So many events have come; comments alone are silence. Raises AttemptFailed after too much of it."""
+        """`events` events have come; comments alone are silence. Raises AttemptFailed after too much of it."""
         now = self.clock()
         if events > self.told:
             self.control.output(self.request, events - self.told)

@@ -11,7 +11,7 @@ from router.edge.response import ResponseWriter
 
 
 class Heartbeat:
-    """A comment every so many seconds, from the first interval's end until the answer begins, or `stop`."""
+    """A comment every `every_s` seconds, from the first interval's end until the answer begins, or `stop`."""
 
     __slots__ = ("_answer", "_every_s", "_loop", "_timer")
 

@@ -5,8 +5,8 @@ decode worker a request that it has to refuse; the word goes out with the next s
 the next of the other's.
 
 KV that is pushed is held until it has been, and its worker does not rest meanwhile. So there a decode worker asks
-for it, with the least of prompts: what it gets is the end of the KV, under a salt of its own, so that nobody ever
-takes it for what it stands for. Which KV is meant is found by the request's id.
+for it, with the least of prompts: what it gets is the end of the KV, under a salt of its own, so that no request
+ever takes it for what it stands for. Which KV is meant is found by the request's id.
 
 Where that fails, the lease of the KV ends by itself (30 s).
 """

@@ -5,7 +5,7 @@
 
 The sequence is vLLM's (NIXL, pulling or pushing): the same path and body, one token long and not streamed; the
 `kv_transfer_params` of its answer go with the request that follows, unread, and once: a worker frees what has been
-fetched, so that a second request with them would read memory that has become somebody else's. Connectors that find
+fetched, so that a second request with them would read memory that has become another's. Connectors that find
 the KV by themselves (a shared file) answer without parameters, and the request that follows has none.
 """
 
@@ -55,7 +55,7 @@ class PrefillAttempt(Attempt):
         raise AttemptFailed(AttemptFailure.LOST, "the worker streams what was not to be streamed")
 
     def _is_over(self, answer: dict[str, Any]) -> bool:
-        """Whether the model had no more to say than this token. Nobody knows where more was demanded of it."""
+        """Whether the model had no more to say than this token. Not known where more was demanded of it."""
         if self.ask.surface is Surface.MESSAGES or self.ask.min_tokens:
             return False
         choices = answer.get("choices")

@@ -155,7 +155,7 @@ class Meter:
                 points.append(decode_point(length, batch, context, step_s))
             else:
                 self.notes.append(
-                    f"no batches of {batch} prompts of {length} tokens: the worker never decoded so many side by "
+                    f"no batches of {batch} prompts of {length} tokens: it never decoded that many side by "
                     f"side for {_STEPS_TO_TRUST} steps (more --output-tokens, or fewer at once)"
                 )
         return points

@@ -1,4 +1,4 @@
-"""What coding agents and tools send, as recorded from them: target, headers and body of a typical request."""
+"""What coding agents and tools send, written from the documentation of their formats: target, headers and body."""
 
 import json
 from typing import Any

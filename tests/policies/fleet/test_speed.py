@@ -14,7 +14,7 @@ from policies.model import WorkerFacts
 
 
 def scaled(factor):
-    """The default profile of a worker that is so many times slower."""
+    """The default profile of a worker that is a number of times slower."""
     default = Profile()
     return Profile(*(factor * getattr(default, name) for name in TIMES))
 

@@ -111,7 +111,7 @@ def test_an_account_is_found_by_the_name_of_its_client():
     flat, deep = made.of(request("r", "a/b")), made.of(asked("s", ("acme", "ann")))
     assert made.find("a/b") is flat
     assert made.find("acme/ann") is deep
-    assert made.find("nobody") is None
+    assert made.find("stranger") is None
 
 
 # -- the table

@@ -294,7 +294,7 @@ def levels(client, of):
 
 
 def sybil(names, levels=1):
-    """One key asks for three times what another does, under so many user names."""
+    """One key asks for three times what another does, under a number of user names."""
     mallory = [Wish(f"mallory/{n % names}", n // 3, 60, 8, topic=2) for n in range(900)]
     anna = [Wish("anna/0", n, 60, 8, topic=1) for n in range(300)]
     make = making(order="least_served")
@@ -732,7 +732,7 @@ def test_a_client_with_running_or_failed_requests_is_not_idle():
 
 
 def test_a_turn_that_was_waited_for_is_not_lost_when_the_queue_empties():
-    """Where idle clients leave, the last request of a client is not idleness: nobody is refilled for nothing."""
+    """Where idle clients leave, the last request of a client is not idleness: no account is refilled early."""
     made = queue(forget_idle=True)
     start(made, request("debt", "ben"), extend=350)
     start(made, request("anna's"), extend=10)

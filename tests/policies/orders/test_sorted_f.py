@@ -78,7 +78,7 @@ def test_what_no_greedy_order_finds_an_exchange_does():
 
 
 def test_the_search_never_grows_exponentially(monkeypatch):
-    """Tests of memory for one set of 32 requests: at most so many rounds of n squared."""
+    """Tests of memory for one set of 32 requests: a bounded number of rounds of n squared."""
     chance, tests = random.Random(2), []
     monkeypatch.setattr(module, "together", lambda *args: tests.append(1) or together(*args))
     for capacity in (300, 1000, 4000):

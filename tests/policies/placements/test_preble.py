@@ -21,7 +21,7 @@ SPEED = Profile(base_s=0.01, per_token_s=1e-3, per_pair_s=1e-7, step_base_s=0.02
 
 
 def prompt(topic, chunks, tail=0):
-    """So many chunks that all prompts of a topic share, and a tail too short to be one."""
+    """A number of chunks that all prompts of a topic share, and a tail too short to be one."""
     return bytes([65 + topic]) * (CHUNK * chunks) + bytes([1 + tail]) * (tail % CHUNK)
 
 

@@ -95,7 +95,7 @@ def test_every_hit_of_an_engine_that_reports_was_foretold(kv_blocks, seed):
             assert known.match(request) == {}
     assert hits > 100
     # A full cache may forget the one copy of a block that it knows by name while another is in use. What follows
-    # is named behind a parent that nobody knows any more; no prompt can hit it.
+    # is named behind a parent that is not known any more; no prompt can hit it.
     tally = known.reports.tally("a")
     assert tally.passed_over == 0
     assert tally.unknown_removed <= tally.unknown_parent <= 2

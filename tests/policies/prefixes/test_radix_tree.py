@@ -254,7 +254,7 @@ def test_a_question_changes_nothing():
     before = tree.stats()
     assert tree.match(b"abcxyz") == {"a": 3}
     assert tree.holders(b"abc") == {"a"}
-    assert (tree.held("nobody"), tree.pinned("nobody"), tree.stats()) == (0, 0, before)
+    assert (tree.held("stranger"), tree.pinned("stranger"), tree.stats()) == (0, 0, before)
 
 
 def test_units_are_compared_whole():
@@ -390,7 +390,7 @@ def test_a_report_of_eviction_takes_everything_beyond_it():
     assert tree.match(b"abc") == {"a": 3, "b": 3}
     tree.evict("b", b"abcdYY", keep=0)
     assert (tree.held("a"), tree.held("b"), tree.stats().evicted) == (3, 0, 11)
-    tree.evict("nobody", b"abc", keep=0)
+    tree.evict("stranger", b"abc", keep=0)
 
 
 def test_a_report_of_eviction_does_not_take_what_a_request_pins():

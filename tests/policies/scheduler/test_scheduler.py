@@ -415,7 +415,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.changed(then)
 
     def changed(self, then):
-        """Something has happened; most drivers ask for decisions then, but nobody has to."""
+        """Something has happened; most drivers ask for decisions then, but none has to."""
         self.decided = False
         if then == "decide":
             self.decide()
@@ -1416,9 +1416,7 @@ def test_a_prefill_worker_learns_from_its_prefills_and_its_partner_follows_it():
         made.settled(ticket, Usage(500, 1), at + 3.0)
     profiles = {row.id: row.profile for row in made.snapshot().workers}
     assert profiles["p"].prefill_s(500) == pytest.approx(0.4, rel=0.1)
-    assert profiles["d"].prefill_s(500) == pytest.approx(0.4, rel=0.1), (
-        "what nobody has seen of it is its fellow's"
-    )
+    assert profiles["d"].prefill_s(500) == pytest.approx(0.4, rel=0.1), "what was not seen of it is its fellow's"
     assert profiles["d"].decodes == 0
 
 

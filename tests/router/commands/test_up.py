@@ -24,7 +24,7 @@ def fake_vllm(monkeypatch):
 
 
 def free_ports(count: int) -> int:
-    """The first of so many neighbours, below the range from which the system hands out ports."""
+    """The first of a number of neighbours, below the range from which the system hands out ports."""
     for port in random.sample(range(10_000, 30_000), k=100):
         with contextlib.suppress(OSError), contextlib.ExitStack() as bound:
             for number in range(count):

@@ -193,8 +193,8 @@ async def test_what_is_asked_wrongly_is_refused(fleet, tmp_path):
     assert "--rates 0: expected" in await refusal("measure", *sides, *to, "--rates", "0")
     assert "--rates inf: expected" in await refusal("measure", *sides, *to, "--rates", "inf")
     assert "--prompt-lengths 1.5: expected" in await refusal("measure", *sides, *to, "--prompt-lengths", "1.5")
-    nobody = ("--colocated", f"{a},http://127.0.0.1:1", "--disaggregated", f"P={p},D={d}")
-    assert "connection refused" in await refusal("measure", *nobody, *to, code=1)
+    unreachable = ("--colocated", f"{a},http://127.0.0.1:1", "--disaggregated", f"P={p},D={d}")
+    assert "connection refused" in await refusal("measure", *unreachable, *to, code=1)
     assert "no batch fits the workers" in await refusal("measure", *sides, *to, "--prompt-lengths", "9999999")
 
 
@@ -211,7 +211,7 @@ def test_both_sides_get_the_same_moments_at_the_rate_that_was_asked():
     assert 1000 / shape.arrivals[-1] == pytest.approx(4.0, rel=0.1)
 
 
-def test_shapes_that_nobody_can_run_are_left_out():
+def test_shapes_that_unreachable_can_run_are_left_out():
     sweep = Sweep((10, 1000), (0.01, 1.0, 9.0), (1.0,), most_output_tokens=5000, most_tokens=1500)
     assert [(place.row, place.column) for place in sweep.places()] == [(0, 1), (0, 2), (1, 0)]
 
@@ -222,7 +222,7 @@ def test_a_sweep_that_makes_no_map_is_refused(wrong):
         Sweep(**wrong)
 
 
-def test_a_gain_is_the_ratio_of_mean_times_and_a_batch_that_nobody_keeps_up_with_has_none():
+def test_a_gain_is_the_ratio_of_mean_times_and_a_batch_that_unreachable_keeps_up_with_has_none():
     sweep = Sweep((100, 200), (0.1, 1.0), (1.0,))
     found = Findings(sweep)
     shape = Shape(100, 10, (0.0, 10.0, 20.0))

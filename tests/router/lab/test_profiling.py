@@ -233,7 +233,7 @@ async def test_a_batch_that_the_worker_does_not_run_is_left_out_with_a_note(monk
             *("--prompt-lengths", "8,256", "--batches", "1,2,4", "--output-tokens", "8", "--repeats", "1"),
         )
     assert result.exit_code == 0, result.output
-    assert "no batches of 4 prompts of 8 tokens: the worker never decoded so many side by side" in result.stderr
+    assert "no batches of 4 prompts of 8 tokens: it never decoded that many side by side" in result.stderr
     assert "no batches of 4 prompts of 256 tokens: the KV cache holds 640 tokens" in result.stderr
 
 

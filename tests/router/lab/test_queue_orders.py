@@ -1,4 +1,4 @@
-"""The orders for little memory, in a lab where memory is little: everybody is answered, and no order raises."""
+"""The orders for little memory, in a lab where memory is little: all requests are answered, no order raises."""
 
 import pytest
 

@@ -11,7 +11,7 @@ LEVEL = gauge("level", "Text", "x")
 
 
 class Rows:
-    """A source with so many steps of one row each. `seen`: which thread read each of them."""
+    """A source with a number of steps of one row each. `seen`: which thread read each of them."""
 
     metrics = (LEVEL,)
 

@@ -64,7 +64,7 @@ def test_a_corrupt_tokenizer_is_not_loaded_and_named(tmp_path, content):
 
 
 def test_what_is_not_there_is_not_loaded(tmp_path):
-    for source in (str(tmp_path / "missing"), str(tmp_path), "nobody/has-this-model"):
+    for source in (str(tmp_path / "missing"), str(tmp_path), "no-one/has-this-model"):
         with pytest.raises(NotLoaded, match=source):
             load(source, 1 << 20)
 

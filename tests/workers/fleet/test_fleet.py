@@ -327,7 +327,7 @@ async def test_a_loop_survives_a_turn_that_breaks(vllm, watched, monkeypatch, ca
 async def test_a_removed_worker_leaves_when_it_is_released(vllm, watched):
     watched.fleet.remove(vllm.url)
     assert (watched.worker().state, watched.worker().why) == (State.DRAINING, "being removed")
-    watched.fleet.release("somebody else")
+    watched.fleet.release("another worker")
     assert len(watched.fleet.workers()) == 1
     watched.fleet.release(vllm.url)
     assert watched.fleet.workers() == ()
@@ -463,7 +463,7 @@ async def test_each_address_of_a_host_name_is_a_worker_of_its_own(vllm, names):
 
     del names["workers.example"]
     await asyncio.sleep(0.25)
-    assert seen.worker().routable, "a resolver that fails takes nobody away"
+    assert seen.worker().routable, "a resolver that fails takes no worker away"
     seen.fleet.drain(url)
     assert seen.worker().state is State.DRAINING
     seen.fleet.undrain(url)

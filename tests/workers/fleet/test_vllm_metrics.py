@@ -1,4 +1,4 @@
-"""Pages as several versions of vLLM write them, and pages that nobody should write."""
+"""Pages as several versions of vLLM write them, and pages that no version should write."""
 
 import re
 

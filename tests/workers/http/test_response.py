@@ -1,4 +1,4 @@
-"""A response hands on what arrives: to whoever reads, or straight into a sink."""
+"""A response hands on what arrives: to the task that reads, or straight into a sink."""
 
 import asyncio
 import gc

@@ -822,7 +822,7 @@ async def test_an_unknown_name_is_a_failed_connection():
 
 @on_each_loop
 async def test_a_connection_that_is_not_made_in_time_is_given_up():
-    with socket.socket() as full:  # a backlog of one that nobody accepts from: further SYNs are dropped
+    with socket.socket() as full:  # a backlog of one that is not accepted from: further SYNs are dropped
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         address = full.getsockname()

@@ -189,7 +189,7 @@ async def fake_engine(**how):
 
 @contextlib.asynccontextmanager
 async def followed(told=None, settings=QUICK, before=(), **how):
-    """An engine with somebody who listens: (engine, told, counts)."""
+    """An engine with a listener: (engine, told, counts)."""
     told = told or Told()
     async with fake_engine(**how) as engine:
         for events in before:

@@ -294,7 +294,7 @@ async def test_an_endpoint_that_speaks_no_zmq_is_warned_of_once_and_tried_on(say
 
 async def test_an_endpoint_where_nobody_is_yet_is_found_later(caplog):
     async with fake_engine() as engine, following(told := Told()) as subscriptions:
-        with socket.socket() as reserved:  # bound, and nobody listens
+        with socket.socket() as reserved:  # bound, and not listening
             reserved.bind(("127.0.0.1", 0))
             endpoint = f"tcp://127.0.0.1:{reserved.getsockname()[1]}"
             subscriptions.follow(ID, replace(engine.source, endpoint=endpoint))

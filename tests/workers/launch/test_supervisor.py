@@ -219,7 +219,7 @@ async def test_a_killed_guard_takes_its_worker_along_and_the_worker_is_restarted
         os.kill(guard, signal.SIGKILL)
         await until(lambda: sum(step.stage is Stage.HEALTHY for step in seen) == 2)
         assert not set(before) & set(processes(mark, word="serve"))
-        # Without its guard an engine in a session of its own is out of everybody's reach.
+        # Without its guard an engine in a session of its own is out of reach.
         os.kill(engine, signal.SIGKILL)
 
 

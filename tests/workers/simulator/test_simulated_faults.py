@@ -61,7 +61,7 @@ async def test_a_refused_port_opens_again(worker, client):
 
 @pytest.mark.parametrize("turns", range(5))
 async def test_a_port_that_closes_while_it_opens_again_leaves_nothing_behind_in_the_loop(turns):
-    """A closed socket that the loop still watches breaks whoever gets its number next."""
+    """A closed socket that the loop still watches breaks the next socket with its number."""
     async with simulated_worker(SimulatorConfig()) as worker:
         worker.set_fault(Fault("refuse"))
         await asyncio.sleep(0.02)

@@ -66,7 +66,7 @@ async def test_one_that_pushes_and_one_that_pulls_refuse_each_other(kinds, load_
         assert load_failure == "fail" or text(answer) == text(alone)
         assert (kv(decode)["misfits"], kv(decode)["fetched"], kv(decode)["unreachable"]) == (1, 0, 0)
         assert decode.engine.counters.pulled_tokens == 0
-        assert prefill.engine.held == 1  # until its lease ends: nobody can tell it
+        assert prefill.engine.held == 1  # until its lease ends: it cannot be told
 
 
 async def test_blocks_of_another_size_are_misread_without_a_word():

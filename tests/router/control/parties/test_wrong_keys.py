@@ -3,7 +3,7 @@ from router.control.parties.wrong_keys import WrongKeys
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 
 
-def test_so_many_wrong_keys_a_minute_are_looked_at():
+def test_a_bounded_number_of_wrong_keys_a_minute_is_looked_at():
     keys = WrongKeys(6)
     for _ in range(6):
         assert keys.wait_s(HERE, b"guess", 0.0) == 0

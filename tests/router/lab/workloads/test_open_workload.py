@@ -11,7 +11,7 @@ from router.lab.workloads.open_workload import open_workload
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """Writes a trace of so many requests, ten a second, into the working directory; returns its name."""
+    """Writes a trace of a number of requests, ten a second, into the working directory; returns its name."""
     monkeypatch.chdir(tmp_path)
 
     def write(name="trace.jsonl", count=10, **rest):

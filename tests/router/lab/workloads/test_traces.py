@@ -65,9 +65,9 @@ def test_prompts_without_ids_are_like_no_other_and_have_the_engine_s_blocks(trac
 
 def test_ids_that_name_only_the_beginning_leave_the_rest_unique(trace):
     workload = read_trace(trace(line(tokens=100), *[line(tokens=2048, hash_ids=[4, 5])] * 2))
-    nobody, one, other = map(units, workload.requests)
+    nameless, one, other = map(units, workload.requests)
     assert workload.block_tokens == 512, "one line with ids is enough"
-    assert nobody == []
+    assert nameless == []
     assert one[:2] == other[:2] == [4, 5]
     assert len(one) == 4
     assert not set(one[2:]) & set(other[2:])

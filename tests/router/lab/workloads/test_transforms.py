@@ -10,7 +10,7 @@ from router.lab.workloads.transforms import composed, faster, first
 
 
 def clients_of(shares, weights=()):
-    """A client trace in which each client has so many requests."""
+    """A client trace in which each client has a number of requests."""
     rows = [Request(0.0, name, b"", 1, 1) for name, count in shares.items() for _ in range(count)]
     return Workload("crowd", 16, rows, dict.fromkeys(shares, 1.0) | dict(weights))
 
