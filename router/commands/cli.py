@@ -102,10 +102,12 @@ def demo(
     if bool(prefill) != bool(decode):
         _refuse(_HALF_A_PAIR)
 
-    from router.commands import demo as demonstration
-    from router.commands.startup import hold_hangups
+    from router.commands.hangups import hold_hangups
 
     hold_hangups()
+
+    from router.commands import demo as demonstration
+
     options = demonstration.DemoOptions(
         host=host, port=port, workers=workers, prefill=prefill, decode=decode, model=model, speed=speed
     )
@@ -122,9 +124,12 @@ def serve(config: ConfigFile = None, host: Host = None, port: PortNumber = None)
 
     Workers, clients, limits and policies come from the configuration. SIGHUP reads it again.
     """
-    from router.commands.startup import at_port, cancelled_by_signals, claim_port, hold_hangups, reread, say
+    from router.commands.hangups import hold_hangups
 
     hold_hangups()
+
+    from router.commands.startup import at_port, cancelled_by_signals, claim_port, reread, say
+
     overrides = _listen(host, port)
     loaded = _load(config, overrides)
     if not loaded.workers and loaded.admin is None:
@@ -178,7 +183,7 @@ def up(
 
     One vLLM per GPU and the gateway in front of them; all of it ends together.
     """
-    from router.commands.startup import hold_hangups
+    from router.commands.hangups import hold_hangups
 
     hold_hangups()
     loaded = _load(config, _listen(host, port))

@@ -76,14 +76,6 @@ def say(text: str) -> None:
     lines.close(SAY_WITHIN_S)
 
 
-def hold_hangups() -> None:
-    """Hold a SIGHUP that comes while the gateway starts, which would end the process; `app.run` lets it in.
-
-    Held by the kernel, so that the configuration is read again for it once the gateway serves.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-
-
 @contextmanager
 def cancelled_by_signals() -> Iterator[None]:
     """Within it SIGINT and SIGTERM cancel the current task, so that whatever it has started is taken down.

@@ -241,3 +241,18 @@ def test_a_signal_while_starting_takes_down_what_was_started(number):
         process.send_signal(number)
         assert process.stdout.read() == "taken down\ncancelled\n"
     assert process.returncode == 0
+
+
+def test_no_thread_of_a_gateway_that_starts_is_ended_by_a_hangup():
+    program = (
+        "import os, signal, sys\n"
+        "from router.commands.hangups import hold_hangups\n"
+        "hold_hangups()\n"
+        "from router import app\n"
+        "from router.commands import startup\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"  # to whichever thread does not hold it
+        "masks = [open(f'/proc/self/task/{task}/status').read() for task in os.listdir('/proc/self/task')]\n"
+        "print(all(int(mask.split('SigBlk:')[1].split()[0], 16) & 1 for mask in masks))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
