@@ -258,9 +258,9 @@ async def test_a_policy_that_wants_roles_which_the_fleet_has_not_says_so(tmp_pat
 
 
 async def test_a_worker_whose_health_is_good_and_from_which_nothing_comes_is_shown_as_stalled(monkeypatch):
-    monkeypatch.setattr(load, "STALLED_S", 0.2)
+    monkeypatch.setattr(load, "STALLED_S", 1.0)  # longer than a busy machine keeps the other one waiting
     monkeypatch.setattr(load, "_STALLED", 0.0)
-    monkeypatch.setattr(roster, "STALLED_S", 0.2)
+    monkeypatch.setattr(roster, "STALLED_S", 1.0)
     async with running_fleet(2, policies=IN_TURN) as fleet:
         silent = fleet.workers[0]
         silent.set_fault(Fault("hang"))

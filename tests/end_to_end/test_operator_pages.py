@@ -52,6 +52,22 @@ async def test_the_key_is_looked_at_before_any_byte_of_the_body():
         assert (await client.answer()).status == 401  # although nothing of the body has come
 
 
+async def test_a_request_whose_client_leaves_before_all_of_it_has_come_does_nothing():
+    async with running_fleet(1, **ADMIN) as fleet:
+        body = json.dumps({"url": "http://127.0.0.1:9"}).encode()
+        key = OPERATOR["authorization"].encode()
+        head = (
+            b"POST /admin/workers HTTP/1.1\r\nhost: g\r\nauthorization: %b\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        )
+        async with raw_client(fleet.gateway.port) as client:
+            await client.send(head % (key, len(body) + 1) + body)
+            await asyncio.sleep(0.2)  # it has been read by then
+        for _ in range(20):  # each answer is made after what came before it
+            rows = (await fleet.http.get("/admin/workers", headers=OPERATOR)).json()["workers"]
+            assert [row["url"] for row in rows] == [fleet.workers[0].url]
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "workers"), ("POST", "workers/drain?url=x"), ("DELETE", "workers?url=x"), ("GET", "decisions")],

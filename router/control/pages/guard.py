@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from hashlib import sha256
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.control.pages.render import Render, response
@@ -76,6 +77,8 @@ class Guard:
         if reject is None:
             try:
                 body = await _read(Headers(scope=scope), receive)
+            except ClientDisconnect:
+                return  # what has not come whole is not done
             except Refused as refused:
                 reject = refused.reject
         if reject is not None:
@@ -85,7 +88,10 @@ class Guard:
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes:
-    """The body. Raises Refused for one that is too long, before it is read where its length is announced."""
+    """The body. Raises ClientDisconnect if it breaks off, and Refused if it is too long.
+
+    Where its length is announced, Refused comes before it is read.
+    """
     too_large = Refused(Reject(RejectKind.TOO_LARGE, f"The body has more than {MOST_BYTES} bytes."))
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > MOST_BYTES:
@@ -94,6 +100,8 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
     more = True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > MOST_BYTES:
