@@ -197,14 +197,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         decisions=decisions,
         config=config,
     )
-    metrics.open.set_function(lambda: intake.open)
-    metrics.held("requests", lambda: intake.held.requests)
-    metrics.held("answers", lambda: intake.held.answers)
-    tables = {"quotas": clients.quota.__len__, "response_owners": control.owners.__len__}
-    metrics.page.add(Gauges(pools, connections.counts, metrics.observed, tables))
-    metrics.page.add(CacheMetrics(pools, fleet))
-    metrics.page.add(TokenizationSeries(tokenization))
-    metrics.page.add(LogSeries(log_lines.lines))
+    _show(router)
     announced = False
 
     def on_fleet(event: FleetEvent) -> None:
@@ -231,6 +224,19 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         pools.close()
         await connections.aclose()
         await intake.bodies.aclose()
+
+
+def _show(router: Router) -> None:
+    """Have the metrics page show what its parts are like when it is read."""
+    metrics, intake, pools = router.metrics, router.intake, router.pools
+    metrics.open.set_function(lambda: intake.open)
+    metrics.held("requests", lambda: intake.held.requests)
+    metrics.held("answers", lambda: intake.held.answers)
+    tables = {"quotas": router.clients.quota.__len__, "response_owners": router.control.owners.__len__}
+    metrics.page.add(Gauges(pools, router.connections.counts, metrics.observed, tables))
+    metrics.page.add(CacheMetrics(pools, router.fleet))
+    metrics.page.add(TokenizationSeries(router.tokenization))
+    metrics.page.add(LogSeries(router.request_log.lines))
 
 
 def _listener(config: Config, held: HeldBytes) -> Listener:
