@@ -19,6 +19,7 @@ more than `--left-mb` is left of any.
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import socket
 import sys
@@ -480,15 +481,14 @@ async def run(options: argparse.Namespace) -> int:
         await measure(Shape("", _TEXT, lambda: _text(b"word ", _MIB)), gateway, 1)
         for shape in shapes:
             rows.append(await measure(shape, gateway, options.repeat))
-            print(
-                f"{shape.name}: {rows[-1].answered}, {rows[-1].gap_ms:.1f} ms, step {rows[-1].step_ms:.1f} ms",
-                file=sys.stderr,
-                flush=True,
-            )
+            row = rows[-1]
+            gaps = f"{row.gap_ms:.1f} ms (machine {row.machine_gap_ms:.1f}), longest step {row.step_ms:.1f} ms"
+            print(f"{row.name}: {row.answered}, {gaps}", file=sys.stderr, flush=True)
     Console(width=160).print(table(rows, options.gap_ms, options.left_mb))
     failed = [row.name for row in rows if row.stops_others(options.gap_ms) or row.left_mb > options.left_mb]
     if options.json is not None:
-        content = {"commit": commit(), "machine": machine(), "rows": [asdict(row) for row in rows]}
+        rows_found = [asdict(row) for row in rows]
+        content = {"commit": commit(), "machine": machine(), "load": os.getloadavg(), "rows": rows_found}
         options.json.write_text(json.dumps(content, indent=1))
     return 1 if failed else 0
 

@@ -14,6 +14,7 @@ from benchmarks.dataplane import kernel, metrics_page, page, parts
 from benchmarks.dataplane.__main__ import backends
 from benchmarks.dataplane.backend import CHUNK, answer_to
 from benchmarks.dataplane.client import Client, Question, Requests, Tally
+from benchmarks.dataplane.gaps import Row
 from benchmarks.dataplane.load import KEYS, Load, under_load
 from benchmarks.dataplane.routers import found
 from benchmarks.dataplane.soak import Sample, Soaked
@@ -297,3 +298,20 @@ async def test_a_run_reports_every_figure_and_names_who_is_not_there(tmp_path):
     assert rate > 0
     assert 0 < p50 <= p99
     assert 20 < peak < 2000
+
+
+@pytest.mark.parametrize(
+    ("gap", "machine", "step", "requests", "stops"),
+    [
+        (49.0, 3.0, 60.0, 1, False),  # no stream has stood still
+        (51.0, 3.0, 5.0, 1, True),  # the machine is quiet: it was the gateway, wherever it spent the time
+        (400.0, 26.0, 49.0, 1, False),  # the machine is loud, and the gateway's own step short
+        (400.0, 390.0, 51.0, 1, True),
+        (400.0, 3.0, 400.0, 60, False),  # many requests are no single one
+    ],
+)
+def test_a_gap_is_the_gateways_unless_the_machine_is_loud_and_its_own_steps_are_short(
+    gap, machine, step, requests, stops
+):
+    row = Row("a shape", 1, "200", gap, machine, step, requests, 0, 0, 0)
+    assert row.stops_others(50.0) is stops
