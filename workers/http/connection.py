@@ -378,7 +378,7 @@ class Connection(asyncio.Protocol):
 
 
 def _portions(head: bytes, body: Iterable[Buffer]) -> Iterator[list[Buffer]]:
-    """Head and body as views without a copy, of so many bytes as are written in one step."""
+    """Head and body as views without a copy, of as many bytes as are written in one step."""
     portion: list[Buffer] = [head]
     room = _PORTION_BYTES
     for buffer in body:

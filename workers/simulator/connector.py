@@ -1,9 +1,9 @@
 """vLLM's connectors on one simulated worker: what it hands out with a prefill, and fetches for a decode.
 
 The protocol is vLLM's (`kv_transfer_params`): a prefill that was asked for with `do_remote_decode` answers with
-parameters that nobody but another worker understands; a decode that brings them, marked `do_remote_prefill`,
+parameters that only another worker understands; a decode that brings them, marked `do_remote_prefill`,
 fetches the KV from the worker that they name and tells it when it has. A worker that turns such a request down, or
-whose client leaves, tells as well. As on vLLM a parameter set is good for one fetch: whoever brings it a second
+whose client leaves, tells as well. As on vLLM a parameter set is good for one fetch: one that brings it a second
 time, or after its lease, gets an answer that looks right and is not. Here that is also counted, see `Counts`.
 
 Under the protocol, where NIXL moves memory, two small HTTP calls go between the workers. What does not fit goes
@@ -86,9 +86,9 @@ class Fetch(Enum):
 
     HELD = "held"
     GONE = "gone"
-    """Fetched before, or its lease has ended: what is read is somebody else's. Or its blocks have another size."""
+    """Fetched before, or its lease has ended: what is read is another's. Or its blocks have another size."""
     UNREACHABLE = "unreachable"
-    """There is nobody, or nobody who would talk to this worker."""
+    """There is no partner, or none that would talk to this worker."""
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Counts:
     """Claims of something that is not held (any more)."""
     fetched: int = 0
     spoiled: int = 0
-    """Answers from KV that was gone: on a real worker nobody would have noticed."""
+    """Answers from KV that was gone: on a real worker it would not be noticed."""
     unreachable: int = 0
     misfits: int = 0
     """Fetches that the two sides could not agree upon: one pushes, one pulls."""
@@ -137,7 +137,7 @@ class Handover:
     # -- the side that has computed a prompt
 
     def hand_out(self, sequence: EngineSequence) -> dict[str, Any] | None:
-        """The parameters for whoever goes on with this prefill."""
+        """The parameters for the worker that goes on with this prefill."""
         if self._mode is None or sequence.request.part != "prefill":
             return None
         self.counts.handed_out += 1
@@ -195,7 +195,7 @@ class Handover:
         return Fetch.HELD
 
     def release(self, params: Mapping[str, Any]) -> None:
-        """Tell the other side that its KV is not needed any more; nobody waits for that."""
+        """Tell the other side that its KV is not needed any more; nothing waits for that."""
         task = asyncio.get_running_loop().create_task(self._call("release", params))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
