@@ -16,7 +16,6 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no hold": {"hold_ms": 0},
     "a hold for any saving": {"hold_gain": 0.0},
     "no overdraft": {"queue.overdraft": 0},
-    "no harm to others": {"placement.harm": 0.0},
     "no decode in the cost": {"placement.decode": 0.0},
     "decode as heavy as prefill": {"placement.decode": 1.0},
     "no warm-up slice": {"placement.warm_up": 0.0},

@@ -208,9 +208,10 @@ async def test_a_large_form_is_passed_on_whole_and_its_alias_replaced():
 
 async def test_what_waits_is_bytes_and_bounded_in_sum():
     """A queue of large bodies: those beyond the bound are turned away, and nothing is held at the end."""
-    released = asyncio.Event()
+    released, reached = asyncio.Event(), asyncio.Event()
 
     async def answer(_fields, writer):
+        reached.set()
         await released.wait()
         writer.write(whole_answer(json.dumps(WHOLE).encode()))
 
@@ -219,7 +220,9 @@ async def test_what_waits_is_bytes_and_bounded_in_sum():
         scripted_worker(answer) as worker,
         running_gateway([{"url": worker.url}], limits={"held_bytes": 2_000_000}) as gateway,
     ):
-        waiting = [asyncio.create_task(asked(gateway.port, post(TEXT, text))) for _ in range(6)]
+        waiting = [asyncio.create_task(asked(gateway.port, post(TEXT, text)))]
+        await reached.wait()
+        waiting += [asyncio.create_task(asked(gateway.port, post(TEXT, text))) for _ in range(5)]
         held = gateway.gateway.intake.held
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         await until(lambda: len([task for task in waiting if not task.done()]) <= 2)

@@ -167,7 +167,7 @@ async def test_hundreds_of_offers_of_another_protocol_are_declined_one_by_one(bo
         with caplog.at_level(logging.INFO):
             await client.send(offers)
             assert [(await client.answer()).status for _ in range(600)] == [200] * 600
-        assert caplog.records == []
+        assert [record for record in caplog.records if record.name.startswith("fairlead")] == []
 
 
 async def test_a_slow_head_behind_a_request_does_not_cut_its_answer_short(monkeypatch):

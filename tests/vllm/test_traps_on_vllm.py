@@ -276,7 +276,8 @@ async def test_a_server_whose_engine_dies_is_left_at_once_and_comes_back_as_anot
     async with gateway_over(steady, mortal) as gateway:
         for _ in range(4):
             assert is_whole(await ask(gateway, **repeated))
-        await until(lambda: len(gateway.lines()) == 4)  # a line may come a moment after the last byte of its answer
+        # A line may come a moment after the last byte of its answer.
+        await until(lambda: len(gateway.lines()) == 4)
         assert all(line["cached_tokens"] and line["matched_tokens"] for line in gateway.lines()[-2:])
 
         whole, streams = await under_way(gateway, mortal)
