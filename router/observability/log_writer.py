@@ -15,6 +15,9 @@ MAX_HELD_BYTES = 4 * 1024 * 1024
 """Lines that are not written yet; a line that does not fit beside them is dropped."""
 FLUSH_WITHIN_S = 1.0
 """How long `flush` waits for a reader that takes nothing."""
+_GATHER_S = 0.02
+"""Lines that follow a write are gathered for so long: on a busy gateway, to wake the thread for each would cost more
+than to make the line."""
 _DROPPED = counter(
     "log_lines_dropped", "Log lines that were not written: standard error is gone, or what reads it was too slow"
 )
@@ -37,6 +40,10 @@ class Lines:
         self._accepted = 0
         self._finished = 0
         """How many of the accepted lines are written, or dropped because the stream is gone."""
+        self._hurried = False
+        """Somebody waits for the lines that are held."""
+        self._idle = False
+        """The thread waits for a line."""
         self._changed = threading.Condition()  # reentrant: the garbage collector may log while a line is added
         self._thread: threading.Thread | None = None
 
@@ -52,12 +59,16 @@ class Lines:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            if self._idle:
+                self._idle = False
+                self._changed.notify_all()
 
     def flush(self, within_s: float = FLUSH_WITHIN_S) -> bool:
         """Wait until every line added so far has left, for `within_s` at most; returns whether it has."""
         with self._changed:
             target = self._accepted
+            self._hurried = True
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: self._finished >= target, within_s)
 
     def close(self, within_s: float = FLUSH_WITHIN_S) -> None:
@@ -72,9 +83,11 @@ class Lines:
         me = threading.current_thread()
         while True:
             with self._changed:
+                self._idle = True
                 self._changed.wait_for(lambda: self._held or self._thread is not me)
                 if self._thread is not me:
                     return
+                self._idle = self._hurried = False
                 held, self._held = self._held, []
             text = b"".join(held)
             try:
@@ -87,6 +100,7 @@ class Lines:
                 self._held_bytes -= len(text)
                 self._finished += len(held)
                 self._changed.notify_all()
+                self._changed.wait_for(lambda: self._hurried or self._thread is not me, _GATHER_S)
 
 
 def _write_all(stream: BinaryIO, text: bytes) -> None:
