@@ -9,8 +9,8 @@ Equal leading hashes therefore mean equal beginnings. A piece ends
 
 - behind an element of a JSON list of objects (`},{"`), which is where one message of a conversation ends and the
   next begins. These bytes cannot stand inside a JSON string, whose quotes are escaped;
-- otherwise after 128 bytes at the start of the prompt, later after a 32nd of what lies before it: what two prompts
-  share is known to 3%, and a prompt of 48 kB has some 130 records;
+- otherwise at fixed places in the prompt: each 128 bytes at its start, later after a 16th of what lies before: what
+  two prompts share is known to 6%, and a prompt of 48 kB has some 75 records;
 - at the end of the prompt, so that a conversation's next prompt, which goes on from there, is known by it.
 
 The chain begins with a secret of this process: no one can find a prompt by guessing it.
@@ -20,6 +20,8 @@ import secrets
 import sys
 from array import array
 from base64 import b64encode
+from bisect import bisect_left
+from collections.abc import Iterator
 
 import xxhash
 
@@ -38,26 +40,43 @@ _SECRET = secrets.randbits(63)
 
 def fingerprint(ask: ParsedRequest, line: str) -> str:
     """The records of the prompt's pieces in base64, at most `MAX_PIECES`; empty for an empty prompt."""
-    prompt, digest = ask.prompt, xxhash.xxh3_64_intdigest
+    prompt, digest, hash_bits = ask.prompt, xxhash.xxh3_64_intdigest, _HASH_BITS
     view, size = memoryview(prompt), len(prompt)
+    ends = list(_PLACES[: bisect_left(_PLACES, size)])
+    if ask.unit_width == 1:
+        messages = _ends_of_messages(prompt)
+        if messages:
+            ends = sorted({*ends, *messages})
+    ends.append(size)
     chain = digest(line.encode(), _SECRET)
-    boundary = _boundary(prompt, 0) if ask.unit_width == 1 else size
     records = array("Q")
     at = 0
-    while at < size and len(records) < MAX_PIECES:
-        end = at + (_LEAST_BYTES if at < 8192 else min(at >> 12 << 7, _MOST_BYTES))
-        if end >= boundary:
-            end = boundary
-            boundary = _boundary(prompt, end) if end < size else size
+    for end in ends[:MAX_PIECES] if size else ():
         chain = digest(view[at:end], chain)
-        records.append(chain & _HASH_BITS | (end - at))
+        records.append(chain & hash_bits | (end - at))
         at = end
     if sys.byteorder == "little":
         records.byteswap()
     return b64encode(records.tobytes()).decode()
 
 
-def _boundary(prompt: bytes, start: int) -> int:
-    """Where the next element of a list ends behind `start`, or the prompt."""
-    found = prompt.find(_BOUNDARY, start)
-    return found + 1 if found >= 0 else len(prompt)
+def _ends_of_messages(prompt: bytes) -> list[int]:
+    """Where elements of lists end before the prompt's end, the first `MAX_PIECES` of them."""
+    # Words have no braces: to look for one byte first passes over them at the speed of memory.
+    found = prompt.find(_BOUNDARY, prompt.find(b"}"))
+    ends: list[int] = []
+    while found > 0 and len(ends) < MAX_PIECES:
+        ends.append(found + 1)
+        found = prompt.find(_BOUNDARY, found + 1)
+    return ends
+
+
+def _places() -> Iterator[int]:
+    """Where a text without messages is cut."""
+    at = 0
+    for _ in range(MAX_PIECES):
+        at += min(max(_LEAST_BYTES, at >> 11 << 7), _MOST_BYTES)
+        yield at
+
+
+_PLACES = tuple(_places())
