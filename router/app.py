@@ -45,7 +45,7 @@ from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.held_bytes import HeldBytes
 from router.edge.intake import Intake
 from router.edge.listener import Listener
-from router.edge.process_limits import raise_file_limit, return_large_blocks, spare_the_collector
+from router.edge.process_limits import raise_file_limit, return_memory, spare_the_collector
 from router.edge.routes import DOCUMENTED, Routes
 from router.edge.server import Server, make_server, stop
 from router.observability import request_log
@@ -115,19 +115,22 @@ async def run(
     log_lines = request_log.configure(config.log, sys.stderr)
     warn_of_exposure(config)
     raise_file_limit()
-    return_large_blocks()
     async with assemble(config, log_lines, on_ready) as router:
         listening = servers(config, router)
         stopping = asyncio.Event()
         with _signals(stopping, lambda: _reload(router, reload)):
             serving = [asyncio.create_task(server.serve()) for server in listening]
-            lag = asyncio.create_task(watch(router.metrics.loop_delay))
+            beside = [
+                asyncio.create_task(watch(router.metrics.loop_delay)),
+                asyncio.create_task(return_memory(router.intake.held)),
+            ]
             spare_the_collector()
             try:
                 await _until(stopping, serving)
                 await _shut_down(router, drain_s, stopping, serving)
             finally:
-                lag.cancel()
+                for task in beside:
+                    task.cancel()
                 await stop(listening, serving)
 
 

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import cProfile
 import io
+import os
 import pstats
 import sys
 import time
@@ -140,10 +141,11 @@ class Asker:
 async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> float:
     """µs per request: the least of several slices."""
     vars(app)["Upstream"] = Inside
-    lines = log.RequestLog(log.Lines(io.BytesIO()), text=False, prefixes=True)
+    lines = log.RequestLog(log.Lines(io.FileIO(os.devnull, "wb")), text=False, prefixes=True)
     async with backends(4) as workers:
         known = asyncio.Event()
-        config = Config.model_validate(fairlead_config(workers))
+        # Elsewhere a tokenizer is looked for meanwhile, in a thread, which takes seconds beside a busy loop.
+        config = Config.model_validate({**fairlead_config(workers), "tokenization": {"tokenizer": "text"}})
         async with app.assemble(config, lines, known.set) as router:
             await known.wait()
             settings = uvicorn.Config(app.routes(router, _nothing, config.listen), **_AS_SERVED)

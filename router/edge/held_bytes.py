@@ -20,18 +20,32 @@ _ANSWERS_PART = 4
 class HeldBytes:
     """The sums of all requests. `limit` may change at any time; what is held stays held."""
 
-    __slots__ = ("answers", "limit", "requests")
+    __slots__ = ("answers", "limit", "most", "requests")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.requests = 0
         self.answers = 0
+        self.most = 0
+        """The most that was held at once since `fallen` was asked and had fallen."""
+
+    @property
+    def total(self) -> int:
+        return self.requests + self.answers
+
+    def fallen(self, size: int) -> bool:
+        """Whether `size` bytes fewer are held than at some time since this was last so."""
+        if self.most - self.total < size:
+            return False
+        self.most = self.total
+        return True
 
     def take_share(self) -> int:
         """What one more slow client may leave unread in its connection, in bytes; 0 once nothing is left."""
         room = min(self.limit // _ANSWERS_PART - self.answers, self.limit - self.requests - self.answers)
         share = max(0, min(_SHARE_BYTES, room))
         self.answers += share
+        self.most = max(self.most, self.total)
         return share
 
     def give_back(self, share: int) -> None:
@@ -75,9 +89,12 @@ class Holding:
 
     def _check(self, size: int) -> None:
         everything = self._all
-        if everything.requests + everything.answers + size > everything.limit:
+        total = everything.requests + everything.answers + size
+        if total > everything.limit:
             raise Overloaded(
                 f"The gateway holds {everything.requests} bytes of requests and {everything.answers} of answers; "
                 f"its limit is {everything.limit} (`limits.held_bytes`).",
                 retry_after_s=5,
             )
+        if total > everything.most:
+            everything.most = total
