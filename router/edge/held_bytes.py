@@ -96,5 +96,4 @@ class Holding:
                 f"its limit is {everything.limit} (`limits.held_bytes`).",
                 retry_after_s=5,
             )
-        if total > everything.most:
-            everything.most = total
+        everything.most = max(everything.most, total)

@@ -2,8 +2,8 @@
 
 A write blocks for as long as the reader at the other end takes nothing (a terminal in scroll mode, a log collector
 that hangs): in the event loop it would stop every request. So a line is written at once as far as that takes no
-waiting, and what is left is for a thread that waits. While the reader keeps up there is nothing for the thread to do:
-a thread that wants to run beside a busy event loop asks it for the interpreter's lock at each of its turns.
+waiting, and a thread waits with what is left. While the reader keeps up there is nothing for that thread to do: one
+that wants to run beside a busy event loop asks it for the interpreter's lock at each of its turns.
 """
 
 import select
@@ -27,8 +27,8 @@ class Lines:
     """Whole lines to one stream, in order, from any thread; `write` never blocks.
 
     `stream` is unbuffered where the other end may stall: the interpreter takes a buffer's lock when it ends, and
-    would abort if the thread held it. The thread starts with the first line that has to wait. A stream that is gone
-    or full costs lines, not requests: `dropped` counts them.
+    would abort if the thread held it. The thread starts with the first line that has to wait. A stream that is
+    gone or full costs lines, not requests: `dropped` counts them.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
