@@ -2,8 +2,8 @@
 
 A write blocks for as long as the reader at the other end takes nothing (a terminal in scroll mode, a log collector
 that hangs): in the event loop it would stop every request. So a line is written at once as far as that takes no
-waiting, and a thread waits with what is left. While the reader keeps up there is nothing for that thread to do: one
-that wants to run beside a busy event loop asks it for the interpreter's lock at each of its turns.
+waiting, and a thread waits with what is left. While the reader keeps up that thread has nothing to do: one that
+wants to run beside a busy event loop asks it for the interpreter's lock at each of its turns.
 """
 
 import select

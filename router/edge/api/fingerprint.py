@@ -9,8 +9,8 @@ Equal leading hashes therefore mean equal beginnings. A piece ends
 
 - behind an element of a JSON list of objects (`},{"`), which is where one message of a conversation ends and the
   next begins. These bytes cannot stand inside a JSON string, whose quotes are escaped;
-- otherwise at fixed places in the prompt: each 256 bytes at its start, later after a 16th of what lies before. What
-  two prompts share is known to 6%, and a prompt of 48 kB has some 60 records;
+- otherwise at fixed places in the prompt: each 256 bytes at its start, later after a 16th of what lies before
+  them. What two prompts share is known to 6%, and a prompt of 48 kB has some 60 records;
 - at the end of the prompt, so that a conversation's next prompt, which goes on from there, is known by it.
 
 The chain begins with a secret of this process: no one can find a prompt by guessing it.

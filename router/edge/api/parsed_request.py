@@ -173,7 +173,7 @@ def parse(surface: Surface, body: bytes) -> ParsedRequest:
         divisible=_divisible(surface, fields, sequences),
         prompt=prompt if len(prompt) <= KEY_BYTES else prompt[:KEY_BYTES],
         prompt_bytes=len(prompt),
-        all_there=not any(fields.get(name) for name in _BEYOND_THE_KEY),
+        all_there=_BEYOND_THE_KEY.isdisjoint(fields) or not any(map(fields.get, _BEYOND_THE_KEY)),
         unit_width=width,
         prompts=prompts,
         media=media,
@@ -291,7 +291,7 @@ def _max_output(surface: Surface, fields: dict[str, Any]) -> int | None:
 
 
 _DIVISIBLE = (Surface.CHAT, Surface.COMPLETIONS, Surface.MESSAGES)
-_WHOLE_ONLY = ("use_beam_search", "echo", "prompt_embeds")
+_WHOLE_ONLY = frozenset(("use_beam_search", "echo", "prompt_embeds"))
 
 
 def _divisible(surface: Surface, fields: dict[str, Any], sequences: int) -> bool:
@@ -307,7 +307,7 @@ def _divisible(surface: Surface, fields: dict[str, Any], sequences: int) -> bool
     return (
         surface in _DIVISIBLE
         and sequences == 1
-        and not any(fields.get(name) for name in _WHOLE_ONLY)
+        and (_WHOLE_ONLY.isdisjoint(fields) or not any(map(fields.get, _WHOLE_ONLY)))
         and fields.get("prompt_logprobs") is None
         and not _forced(fields.get("tool_choice"))
     )
@@ -322,9 +322,11 @@ def _forced(choice: Any) -> bool:
 
 _Prompt = tuple[bytes, int, int, tuple[str, ...]]
 
-_BEYOND_THE_KEY = (
-    *("previous_response_id", "conversation", "previous_input_messages", "prompt_embeds", "suffix"),
-    *("truncate_prompt_tokens", "truncation", "chat_template", "chat_template_kwargs", "mm_processor_kwargs"),
+_BEYOND_THE_KEY = frozenset(
+    (
+        *("previous_response_id", "conversation", "previous_input_messages", "prompt_embeds", "suffix"),
+        *("truncate_prompt_tokens", "truncation", "chat_template", "chat_template_kwargs", "mm_processor_kwargs"),
+    )
 )
 """With one of these the prompt has tokens that its key does not have, or the key has bytes that are no prompt."""
 

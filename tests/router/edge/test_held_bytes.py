@@ -43,3 +43,16 @@ def test_slow_clients_share_a_quarter_of_what_may_be_held_and_the_same_count_as_
     holding.drop_request()
     everything.give_back(3 << 20)
     assert (everything.requests, everything.answers) == (0, 0)
+
+
+def test_memory_is_worth_giving_back_once_for_each_fall():
+    everything = HeldBytes(100)
+    one, other = Holding(everything), Holding(everything)
+    one.add_request(60)
+    other.add_answer(20)
+    assert not everything.fallen(10)
+    one.drop_request(50)
+    assert everything.fallen(10)
+    assert not everything.fallen(10)  # said once
+    other.drop_answer()
+    assert everything.fallen(10)
