@@ -20,6 +20,7 @@ from workers.simulator.connector import KvTransfer
 from workers.simulator.faults import KINDS, Fault
 from workers.simulator.kv_publisher import KvEventsConfig
 from workers.simulator.profiles import PROFILES
+from workers.simulator.reply import VOCABULARIES
 from workers.simulator.server import SimulatedWorker, SimulatorConfig
 
 _PR_SET_PDEATHSIG = 1
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--profile", choices=sorted(PROFILES), default=_DEFAULTS.profile)
     add("--speed", type=float, default=1.0, help="simulated seconds per second")
     add("--seed", type=int, default=0)
+    add("--vocabulary", choices=VOCABULARIES, default="english", help="what answers are made of")
     add("--block-size", type=int, default=16, help="tokens per KV block")
     add("--kv-blocks", type=int, help="KV blocks per worker (default: by profile)")
     add("--max-num-seqs", type=int)
@@ -77,6 +79,7 @@ def read_config(options: argparse.Namespace) -> SimulatorConfig:
         profile=options.profile,
         speed=options.speed,
         seed=options.seed,
+        vocabulary=options.vocabulary,
         host=options.host,
         port=options.port,
         block_size=options.block_size,

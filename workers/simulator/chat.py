@@ -167,11 +167,9 @@ class ChatShape(_Choices):
         return b"".join(chunks)
 
     def delta(self, generation: Generation, start: int, stop: int) -> bytes:
-        text = generation.reply.text(start, stop)
-        ended = generation.finish is not None and stop == generation.final
+        text = generation.news(start, stop)
+        ended = generation.ended(stop)
         if self._plain and not ended and self.request.tool is None:
-            if not text:
-                return b""
             index = b"%d" % generation.index
             return b"".join(
                 (
@@ -218,7 +216,7 @@ class ChatShape(_Choices):
         return {"content": content}
 
     def _choice(self, generation: Generation) -> dict[str, Any]:
-        text = generation.reply.text(0, generation.final)
+        text = generation.text()
         message: dict[str, Any] = {"role": "assistant", "content": text}
         message |= dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
         if self.request.tool is not None:
@@ -251,11 +249,9 @@ class CompletionShape(_Choices):
         return b""
 
     def delta(self, generation: Generation, start: int, stop: int) -> bytes:
-        text = generation.reply.text(start, stop)
-        ended = generation.finish is not None and stop == generation.final
+        text = generation.news(start, stop)
+        ended = generation.ended(stop)
         if self._plain and not ended:
-            if not text:
-                return b""
             index = b"%d" % generation.index
             tail = (
                 b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,'
@@ -294,7 +290,7 @@ class CompletionShape(_Choices):
     def _choice(self, generation: Generation) -> dict[str, Any]:
         return {
             "index": generation.index,
-            "text": generation.reply.text(0, generation.final),
+            "text": generation.text(),
             "logprobs": self._logprobs(generation, 0, generation.final),
             "finish_reason": generation.finish,
             "stop_reason": generation.reply.stop_string,

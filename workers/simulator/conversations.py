@@ -121,7 +121,7 @@ class ResponsesShape:
         )
 
     def delta(self, generation: Generation, start: int, stop: int) -> bytes:
-        text = generation.reply.text(start, stop)
+        text = generation.news(start, stop)
         if not text:
             return b""
         self._number += 1
@@ -175,7 +175,7 @@ class ResponsesShape:
             "output_tokens_details": {"reasoning_tokens": 0, **tools},
             "total_tokens": self.request.prompt_tokens + generation.final,
         }
-        part = self._part(generation.reply.text(0, generation.final))
+        part = self._part(generation.text())
         return self.body(status, [self._item("completed", [part])], spent)
 
 
@@ -223,7 +223,7 @@ class MessagesShape:
         return start + named_event({"type": "content_block_start", **block})
 
     def delta(self, generation: Generation, start: int, stop: int) -> bytes:
-        text = generation.reply.text(start, stop)
+        text = generation.news(start, stop)
         if not text:
             return b""
         delta = {"type": "text_delta", "text": text}
@@ -243,7 +243,7 @@ class MessagesShape:
     def whole(self) -> dict[str, Any]:
         """Without what is None, as vLLM writes it."""
         [generation] = self.call.generations
-        text = generation.reply.text(0, generation.final)
+        text = generation.text()
         message = self._message([{"type": "text", "text": text}], self._usage(generation.final))
         message["kv_transfer_params"] = self.call.hand_out
         return {name: value for name, value in message.items() if value is not None}

@@ -99,7 +99,7 @@ class Inference:
         requests: list[EngineRequest] = []
         for prompt in request.prompts:
             for choice in range(request.n):
-                reply = request.reply(self.served.seed, prompt, choice)
+                reply = request.reply(self.served, prompt, choice)
                 generations.append(Generation(len(generations), reply, prompt))
                 self._serial += 1
                 requests.append(
@@ -257,7 +257,7 @@ class Inference:
         earlier: list[dict[str, Any]] = []
         if previous := body.get("previous_response_id"):
             stored = self._find(str(previous))
-            text = "".join(one.reply.text(0, one.final) for one in stored.call.generations)
+            text = "".join(one.reply.text(0, one.final, ended=True) for one in stored.call.generations)
             earlier = [*stored.messages, {"role": "assistant", "content": text}]
         messages = responses_messages(body, earlier)
         request = requests.conversation_request(body, messages, self.served, exchange.headers)

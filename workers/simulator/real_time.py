@@ -13,9 +13,9 @@ from typing import Any
 from workers.simulator.engine import Engine
 from workers.simulator.kv_journal import KvEntry
 from workers.simulator.profiles import Profile
+from workers.simulator.reply import Reply
 from workers.simulator.sequences import EngineConfig, EngineRequest, EngineSequence, Reason
 from workers.simulator.steps import StepResult
-from workers.simulator.tokens import Reply
 
 _TICK_S = 0.002
 _PLANS_PER_TICK = 500
@@ -57,6 +57,18 @@ class Generation:
     finish: str | None = None
     final: int = 0
     """Tokens it had when it ended."""
+
+    def ended(self, stop: int) -> bool:
+        """Whether no token follows the first `stop` ones."""
+        return self.finish is not None and stop == self.final
+
+    def news(self, start: int, stop: int) -> str:
+        """Text that comes with its tokens start..stop."""
+        return self.reply.text(start, stop, ended=self.ended(stop))
+
+    def text(self) -> str:
+        """All of it, once it has ended."""
+        return self.reply.text(0, self.final, ended=True)
 
     @property
     def cached(self) -> int:

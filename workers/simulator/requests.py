@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 
 from workers.simulator.api_errors import bad_request, invalid, missing, prompt_too_long, unknown_model
+from workers.simulator.reply import Reply, Vocabulary, cut_off, going_on, reply_key
 from workers.simulator.sequences import draw_output_tokens
-from workers.simulator.tokens import Reply, at_least, chat_tokens, least_value, tokenize
+from workers.simulator.tokens import at_least, chat_tokens, least_value, tokenize
 
 _MAX_SEQUENCES = 16_384
 _MAX_LOGPROBS = 20
@@ -25,6 +26,8 @@ class Served:
     loras: Sequence[str] = ()
     max_model_len: int = 131_072
     seed: int = 0
+    vocabulary: Vocabulary = "english"
+    """What its answers are made of."""
 
     @property
     def aliases(self) -> list[str]:
@@ -63,6 +66,8 @@ class ApiRequest:
     """Text that the answer has to be: arguments of a tool call or a structured answer."""
     tool: str | None = None
     stops: list[str] = field(default_factory=list)
+    may_go_on: bool = False
+    """Its prompt is no conversation: it may hold the beginning of the answer."""
     spoiled: bool = False
     """The KV of its prompt is not its own."""
 
@@ -70,9 +75,13 @@ class ApiRequest:
     def prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
 
-    def reply(self, seed: int, prompt: list[int], choice: int) -> Reply:
+    def reply(self, served: Served, prompt: list[int], choice: int) -> Reply:
         """The answer that this prompt gets as its `choice`; equal on every worker with this seed."""
-        key = hash((seed, choice, tuple(prompt)))
+        seed, said = served.seed, 0
+        if self.may_go_on and choice == 0:
+            said, key = going_on(prompt, seed, served.vocabulary)
+        else:
+            key = reply_key(seed, choice, prompt)
         if self.spoiled:
             key = hash((key, 1))
         if self.fixed is not None:
@@ -80,10 +89,19 @@ class ApiRequest:
             fits = len(ids) < self.max_tokens
             return Reply(key, min(len(ids) + 1, self.max_tokens), ended_by_stop=fits, fixed=ids)
         limit = self.max_tokens
-        total = limit if self.ignore_eos else draw_output_tokens(seed, key, self.min_tokens, limit)
-        reply = Reply(key, total, ended_by_stop=total < limit)
+        least = self.min_tokens + said if self.min_tokens else 0
+        total = limit if self.ignore_eos else draw_output_tokens(seed, key, least, limit + said) - said
+        reply = Reply(
+            key,
+            max(1, total),
+            ended_by_stop=total < limit,
+            vocabulary=served.vocabulary,
+            said=said,
+            before=cut_off(prompt) if self.may_go_on else b"",
+        )
         if self.stops:
-            reply.cut_at(self.stops)
+            include = bool(self.body.get("include_stop_str_in_output"))
+            reply.stop_at(self.stops, include=include, after=self.min_tokens)
         return reply
 
 
@@ -103,7 +121,7 @@ def chat_request(body: dict[str, Any], served: Served, headers: dict[str, str]) 
 def completion_request(body: dict[str, Any], served: Served, headers: dict[str, str]) -> ApiRequest:
     """`POST /v1/completions`."""
     line, lora = served.line(body)
-    request = ApiRequest(body, line, lora, read_prompts(body, "prompt", served))
+    request = ApiRequest(body, line, lora, read_prompts(body, "prompt", served), may_go_on=True)
     if isinstance(body.get("logprobs"), int):
         request.logprobs = int(body["logprobs"])
     _force(request)

@@ -24,6 +24,7 @@ from workers.simulator.faults import Fault
 from workers.simulator.kv_publisher import KvEventsConfig, KvPublisher
 from workers.simulator.profiles import PROFILES
 from workers.simulator.real_time import LiveEngine
+from workers.simulator.reply import Vocabulary
 from workers.simulator.requests import Served
 from workers.simulator.sequences import EngineConfig, Scheduling
 
@@ -46,6 +47,8 @@ class SimulatorConfig:
     speed: float = 1.0
     """Simulated seconds per second."""
     seed: int = 0
+    vocabulary: Vocabulary = "english"
+    """What its answers are made of: words of one token each, or characters that take several tokens."""
     host: str = "127.0.0.1"
     port: int = 0
     """0: a free one."""
@@ -97,7 +100,14 @@ class SimulatedWorker:
         limits = config.engine_config()
         self.config = config
         self.live = LiveEngine(limits, PROFILES[config.profile], seed=config.seed, speed=config.speed)
-        served = Served(config.model, config.served_names, config.loras, limits.max_model_len, config.seed)
+        served = Served(
+            config.model,
+            config.served_names,
+            config.loras,
+            limits.max_model_len,
+            config.seed,
+            config.vocabulary,
+        )
         self.handover = Handover(self.live, config.kv_transfer)
         self.publisher = KvPublisher(config.kv_events, config.host) if config.kv_events else None
         self.app = Application(

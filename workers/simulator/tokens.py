@@ -1,4 +1,4 @@
-"""A tokenizer that needs no vocabulary, and answers made of words.
+"""A tokenizer that needs no vocabulary.
 
 Text is cut, from left to right, into pieces of UTF-8: one white space if there is one, then up to four visible
 characters of ASCII; or up to three bytes of anything else. That gives about four bytes per token for English, like
@@ -9,7 +9,7 @@ accepted as ids, too.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -22,20 +22,6 @@ _FLAGS = {_BLANK: _BLANK_FLAG, 0x0A: 0x8000, 0x09: 0x8080, 0x0D: 0x80_0000, 0x0C
 """What a white space before ASCII adds to an id. Never the highest bit, which keeps ids below 2**31."""
 _ALL_FLAGS = 0x80_8080
 _SPACES = {0: b""} | {flag: bytes([space]) for space, flag in _FLAGS.items()}
-
-# Each is one piece with the space before it, so that an answer sent back as part of a later prompt has the token
-# ids that it had when it was generated, and hits the same cache blocks.
-_WORDS = """
-the of and to in is that it was for on are as with his they at be this from have or by one had not but what all
-were when we can said use an each she do how if will up out then them so some her make like him into time has look
-two more go see no way who oil its now find long down day did get come made may part over new take only work know
-year live me back give most very our good just name form help low line turn same mean tell boy want show also set
-put end does home read hand port add even land here must big high such act why
-"""
-_STOPS = ("a.", "us.", "it.", "so,", "me,", "on,", "all,", "now,")
-WORDS = tuple(" " + word for word in (*_WORDS.split(), *_STOPS))
-
-Pieces = Callable[[int, int], Sequence[int]]
 
 
 def tokenize(text: str) -> list[int]:
@@ -121,55 +107,6 @@ def _part_text(part: Any) -> str:
         return part
     text = part.get("text") if isinstance(part, dict) else None
     return text if isinstance(text, str) else orjson.dumps(part).decode()
-
-
-class Reply:
-    """The text of one answer, known from the start but computed only where it is asked for.
-
-    `total` tokens in all. An answer that ends by itself has an end-of-text token, which counts but shows nothing.
-    """
-
-    __slots__ = ("_fixed", "_key", "ended_by_stop", "silent", "stop_string", "total")
-
-    def __init__(self, key: int, total: int, *, ended_by_stop: bool, fixed: Sequence[int] | None = None) -> None:
-        self._key = key
-        self._fixed = fixed
-        self.total = total
-        self.ended_by_stop = ended_by_stop
-        self.silent = int(ended_by_stop and total > 1)
-        self.stop_string: str | None = None
-
-    def ids(self, start: int, stop: int) -> list[int]:
-        """Ids of the output tokens start..stop, the end-of-text token included."""
-        shown = self.total - self.silent
-        if self._fixed is not None:
-            ids = list(self._fixed[start : min(stop, shown)])
-        else:
-            key, count = self._key, len(WORDS)
-            ids = [_WORD_IDS[hash((key, at)) % count] for at in range(start, min(stop, shown))]
-        return ids + [0] * (min(stop, self.total) - max(start, shown))
-
-    def text(self, start: int, stop: int) -> str:
-        """Text of the output tokens start..stop."""
-        stop = min(stop, self.total - self.silent)
-        if self._fixed is not None:
-            return detokenize(self._fixed[start:stop])
-        key, count = self._key, len(WORDS)
-        return "".join([WORDS[hash((key, at)) % count] for at in range(start, stop)])
-
-    def cut_at(self, stops: Sequence[str]) -> None:
-        """End before the earliest of the stop strings, at a token boundary."""
-        text = self.text(0, self.total)
-        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-        if not found:
-            return
-        at, self.stop_string = min(found)
-        kept = tokenize(text[:at])
-        self._fixed, self.silent, self.ended_by_stop = kept, 1, True
-        self.total = len(kept) + 1
-
-
-_WORD_IDS = tuple(tokenize(word)[0] for word in WORDS)
 
 
 def least_value(schema: Any) -> Any:
