@@ -1,4 +1,4 @@
-"""Answers that are gone on with: ids, the rest of an answer, characters that are cut, stop strings that are held back.
+"""Answers that are gone on with: ids, the rest of an answer, cut characters, stop strings that are held back.
 
 Each fact was seen on vLLM 0.32.0.
 """
@@ -17,9 +17,11 @@ ASK = {"messages": [SECRET, {"role": "user", "content": "tell me of the sea"}], 
 
 @pytest.fixture(params=["english", "chinese", "emoji"])
 async def worker(request):
-    async with simulated_worker(SimulatorConfig(profile="instant", vocabulary=request.param)) as one:
-        async with httpx.AsyncClient(base_url=one.url) as http:
-            yield http
+    async with (
+        simulated_worker(SimulatorConfig(profile="instant", vocabulary=request.param)) as one,
+        httpx.AsyncClient(base_url=one.url) as http,
+    ):
+        yield http
 
 
 async def streamed(http, path, body):
@@ -42,7 +44,8 @@ async def test_ids_come_with_each_chunk_and_are_null_without_being_asked_for(wor
     told = await streamed(worker, CHAT, {**asked, "return_token_ids": True})
     untold = await streamed(worker, CHAT, asked)
     assert (len(ids_of(told)), ids_of(untold)) == (20, [])
-    assert told[0]["prompt_token_ids"] and untold[0]["prompt_token_ids"] is None
+    assert told[0]["prompt_token_ids"]
+    assert untold[0]["prompt_token_ids"] is None
     assert text_of(told) == text_of(untold)
     assert all(chunk["choices"][0]["token_ids"] is None for chunk in untold[1:-1])
     said = (await worker.post("/detokenize", json={"tokens": ids_of(told)})).json()["prompt"]
