@@ -245,7 +245,7 @@ def _show(router: Router) -> None:
 def _listener(config: Config, held: HeldBytes) -> Listener:
     origins = config.listen.cors_origins
     listener = Listener(held=held, cors=Cors(origins) if origins else None)
-    listener.configure(config.limits)
+    listener.configure(config.listen, config.limits)
     return listener
 
 
@@ -346,7 +346,7 @@ def servers(config: Config, router: Router) -> list[Server]:
 def _own(config: Config, held: HeldBytes) -> Listener:
     """Of the operator, with the bounds of the main one."""
     listener = Listener(held=held)
-    listener.configure(config.limits)
+    listener.configure(config.listen, config.limits)
     return listener
 
 
@@ -441,7 +441,8 @@ async def _shut_down(
             await asyncio.sleep(0.05)
         return True
 
-    router.listener.closing = True
+    for server in router.listening:
+        server.close_behind_answers()
     if limits.drain_delay_s:
         _log.info("shutting down: requests are served for another %g s", limits.drain_delay_s)
     served = await wait(limits.drain_delay_s, lambda: False)

@@ -64,7 +64,6 @@ class Connection(asyncio.Protocol):
         "_flow",
         "_headers",
         "_incoming",
-        "_keep_alive_s",
         "_loop",
         "_parser",
         "_pending",
@@ -90,7 +89,6 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._app = config.loaded_app
         self._app_state = app_state
-        self._keep_alive_s = config.timeout_keep_alive
         self._state = server_state
         self._loop = _loop or asyncio.get_running_loop()
         self._body: list[bytes] = []
@@ -345,7 +343,7 @@ class Connection(asyncio.Protocol):
         elif self._incoming is _HEAD:
             self._await_head()
         else:
-            self._set_deadline(self._keep_alive_s)
+            self._set_deadline(self.listener.keep_alive_s)
 
     # -- refusing
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from router.config.sections import Limits
+from router.config.sections import Limits, Listen
 from router.edge.cors import Cors
 from router.edge.held_bytes import HeldBytes
 
@@ -19,10 +19,13 @@ class Listener:
     """What slow clients have not read counts here."""
     cors: Cors | None = None
     """None: browsers may use it from pages of its own origin only."""
+    keep_alive_s: float = 75.0
+    """How long an idle connection stays open."""
     closing: bool = False
     """Each answer that begins from now on is the last on its connection, and says so."""
 
-    def configure(self, limits: Limits) -> None:
+    def configure(self, listen: Listen, limits: Limits) -> None:
         """Bounds as the configuration has them now."""
+        self.keep_alive_s = listen.keep_alive_s
         self.header_bytes = limits.header_bytes
         self.send_timeout_s = limits.send_timeout_s

@@ -26,14 +26,17 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def close_behind_answers(self) -> None:
+        """Each answer that begins from now on is the last on its connection."""
+        self._listener.closing = True
+
     def reconfigure(self, listen: Listen, limits: Limits) -> None:
         """Take over what may change while it listens. Raises OSError for certificates that cannot be used.
 
         They are read again, as their content may be new. `listen` has some exactly if it had some at the start.
         """
         config = self.config
-        config.timeout_keep_alive = round(listen.keep_alive_s)  # connections read it when they begin
-        self._listener.configure(limits)
+        self._listener.configure(listen, limits)
         if config.ssl is not None and listen.tls_certificate is not None:
             # Handshakes that begin from now on use what the context has then.
             config.ssl.load_cert_chain(listen.tls_certificate, listen.tls_key, password="")
@@ -54,7 +57,6 @@ def make_server(app: Any, listener: Listener, listen: Listen, *, host: str, port
             server_header=False,
             proxy_headers=False,
             backlog=listen.backlog,
-            timeout_keep_alive=round(listen.keep_alive_s),
             timeout_graceful_shutdown=_FORCED_WITHIN_S,
             ssl_certfile=listen.tls_certificate if tls else None,
             ssl_keyfile=listen.tls_key if tls else None,

@@ -25,6 +25,7 @@ from gateway_under_test import (
     until,
 )
 
+from benchmarks.fleet.ports import free_port
 from policies.fleet import fleet as roster
 from policies.fleet import worker as load
 from router.edge import process_limits
@@ -318,7 +319,8 @@ async def test_sigterm_lets_streams_finish_and_takes_nothing_new(tmp_path):
 async def test_for_a_while_after_sigterm_it_serves_on_and_says_goodbye_even_if_idle(tmp_path):
     config = SimulatorConfig(model=MODEL, profile="instant", **SLOW)
     async with simulated_worker(config) as worker:
-        write(tmp_path / "f.yaml", [worker.url], limits={"drain_delay_s": 3, "drain_s": 20})
+        status = {"port": free_port()}
+        write(tmp_path / "f.yaml", [worker.url], limits={"drain_delay_s": 3, "drain_s": 20}, status=status)
         async with fairlead(tmp_path, "serve", "--config", "f.yaml") as child:
             url = await child.ready()
             async with httpx.AsyncClient(base_url=url, verify=False, timeout=20) as http:
@@ -328,6 +330,8 @@ async def test_for_a_while_after_sigterm_it_serves_on_and_says_goodbye_even_if_i
                 await until(lambda: "served for another 3 s" in child.log())
                 for probe in ("/readyz", "/ready"):
                     assert (await http.get(probe)).status_code == 503
+                page = await http.get(f"http://127.0.0.1:{status['port']}/metrics")
+                assert (page.status_code, page.headers["connection"]) == (200, "close")
                 assert (await http.get("/livez")).status_code == 200
                 served = await http.post(TEXT, json=SHORT)
                 assert (served.status_code, served.headers["connection"]) == (200, "close")

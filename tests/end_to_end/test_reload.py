@@ -46,7 +46,7 @@ def timeouts(router):
 
 
 INSIDE = {
-    "listen.keep_alive_s": (33.0, lambda router: router.listening[0].config.timeout_keep_alive),
+    "listen.keep_alive_s": (33.0, lambda router: router.listener.keep_alive_s),
     "limits.concurrent_requests": (9, lambda router: router.intake.limits.concurrent_requests),
     "limits.held_bytes": (10**8, lambda router: router.intake.held.limit),
     "limits.queue_requests": (7, lambda router: scheduler(router).settings.max_queued),

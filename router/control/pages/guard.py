@@ -1,5 +1,6 @@
 """What stands before the operator's pages: the key first, then a bound on the body; no page runs before either."""
 
+import asyncio
 import hmac
 from collections.abc import Callable, Collection
 from hashlib import sha256
@@ -15,6 +16,8 @@ from router.port import Reject, RejectKind
 
 MOST_BYTES = 64 << 10
 """Of a body that an operator sends: a description of one worker."""
+_WITHIN_S = 30.0
+"""For such a body to arrive."""
 
 
 class OperatorKeys:
@@ -88,7 +91,7 @@ class Guard:
 
 
 async def _read(headers: Headers, receive: Receive) -> bytes:
-    """The body. Raises ClientDisconnect if it breaks off, and Refused if it is too long.
+    """The body. Raises ClientDisconnect if it breaks off, and Refused if it is too long or takes too long.
 
     Where its length is announced, Refused comes before it is read.
     """
@@ -98,14 +101,19 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
         raise too_large
     body = bytearray()
     more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > MOST_BYTES:
-            raise too_large
+    try:
+        async with asyncio.timeout(_WITHIN_S):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MOST_BYTES:
+                    raise too_large
+    except TimeoutError:
+        late = f"The body did not arrive within {_WITHIN_S:g} s."
+        raise Refused(Reject(RejectKind.BAD_REQUEST, late, param="body")) from None
     return bytes(body)
 
 

@@ -77,11 +77,9 @@ class Heard:
 
 def connect(header_bytes=500, keep_alive_s=60):
     app = Heard()
-    config = uvicorn.Config(
-        app, ws="none", lifespan="off", log_config=None, access_log=False, timeout_keep_alive=keep_alive_s
-    )
+    config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
-    connection = connection_class(Listener(header_bytes))(
+    connection = connection_class(Listener(header_bytes, keep_alive_s=keep_alive_s))(
         config, ServerState(), {}, _loop=asyncio.get_running_loop()
     )
     transport = Transport()
