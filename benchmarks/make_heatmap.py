@@ -12,10 +12,10 @@ same with real workers.
 import argparse
 import time
 from array import array
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
+from router import __version__
 from router.heatmap.file import SHIPPED, write_heatmap
 from router.heatmap.show import print_heatmap
 from router.heatmap.sweep import Findings, Shape, Side, Sweep, side
@@ -89,7 +89,7 @@ def main() -> None:
             "workers_per_side": _WORKERS,
             "requests_per_worker": sweep.requests,
             "seed": sweep.seed,
-            "versions": {"fairlead": version("fairlead")},
+            "versions": {"fairlead": __version__},
         }
     )
     write_heatmap(out, heatmap)

@@ -16,13 +16,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version as installed
 from ipaddress import ip_address
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from router import __version__
 from router.config.reload import merged
 from router.config.schema import Config
 from router.config.sections import Listen
@@ -139,7 +139,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     """Every part, from the outside in, and closed in the opposite order."""
     loop = asyncio.get_running_loop()
     metrics = Metrics(
-        installed("fairlead"),
+        __version__,
         max_clients=config.metrics.max_clients,
         clients=_weights(config),
         service_weights=_service_weights(config),
@@ -310,7 +310,7 @@ def servers(config: Config, router: Router) -> list[Server]:
     listen, admin, status = config.listen, config.admin, config.status
     shown = Status(
         router.pools,
-        version=installed("fairlead"),
+        version=__version__,
         metrics_page=router.metrics.page.read,
         missing=router.not_ready,
         serves=router.serves,

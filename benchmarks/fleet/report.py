@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +21,7 @@ from rich.table import Table
 from benchmarks.fleet.figures import Figures
 from benchmarks.fleet.load import Record
 from benchmarks.fleet.watch import Sample
+from router import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def commit() -> str:
 
 def fairlead_version() -> str:
     """The installed one; the commit says more."""
-    return version("fairlead")
+    return __version__
 
 
 def peer_version(program: str, command: Path) -> str:

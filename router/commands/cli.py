@@ -64,9 +64,9 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  # typer calls it with the option's value
     if wanted:
-        from importlib.metadata import version as installed
+        from router import __version__
 
-        typer.echo(f"fairlead {installed('fairlead')}")
+        typer.echo(f"fairlead {__version__}")
         raise typer.Exit
 
 

@@ -99,6 +99,7 @@ def compose(
         model=model or "",
         gpus=() if worker else _gpus(gpus or (prefill + decode) or None, elsewhere=elsewhere),
         deploy=_seen_from(here, deploy),
+        installed=not (deploy.resolve().parent / "pyproject.toml").is_file(),
         prefill=prefill,
         decode=decode,
         tensor_parallel=tensor_parallel,
@@ -131,15 +132,15 @@ def compose(
 
 
 def _deploy_folder(given: Path | None) -> Path:
-    """Where the pattern is: as told, below the current folder, or beside the installed packages (a checkout)."""
-    checkout = Path(__file__).resolve().parents[2] / "deploy"
-    folders = [given] if given else [Path("deploy"), checkout]
+    """Where the pattern is: as told, below the current folder, in the checkout, or in the package."""
+    here = Path(__file__).resolve()
+    folders = [given] if given else [Path("deploy"), here.parents[2] / "deploy", here.parents[1] / "deploy"]
     for folder in folders:
         if (folder / "compose.yaml").is_file() and (folder / "Dockerfile").is_file():
             return folder
     if given:
         _refuse(f"--deploy-dir {given}: there is no compose.yaml and Dockerfile of fairlead's in it")
-    return _refuse("fairlead's folder `deploy` is not here: run this in a checkout, or name it with --deploy-dir")
+    return _refuse("fairlead's folder `deploy` is missing from this installation; name one with --deploy-dir")
 
 
 def _gpus(wanted: int | None, *, elsewhere: bool) -> tuple[str, ...]:

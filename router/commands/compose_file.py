@@ -56,6 +56,8 @@ class ComposeOptions:
     """What the driver calls them: numbers, or UUIDs of MIG slices. Empty with `worker_urls`."""
     deploy: str
     """The folder with the pattern, as seen from the file that is written."""
+    installed: bool = False
+    """That folder is `router/deploy` of an installed package; else `deploy` of a checkout."""
     prefill: int = 0
     """GPUs of prefill workers; with `decode` all of `gpus`, or both zero."""
     decode: int = 0
@@ -189,7 +191,7 @@ def as_text(contents: Document, command: str) -> str:
 
 
 def _router(options: ComposeOptions, workers: Sequence[ComposeWorker], shipped: Document) -> Document:
-    router = _plain(shipped, options.deploy)
+    router = _plain(shipped, options)
     del router["configs"]
     configured = settings(options, workers)
     router["command"] = ["serve"]
@@ -209,7 +211,7 @@ def _router(options: ComposeOptions, workers: Sequence[ComposeWorker], shipped: 
 
 
 def _worker(options: ComposeOptions, worker: ComposeWorker, shipped: Document) -> Document:
-    service = _plain(shipped, options.deploy)
+    service = _plain(shipped, options)
     model, more = options.model, list(options.vllm_options)
     if Path(model).is_dir():
         service["volumes"].append(f"{_literal(str(Path(model).resolve()))}:{_MODEL_FOLDER}:ro")
@@ -230,11 +232,11 @@ def _monitoring(options: ComposeOptions, workers: Sequence[ComposeWorker], shipp
     """Prometheus and Grafana where the router is, the GPUs' exporter where GPUs are."""
     services: Document = {}
     if options.gpus:
-        services["dcgm-exporter"] = _plain(shipped["dcgm-exporter"], options.deploy)
+        services["dcgm-exporter"] = _plain(shipped["dcgm-exporter"], options)
     if options.workers_only:
         services["dcgm-exporter"]["ports"] = [_published(options, DCGM_PORT, DCGM_PORT)]
         return services
-    services["targets"] = _plain(shipped["targets-gpu"], options.deploy)
+    services["targets"] = _plain(shipped["targets-gpu"], options)
     exporters = ["dcgm-exporter"] if options.gpus else list(dict.fromkeys(worker.name for worker in workers))
     services["targets"]["environment"] = {
         # JSON is YAML, too.
@@ -242,28 +244,37 @@ def _monitoring(options: ComposeOptions, workers: Sequence[ComposeWorker], shipp
         "DCGM": json.dumps([{"targets": [f"{name}:{DCGM_PORT}" for name in exporters]}]),
     }
     for name, inside in (("prometheus", 9090), ("grafana", 3000)):
-        services[name] = _plain(shipped[name], options.deploy)
+        services[name] = _plain(shipped[name], options)
         services[name]["ports"] = [_published(options, options.ports[name], inside)]
     services["prometheus"]["depends_on"] = {"targets": {"condition": "service_completed_successfully"}}
     return services
 
 
-def _plain(shipped: Document, deploy: str) -> Document:
+def _plain(shipped: Document, options: ComposeOptions) -> Document:
     """A service of the pattern for a file in another folder, where it starts without a profile."""
     service: Document = json.loads(json.dumps(shipped))
     service.pop("profiles", None)
     if "build" in service:
-        service["build"] = {
-            "context": _literal(_relative(deploy, "..")),
-            "dockerfile": f"{Path(deploy).resolve().name}/Dockerfile",
-        }
+        service["build"] = _build(options)
     service["volumes"] = [
-        _literal(_relative(deploy, source)) + f":{rest}" if source.startswith("./") else f"{source}:{rest}"
+        _literal(_relative(options.deploy, source)) + f":{rest}" if source.startswith("./") else f"{source}:{rest}"
         for source, _, rest in (volume.partition(":") for volume in service.get("volumes", ()))
     ]
     if not service["volumes"]:
         del service["volumes"]
     return service
+
+
+def _build(options: ComposeOptions) -> Document:
+    """How the image is made: from the checkout around the pattern, or from the packages as they are installed."""
+    if not options.installed:
+        context = _relative(options.deploy, "..")
+        return {"context": _literal(context), "dockerfile": f"{Path(options.deploy).resolve().name}/Dockerfile"}
+    return {
+        "context": _literal(_relative(options.deploy, "../..")),
+        "dockerfile": "router/deploy/Dockerfile",
+        "args": {"PROJECT": "router/deploy/project"},
+    }
 
 
 def _relative(deploy: str, path: str) -> str:

@@ -58,7 +58,7 @@ def show(
         try:
             plot_heatmap(heatmap, plot)
         except ImportError:
-            _refuse("--plot needs matplotlib: pip install 'fairlead[plots]'")
+            _refuse("--plot needs matplotlib: pip install 'fairlead-router[plots]'")
         except (OSError, ValueError) as error:
             _refuse(f"cannot draw {plot}: {error}")
         typer.echo(f"wrote {plot}", err=True)

@@ -287,7 +287,7 @@ def _draw() -> "Callable[[Path, Sequence[CombinationResult], str, float, dict[st
     try:
         from router.lab.plots import draw
     except ImportError:
-        _refuse("--plot needs matplotlib: pip install 'fairlead[plots]'")
+        _refuse("--plot needs matplotlib: pip install 'fairlead-router[plots]'")
     return draw
 
 

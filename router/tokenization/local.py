@@ -64,7 +64,7 @@ def load(source: str, cache_bytes: int) -> LocalTokenizer:
         from transformers import AutoTokenizer  # noqa: PLC0415 - see above
     except ImportError as error:
         raise NotLoaded(
-            f"the extra `tokens` is missing or broken (pip install 'fairlead[tokens]'): {error}"
+            f"the extra `tokens` is missing or broken (pip install 'fairlead-router[tokens]'): {error}"
         ) from None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)

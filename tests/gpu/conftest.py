@@ -1,6 +1,6 @@
 """Real vLLM servers that share one GPU: a prefill and a decode server over NIXL, and two that do both.
 
-    pip install 'fairlead[test]' 'vllm>=0.20.2' nixl
+    pip install -e '.[test]' 'vllm>=0.20.2' nixl
     pytest -o addopts='--import-mode=importlib --strict-markers' tests/gpu
 
 Without a GPU, or without vLLM, everything here is skipped. GPU_TEST_VLLM_PYTHON names an interpreter that has

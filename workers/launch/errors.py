@@ -49,7 +49,7 @@ class VllmNotInstalled(LaunchError):
 
     def __init__(self, python: str, reason: str) -> None:
         super().__init__(
-            f"{reason}: {python}. Install it there with `pip install 'fairlead[vllm]'`, "
+            f"{reason}: {python}. Install it there with `pip install 'vllm>=0.20.2'`, "
             "or name an interpreter that has it with `--vllm-python PATH`."
         )
 

@@ -299,4 +299,4 @@ def test_plots_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "fairlead[plots]" in refusal("compare", SMALL, "--plot", tmp_path)
+    assert "fairlead-router[plots]" in refusal("compare", SMALL, "--plot", tmp_path)

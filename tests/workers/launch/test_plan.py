@@ -219,7 +219,7 @@ def test_a_port_in_use_is_named():
 
 
 async def test_an_interpreter_without_vllm_is_told_apart_from_none_at_all(tmp_path):
-    with pytest.raises(VllmNotInstalled, match=r"not installed.*fairlead\[vllm\].*--vllm-python"):
+    with pytest.raises(VllmNotInstalled, match=r"not installed.*pip install 'vllm>=0\.20\.2'.*--vllm-python"):
         await check_vllm(sys.executable)
     with pytest.raises(VllmNotInstalled, match="does not run"):
         await check_vllm(str(tmp_path / "python"))
