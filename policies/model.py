@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from policies.estimates.answer_length import Length
 from policies.fleet.capacity import Room
+from policies.fleet.obstacle import Obstacle
 from policies.fleet.speed import Profile
 from policies.value import value
 
@@ -252,6 +253,12 @@ class WorkerView:
         extend = max(1, prompt - matched_tokens)
         return room.admits(prompt, extend, request.expected_output_tokens, request.sequences)
 
+    def obstacle(self, request: RequestView, matched_tokens: int) -> Obstacle | None:
+        """What keeps the request, or the part of it that the worker's role allows, from starting here now."""
+        prompt = request.input_tokens
+        extend = max(1, prompt - matched_tokens)
+        return self.room.obstacle(prompt, extend, request.expected_output_tokens, request.sequences)
+
     def room_expected_at(self, request: RequestView, matched_tokens: int) -> float:
         """When the whole request is expected to fit here, by what is missing: prefill, slots or KV.
 
@@ -291,6 +298,20 @@ class Placement(NamedTuple):
         return self.prefill or self.decode
 
 
+Rated = tuple[WorkerId, float, int, Obstacle | None]
+"""A worker as it was looked at for a request: its cost, the tokens of the prompt that it held, and why the request
+did not start there although it was ranked better than the worker that was taken (None: it was not)."""
+
+
+class Wait(NamedTuple):
+    """A part of a request's time in the queue: from when on it waited for what, until the next one begins."""
+
+    since: float
+    obstacle: Obstacle
+    worker: WorkerId | None = None
+    """The one that a hold waits for."""
+
+
 @value
 class Place:
     """Where the matcher starts a request, and why. It commits nothing: the `Placed` event does."""
@@ -299,6 +320,8 @@ class Place:
     reason: Reason
     matched_tokens: int = 0
     score: float | None = None
+    rated: tuple[Rated, ...] = ()
+    """The workers that it was chosen from, best first, for explanations; of many those that came first."""
 
 
 class Candidate(NamedTuple):
@@ -355,6 +378,8 @@ class Dispatch:
     request: RequestView
     place: Place
     waited_s: float
+    waits: tuple[Wait, ...] = ()
+    """What it waited for since it came, or came back; before the first of them, its turn."""
 
 
 @value
@@ -364,6 +389,8 @@ class Reject:
     reason: RejectReason
     waited_s: float
     last_failure: AttemptFailure | None = None
+    waits: tuple[Wait, ...] = ()
+    """As in `Dispatch`."""
 
 
 Decision = Dispatch | Reject

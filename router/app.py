@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Mount
 from starlette.types import ASGIApp
 
 from router import __version__
@@ -330,12 +332,15 @@ def servers(config: Config, router: Router) -> list[Server]:
     ]
     if admin is not None:
         keys = _operator_keys(router, _admin_keys)
-        operator = Guard(admin_pages(router.pools, router.fleet, router.decisions, _render), keys, _render)
+        operator = Guard(
+            admin_pages(router.pools, router.fleet, router.control, router.decisions, _render), keys, _render
+        )
         if admin.port is None:
             inner.mount("/admin", operator)
         else:
             own = _own(config, router.intake.held)
-            made.append(make_server(operator, own, listen, host=admin.host, port=admin.port, tls=False))
+            both = Starlette(routes=[Mount("/admin", operator), Mount("/", operator)])
+            made.append(make_server(both, own, listen, host=admin.host, port=admin.port, tls=False))
     if status.port is not None:
         app, own = status_pages(shown), _own(config, router.intake.held)
         made.append(make_server(app, own, listen, host=status.host, port=status.port, tls=False))

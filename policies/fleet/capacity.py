@@ -19,6 +19,7 @@ what it cannot serve, and says so with a 4xx.
 from dataclasses import field
 
 from policies.fleet.kv_fit import Batch, Member
+from policies.fleet.obstacle import Obstacle
 from policies.value import value
 
 
@@ -87,6 +88,22 @@ class Room:
     def admits_decode(self, prompt: int, fresh: int, output: int, sequences: int) -> bool:
         """Whether a request fits whose prompt another worker computes; `fresh`: prompt tokens not cached here."""
         return self.idle or self._slots_and_kv(prompt, fresh, output, sequences)
+
+    def obstacle(self, prompt: int, extend: int, output: int, sequences: int) -> Obstacle | None:
+        """What is missing for the request, or for the part of it that the worker is there for; None: nothing.
+
+        Of several things the one that takes longest to come: KV before a slot before prefill. Arguments as in
+        `admits`. For explanations; to decide, `admits` is the cheaper question.
+        """
+        if self.idle:
+            return None
+        if not self.decodes:
+            output, sequences = 0, 1
+        if not self._kv(prompt, extend, output, sequences):
+            return Obstacle.KV
+        if self.decodes and not self.has_slots(sequences):
+            return Obstacle.SLOT
+        return Obstacle.PREFILL_WINDOW if self.prefills and not self._window(extend) else None
 
     def has_slots(self, sequences: int) -> bool:
         """Whether these could run at once with those in flight; an idle worker takes any number."""

@@ -32,8 +32,10 @@ from policies.model import (
     Placement,
     Question,
     Ranked,
+    Rated,
     Reason,
     RequestView,
+    Wait,
     WorkerFacts,
     WorkerId,
     WorkerView,
@@ -47,6 +49,7 @@ from policies.scheduler.disaggregation import Disaggregation, Option
 from policies.scheduler.faults import Faults
 from policies.scheduler.reservations import Reservations
 from policies.scheduler.settings import SchedulerSettings
+from policies.scheduler.waits import Waits, obstacle
 from policies.value import value
 
 _LOOKS = 16
@@ -54,6 +57,9 @@ _LOOKS = 16
 
 _SHARE = 8
 """A request that is passed over keeps at most one in this many of the fleet's slots and KV tokens unused."""
+
+_MOST_RATED = 32
+"""Workers of a ranking that are kept for explanations."""
 
 Fits = Callable[[WorkerView, RequestView, int], bool]
 
@@ -129,6 +135,7 @@ class Matcher:
         self.wake_at: float | None = None
         self.faults = Faults()
         self.reservations = Reservations()
+        self.waits = Waits()
         self._order = order
         self._placement = placement
         self._fallback = LeastLoaded(LeastLoadedSettings())
@@ -165,10 +172,28 @@ class Matcher:
             return Placement(best.id)
         return Placement(option.decoders[0].id, best.id)
 
-    def forget(self, request: RequestView) -> None:
-        """The request has left the queue."""
+    def look(self, request: RequestView, now: float) -> list[Rated]:
+        """How the workers look to a waiting request now, best first, and why it does not start there.
+
+        For explanations: it commits nothing, but takes as long as placing the request does.
+        """
+        able = self._fleet.eligible(request)
+        if not able:
+            return []
+        matches, blocked = self._prefixes.match(request), self.reservations.blocked(request)
+        question = Question(request, matches, able, now)
+        rows: list[Rated] = []
+        for option in self._disaggregation.options(question):
+            for view, cost, _ in self._rank(question._replace(workers=option.workers)):
+                matched = matches.get(view.id, 0)
+                rows.append((view.id, cost, matched, obstacle(request, view, matched, blocked)))
+        return rows
+
+    def forget(self, request: RequestView) -> tuple[Wait, ...]:
+        """The request has left the queue. Returns what it has waited for."""
         self._holds.pop(request.id, None)
         self.reservations.release(request)
+        return self.waits.pop(request.id) if self.waits.notes else ()
 
     def remove_worker(self, worker: WorkerId) -> None:
         """The worker has left the fleet."""
@@ -225,10 +250,12 @@ class Matcher:
             if _is_beyond(request, able):
                 match = self._refused_by_engine(request, able, blocked, walk)
             if match is None:
-                self._pass_over(candidate, able, walk)
+                self._pass_over(candidate, able, blocked, walk)
         return match
 
-    def _pass_over(self, candidate: Candidate, able: Sequence[WorkerView], walk: _Walk) -> None:
+    def _pass_over(
+        self, candidate: Candidate, able: Sequence[WorkerView], blocked: frozenset[WorkerId], walk: _Walk
+    ) -> None:
         """No worker has room for the candidate. What do those behind it leave to it?
 
         A small request claims every worker: against candidates whose turn comes later, and against all once it is
@@ -237,6 +264,7 @@ class Matcher:
         """
         request, named = candidate.request, candidate.request.bound
         among = able if named is None else [view for view in able if view.id in named]
+        self.waits.passed_over(request, among, blocked, walk.now)
         large = False
         for view in among:
             if _is_small(request, view.facts):
@@ -277,6 +305,7 @@ class Matcher:
             choice = self._choose(question, option, blocked, walk)
             if isinstance(choice, _Hold):
                 self._holds[request.id] = choice
+                self.waits.held(request, choice.worker, walk.now)
                 walk.add(request, choice)
                 return None
             if choice is not None:
@@ -312,7 +341,8 @@ class Matcher:
         fits = WorkerView.admits_prefill if option.decoders else WorkerView.admits
         best, least = None, 0.0
         asked = question if option.workers is question.workers else question._replace(workers=option.workers)
-        for view, cost, reason in self._rank(asked):
+        ranking = self._rank(asked)
+        for view, cost, reason in ranking:
             if view.id in blocked:
                 continue
             if best is None:
@@ -322,7 +352,15 @@ class Matcher:
                     return hold
                 placement = Placement(view.id) if decoder is None else Placement(decoder.id, view.id)
                 why = Reason.ONLY_CHOICE if len(question.workers) == 1 else reason
-                return Place(placement, why, matches.get(view.id, 0), cost)
+                rated: tuple[Rated, ...]
+                if view is ranking[0][0]:  # mostly: nothing is to be explained, and no call is made for it
+                    held = matches.get
+                    rated = tuple(
+                        [(one.id, price, held(one.id, 0), None) for one, price, _ in ranking[:_MOST_RATED]]
+                    )
+                else:
+                    rated = _rated(request, ranking, view, matches, blocked)
+                return Place(placement, why, matches.get(view.id, 0), cost, rated)
         return None
 
     def _start_named(
@@ -423,6 +461,24 @@ class Matcher:
             self.faults.add(fault)
             return self._fallback.rank(question)
         return ranking
+
+
+def _rated(
+    request: RequestView,
+    ranking: Sequence[Ranked],
+    chosen: WorkerView,
+    matches: Matches,
+    blocked: frozenset[WorkerId],
+) -> tuple[Rated, ...]:
+    """A ranking as it is kept: what each worker costs, and why those before the chosen one were passed over."""
+    rows: list[Rated] = []
+    found = False
+    for view, cost, _ in ranking:
+        found = found or view is chosen
+        if len(rows) < _MOST_RATED or view is chosen:
+            matched = matches.get(view.id, 0)
+            rows.append((view.id, cost, matched, None if found else obstacle(request, view, matched, blocked)))
+    return tuple(rows)
 
 
 def _is_beyond(request: RequestView, workers: Iterable[WorkerView]) -> bool:

@@ -33,12 +33,14 @@ from policies.model import (
     Dispatch,
     Outcome,
     Question,
+    Rated,
     Reject,
     RejectReason,
     RequestView,
     Snapshot,
     Ticket,
     Usage,
+    Wait,
     WorkerFacts,
     WorkerId,
     WorkerView,
@@ -62,6 +64,8 @@ class _Entry:
     ticket: Ticket
     running: Attempt | None = None
     last_failure: AttemptFailure | None = None
+    waits: tuple[Wait, ...] = ()
+    """Since it came, or came back, as far as it has left the queue for it."""
 
 
 class Scheduler:
@@ -293,6 +297,15 @@ class Scheduler:
         """All waiting requests, in no particular order."""
         return iter(self._waiting.values())
 
+    def waits(self, request: str) -> tuple[Wait, ...]:
+        """What a request in the queue has waited for so far; before the first of them, its turn."""
+        return self._matcher.waits.of(request)
+
+    def look(self, request: str, now: float) -> list[Rated] | None:
+        """How the workers look to a request that waits, best first; None: it does not wait. Commits nothing."""
+        waiting = self._waiting.get(request)
+        return None if waiting is None else self._matcher.look(waiting, now)
+
     def deficit(self, client: str) -> float | None:
         """Service that a client is owed (positive) or owes; None where the order keeps no such account."""
         try:
@@ -321,7 +334,8 @@ class Scheduler:
             self._events.publish(Bound, request, placement, now)
         matched, extend = place.matched_tokens, running.extend_tokens
         self._events.publish(Placed, request, placement, matched, extend, now, borrowed=match.borrowed)
-        return Dispatch(entry.ticket, request, place, now - request.arrived)
+        waits, entry.waits = entry.waits, ()
+        return Dispatch(entry.ticket, request, place, now - request.arrived, waits)
 
     # -- the passing of time
 
@@ -383,7 +397,9 @@ class Scheduler:
             self._order.remove(request)
         except Exception as fault:  # noqa: BLE001 - the matcher ignores what does not wait
             self.faults.add(fault)
-        self._matcher.forget(request)
+        waits = self._matcher.forget(request)
+        if waits and (entry := self._entries.get(request.id)) is not None:
+            entry.waits = waits
         self._bound.remove(request)
         if self._named is not None:
             self._named.remove(request)
@@ -450,7 +466,7 @@ class Scheduler:
         """Turn away a request that is not (or no longer) in the queue."""
         del self._entries[entry.request.id]
         waited = now - entry.request.arrived
-        self._rejects.append(Reject(entry.ticket, entry.request, reason, waited, entry.last_failure))
+        self._rejects.append(Reject(entry.ticket, entry.request, reason, waited, entry.last_failure, entry.waits))
         self._events.publish(Left, entry.request, None, Outcome.REJECTED, None, now)
 
     def _reject_one(self, now: float) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from router.commands import compose as compose_command
+from router.commands import explain as explain_command
 from router.commands import policies as policies_command
 from router.heatmap import command as heatmap_command
 from router.lab import commands as lab
@@ -34,6 +35,7 @@ Examples:
   fairlead check-config fairlead.yaml
   fairlead compare trace.jsonl --all              which policy is best for this traffic
   fairlead policies                               what each of them does, and its settings
+  fairlead explain REQUEST_ID                     why a request waited, or went there
 """
 
 cli = typer.Typer(
@@ -235,6 +237,7 @@ async def _up(options: Any, path: Path | None, loaded: "Config", given: dict[str
 lab.register(cli)
 compose_command.register(cli)
 policies_command.register(cli)
+explain_command.register(cli)
 cli.add_typer(heatmap_command.commands, name="heatmap")
 
 

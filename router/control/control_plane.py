@@ -8,7 +8,7 @@ as open on at most one worker, and once in its account. Every one leaves by `_en
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from policies import model as policies
@@ -16,6 +16,7 @@ from policies.fleet.fleet import MAX_SEQUENCES
 from policies.model import AttemptFailure, Outcome, RequestView, Usage, WorkerId
 from router.control.attempt_outcomes import OUTCOMES, Effect
 from router.control.dispatcher import Admitted, Pool
+from router.control.histories import Attempted, Histories, History
 from router.control.pair_compatibility import PairCompatibility
 from router.control.parties.identity import Clients
 from router.control.parties.quotas import Lease
@@ -72,6 +73,7 @@ class _Request:
         "attribution",
         "decode",
         "facts",
+        "history",
         "lease",
         "member",
         "pool",
@@ -98,6 +100,8 @@ class _Request:
         """Workers that an unscheduled request has failed on."""
         self.why = ""
         """What the last failure said."""
+        self.history: History | None = None
+        """For operators; None: it passes without the scheduler."""
 
 
 class ControlPlane:
@@ -119,6 +123,7 @@ class ControlPlane:
         self.attempts = attempts
         self.owners = ResponseOwners()
         self.pairs = PairCompatibility()
+        self.histories = Histories()
         self.ratio = TokenRatio()
         self._pools = pools
         self._clients = clients
@@ -129,6 +134,12 @@ class ControlPlane:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    def under_way(self) -> Iterator[tuple[History, Pool]]:
+        """The requests that wait or run, by arrival, each with its pool."""
+        for request in self._requests.values():
+            if request.history is not None:
+                yield request.history, request.pool
 
     # -- messages
 
@@ -151,14 +162,25 @@ class ControlPlane:
         try:
             request = self._schedule(facts) if isinstance(facts, Facts) else self._pass(facts)
         except Refused as refused:
+            if isinstance(facts, Facts):
+                self._keep_refused(facts, refused.reject)
             return refused.reject
         return await self._next(request)
+
+    def _keep_refused(self, facts: Facts, reject: Reject) -> None:
+        """The history of a request that was not let in."""
+        now = self._clock()
+        history = History(facts.id, facts.identity.client, facts.model, arrived=now - facts.age_s, queued_at=now)
+        history.outcome, history.why, history.ended_at = Outcome.REJECTED, reject.message, now
+        self.histories.keep(history)
 
     def first_token(self, request: str) -> None:
         found = self._requests.get(request)
         if found is not None and found.admitted is not None:
             found.attribution.decided()
             found.admitted.first_token()
+            if found.history is not None and found.history.attempts:
+                found.history.attempts[-1].first_token_at = self._clock()
 
     def prefill_done(self, request: str) -> None:
         found = self._requests.get(request)
@@ -196,22 +218,23 @@ class ControlPlane:
         self._count_failure(worker, reason)
         self._vacate(request)
         request.why = failure.why
+        self._note_failure(request, worker, reason)
         admitted = request.admitted
         if reason is AttemptFailure.CLIENTS_FAULT or (at_fault and not failure.answering):
             if admitted is not None:
                 admitted.settle(Usage(0, 0), Outcome.FAILED if at_fault else Outcome.REFUSED)
-            self._end(request)
+            self._end(request, Outcome.FAILED if at_fault else Outcome.REFUSED)
             return _last_words(reason, failure)
         computed = self._computed(request) if failure.answering else 0
         if admitted is not None:
             # More than zero says that the client has seen a part of the answer, so that nothing may start anew.
             admitted.failed(reason, 1 if failure.answering else 0, worker)
         if failure.answering:
-            self._end(request, computed)
+            self._end(request, Outcome.FAILED, computed)
             return None
         request.tried.add(worker)
         if admitted is None and not self._may_be_tried_elsewhere(request, reason):
-            self._end(request)
+            self._end(request, Outcome.FAILED)
             return _last_words(reason, failure)
         return await self._next(request)
 
@@ -233,12 +256,14 @@ class ControlPlane:
             if end.not_found:
                 self._health.adapter_unknown(request.decode, request.admitted.view.served_name)
             self._health.request_ok(request.prefill or request.decode)
-        self._end(request, computed)
+            if request.history is not None:
+                request.history.usage = usage
+        self._end(request, end.outcome, computed)
 
     def cancelled(self, request: str) -> None:
         found = self._requests.get(request)
         if found is not None:
-            self._end(found, self._computed(found))
+            self._end(found, Outcome.CANCELLED, self._computed(found))
 
     def _learn(self, facts: Facts | Unscheduled, input_tokens: int) -> None:
         """What a worker reports of a prompt says how many tokens a byte has, if the bytes are all of it."""
@@ -262,6 +287,10 @@ class ControlPlane:
         )
         each = view.max_output_tokens if view.max_output_tokens is not None else view.expected_output_tokens
         request = self._admit(facts, pool, view.input_tokens + each * view.sequences, now)
+        history = request.history = History(
+            facts.id, view.client, view.served_name, arrived=view.arrived, queued_at=now
+        )
+        history.input_tokens, history.exact = view.input_tokens, facts.input_tokens is not None
         request.admitted = pool.submit(view)
         return request
 
@@ -319,8 +348,12 @@ class ControlPlane:
         while True:
             decision = await request.admitted.place()
             if isinstance(decision, policies.Reject):
-                self._end(request)
-                return _rejection(decision, request.why, request.pool)
+                rejection = _rejection(decision, request.why, request.pool)
+                if request.history is not None:
+                    history = request.history
+                    history.reject, history.waits, history.why = decision.reason, decision.waits, rejection.message
+                self._end(request, Outcome.REJECTED)
+                return rejection
             placement, ticket = decision.place.placement, decision.ticket
             if placement.prefill is not None and self._misfit(
                 request.admitted, placement.prefill, placement.decode
@@ -329,6 +362,9 @@ class ControlPlane:
             request.attempt, request.decode, request.prefill = ticket.attempt, placement.decode, placement.prefill
             self._occupy(request, placement.prefill or placement.decode)
             view = decision.request
+            if request.history is not None:
+                request.history.attempts.append(Attempted(decision, self._clock()))
+                request.history.output_tokens = view.expected_output_tokens * view.sequences
             return Dispatch(
                 model=view.served_name,
                 worker=placement.decode,
@@ -351,7 +387,7 @@ class ControlPlane:
         if holder is not None and holder.worker.id not in request.tried and _answers(holder.worker):
             members = [holder]
         if not members:
-            self._end(request)
+            self._end(request, Outcome.REJECTED)
             return _no_worker(name)
         member = min(members, key=lambda member: (member.worker.state is State.SUSPECT, member.open))
         request.attempt += 1
@@ -420,14 +456,27 @@ class ControlPlane:
             return 0
         return sum(request.pool.progress(request.admitted))
 
-    def _end(self, request: _Request, computed: int = 0) -> None:
-        """Every path leads here, once: nothing of the request stays behind.
+    def _note_failure(self, request: _Request, worker: WorkerId, reason: AttemptFailure) -> None:
+        """For the history of the request's attempt."""
+        if request.history is not None and request.history.attempts:
+            attempt = request.history.attempts[-1]
+            attempt.failed_at, attempt.failed_on = self._clock(), worker
+            attempt.failure, attempt.why = reason, shown(request.why)
+
+    def _end(self, request: _Request, outcome: Outcome, computed: int = 0) -> None:
+        """Every path leads here, once: nothing of the request stays behind but its history.
 
         `computed`: the tokens that its client is charged in place of what was expected.
         """
         if self._requests.pop(request.facts.id, None) is None:
             return
         request.attribution.decided()
+        history = request.history
+        if history is not None:
+            history.outcome, history.ended_at = outcome, self._clock()
+            if outcome is Outcome.CANCELLED:
+                history.waits = request.pool.scheduler.waits(history.id)
+            self.histories.keep(history)
         if request.admitted is not None:
             request.pool.forget(request.admitted)
         request.lease.settle(computed, self._clock())

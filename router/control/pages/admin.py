@@ -10,8 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from policies.model import WorkerView
 from policies.prefixes.trust import Trust
 from router.config.worker import WorkerConfig
+from router.control.control_plane import ControlPlane
 from router.control.pages.json_page import json_page
 from router.control.pages.render import Render, response
+from router.control.pages.requests import add_requests
 from router.control.pools import Member, Pools
 from router.control.refused import Refused
 from router.observability.page import sliced
@@ -21,9 +23,12 @@ from workers.fleet.fleet import DuplicateServerError, Fleet, UnknownServerError
 _WORKERS_PER_STEP = 32
 
 
-def admin_pages(pools: Pools, fleet: Fleet, decisions: Collection[dict[str, Any]], render: Render) -> FastAPI:
+def admin_pages(
+    pools: Pools, fleet: Fleet, control: ControlPlane, decisions: Collection[dict[str, Any]], render: Render
+) -> FastAPI:
     """A FastAPI application of its own, to be served behind a `Guard`, which looks at the key."""
     app = FastAPI(title="fairlead admin", summary="See and change the fleet. Workers are named by their URL.")
+    add_requests(app, control, pools, decisions)
 
     @app.get("/workers", summary="Every worker with its state and load")
     async def workers() -> Response:

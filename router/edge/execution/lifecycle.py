@@ -217,6 +217,7 @@ class Lifecycle(ABC):
             and not any(name == b"x-request-id" for name, _ in self._scope["headers"])
         ):
             self._id = request
+            self._key = f"{request}/{id(self):x}"
             self._answer.name(request.encode())
             self._record.name(request)
 
