@@ -153,6 +153,7 @@ class Matcher:
         self.wake_at = None
         workers = self._fleet.open_views()
         if not workers:
+            self.waits.full(waiting, self._fleet, now)
             return None
         walk = _Walk(now)
         for candidate in self._candidates(waiting, workers, now):
@@ -193,7 +194,8 @@ class Matcher:
         """The request has left the queue. Returns what it has waited for."""
         self._holds.pop(request.id, None)
         self.reservations.release(request)
-        return self.waits.pop(request.id) if self.waits.notes else ()
+        waits = self.waits
+        return waits.pop(request) if waits.notes or waits.lacking is not None else ()
 
     def remove_worker(self, worker: WorkerId) -> None:
         """The worker has left the fleet."""

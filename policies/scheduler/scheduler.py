@@ -299,7 +299,8 @@ class Scheduler:
 
     def waits(self, request: str) -> tuple[Wait, ...]:
         """What a request in the queue has waited for so far; before the first of them, its turn."""
-        return self._matcher.waits.of(request)
+        waiting = self._waiting.get(request)
+        return () if waiting is None else self._matcher.waits.of(waiting)
 
     def look(self, request: str, now: float) -> list[Rated] | None:
         """How the workers look to a request that waits, best first; None: it does not wait. Commits nothing."""
@@ -334,6 +335,7 @@ class Scheduler:
             self._events.publish(Bound, request, placement, now)
         matched, extend = place.matched_tokens, running.extend_tokens
         self._events.publish(Placed, request, placement, matched, extend, now, borrowed=match.borrowed)
+        self._matcher.waits.started_at = now
         waits, entry.waits = entry.waits, ()
         return Dispatch(entry.ticket, request, place, now - request.arrived, waits)
 

@@ -1,19 +1,24 @@
 """What do the requests in the queue wait for? Noted as the matcher passes them, for explanations only.
 
 A note costs one look at each worker, so a request gets at most one per `_AGAIN_S`, and another one when a hold
-begins. What changes in between is not seen.
+begins. What changes in between is not seen. While no worker has room for anything, no request is looked at: then
+it is the turn of others until the last of them has started, and from then on what all workers lack.
 
 Invariants: only requests in the queue have notes, at most `_MOST` each: once there are so many, a new one replaces
 the last.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
+from policies.fleet.fleet import Fleet
 from policies.fleet.obstacle import EASIEST_FIRST, Obstacle
 from policies.model import RequestView, Wait, WorkerId, WorkerView
 
 _AGAIN_S = 1.0
+_FULL_AGAIN_S = 0.1
+"""The same for the fleet as a whole."""
 _MOST = 16
 
 
@@ -40,6 +45,19 @@ class Waits:
     def __init__(self) -> None:
         self.notes: dict[str, Notes] = {}
         """By request."""
+        self.started_at = -math.inf
+        """When a request was started last."""
+        self.lacking: Obstacle | None = None
+        """What all workers lacked when none had room for anything."""
+        self._full_again_at = -math.inf
+
+    def full(self, waiting: Mapping[str, RequestView], fleet: Fleet, now: float) -> None:
+        """No worker has room for anything."""
+        if now < self._full_again_at:
+            return
+        self._full_again_at = now + _FULL_AGAIN_S
+        request = next(iter(waiting.values()))
+        self.lacking = easiest(request, fleet.eligible(request), frozenset())
 
     def passed_over(
         self, request: RequestView, among: Sequence[WorkerView], blocked: AbstractSet[WorkerId], now: float
@@ -61,15 +79,21 @@ class Waits:
         notes.again_at = now  # what follows the hold is noted at once
         notes.add(Wait(now, Obstacle.HOLD, worker))
 
-    def of(self, request: str) -> tuple[Wait, ...]:
+    def of(self, request: RequestView) -> tuple[Wait, ...]:
         """What a waiting request has waited for so far; before the first of them, its turn."""
-        notes = self.notes.get(request)
-        return () if notes is None else tuple(notes.waits)
+        notes = self.notes.get(request.id)
+        return self._with_full([] if notes is None else notes.waits, request)
 
-    def pop(self, request: str) -> tuple[Wait, ...]:
+    def pop(self, request: RequestView) -> tuple[Wait, ...]:
         """The same of a request that leaves the queue."""
-        notes = self.notes.pop(request, None)
-        return () if notes is None else tuple(notes.waits)
+        notes = self.notes.pop(request.id, None)
+        return self._with_full([] if notes is None else notes.waits, request)
+
+    def _with_full(self, waits: list[Wait], request: RequestView) -> tuple[Wait, ...]:
+        if self.lacking is None or (waits and waits[-1].obstacle is not Obstacle.TURN):
+            return tuple(waits)
+        since = waits[-1].since if waits else request.arrived
+        return (*waits, Wait(max(since, self.started_at), self.lacking))
 
 
 def obstacle(

@@ -15,15 +15,12 @@ _WITHIN_S = 10.0
 class AdminApi:
     """Calls below /admin of one gateway. What goes wrong ends the program: 2 for a wrong question, else 1."""
 
-    def __init__(self, url: str, key_file: Path | None, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, key_file: Path | None) -> None:
         base = url.rstrip("/").removesuffix("/admin")
         if not base.startswith(("http://", "https://")):
             fail(f"{url!r} is no URL; give one such as {DEFAULT_URL}", 2)
         self.url = base
         self.headers = {"authorization": f"Bearer {_key(key_file)}"}
-        self._http = httpx.Client(
-            base_url=f"{base}/admin", headers=self.headers, timeout=_WITHIN_S, transport=transport
-        )
 
     def get(self, path: str, **query: Any) -> Any:
         """The page at this path, parsed."""
@@ -32,7 +29,9 @@ class AdminApi:
     def call(self, method: str, path: str, **more: Any) -> Any:
         """The answer to any method, parsed; `more` goes to httpx."""
         try:
-            answer = self._http.request(method, path, **more)
+            answer = httpx.request(
+                method, f"{self.url}/admin{path}", headers=self.headers, timeout=_WITHIN_S, **more
+            )
         except httpx.HTTPError as error:
             fail(f"{self.url} does not answer: {error}", 1)
         if answer.status_code == httpx.codes.UNAUTHORIZED:
