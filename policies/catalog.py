@@ -1,4 +1,7 @@
-"""Every policy by the name that a config uses; nothing else knows the list."""
+"""Every policy that is built in, by its name in a configuration.
+
+Policies of other packages join them in `router/config/policy_catalog.py`, which makes an `Entry` of each.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -57,6 +60,8 @@ class Entry(Generic[Policy]):
     make: Callable[[Any, Knowledge], Policy]
     wants_pairs: bool = False
     """Its point is to choose between colocated workers and prefill/decode pairs."""
+    description: str = ""
+    """The docstring of the file that it stands in."""
 
     def build(self, settings: Any = None, knowledge: Knowledge | None = None) -> Policy:
         """A fresh policy; by default with its default settings and knowledge of its own."""
@@ -107,17 +112,18 @@ def queue_policies() -> dict[str, Entry[OrderPolicy]]:
 def _entry(
     name: str, settings: type[Any], make: Callable[[Any, Knowledge], Policy], *, wants_pairs: bool = False
 ) -> Entry[Policy]:
-    return Entry(name, _question(settings), _source(settings), settings, make, wants_pairs)
+    text = inspect.getdoc(inspect.getmodule(settings)) or ""
+    return Entry(name, question_of(text), source_of(text), settings, make, wants_pairs, text)
 
 
-def _question(settings: type[Any]) -> str:
-    """The question that the policy's file opens with."""
-    module = inspect.getmodule(settings)
-    text = " ".join((inspect.getdoc(module) or "").split())
-    return text.partition("?")[0] + "?"
+def question_of(description: str) -> str:
+    """The question that a policy's file opens with; where it asks none, its first line."""
+    text = " ".join(description.split())
+    question, mark, _ = text.partition("?")
+    return question + mark if mark else description.partition("\n")[0]
 
 
-def _source(settings: type[Any]) -> str:
-    """The line of that file's docstring that begins with `Source:`."""
-    lines = (inspect.getdoc(inspect.getmodule(settings)) or "").splitlines()
+def source_of(description: str) -> str:
+    """The line of that docstring that begins with `Source:`, without the word."""
+    lines = description.splitlines()
     return next((line.removeprefix("Source:").strip() for line in lines if line.startswith("Source:")), "")

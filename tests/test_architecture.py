@@ -74,14 +74,9 @@ def entry(name, folder):
 def registered(tmp_path, monkeypatch):
     """The catalog with both examples in it; returns their entries by name."""
     entries = {name: entry(name, tmp_path) for name in EXAMPLES}
-    for kind, function, name in (
-        ("placement", "placement_policies", "first_prefill"),
-        ("queue", "queue_policies", "newest_first"),
-    ):
+    for function, name in (("placement_policies", "first_prefill"), ("queue_policies", "newest_first")):
         known = {**getattr(catalog, function)(), name: entries[name]}
         monkeypatch.setattr(catalog, function, lambda known=known: known)
-        title, _, default = policies_text._KINDS[kind]
-        monkeypatch.setitem(policies_text._KINDS, kind, (title, lambda known=known: known, default))
     yield entries
     for name in EXAMPLES:
         del sys.modules[f"an_example_{name}"]

@@ -19,7 +19,10 @@ def register(cli: typer.Typer) -> None:
 
 
 def policies(
-    name: Annotated[str | None, typer.Argument(help="One of them, in full.", show_default="all, in short")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, or a class as module:Class, in full.", show_default="all, in short"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Explain the policies.
@@ -36,6 +39,8 @@ def policies(
         typer.echo(policies_page.as_json(found), nl=False)
     elif name is None:
         policies_page.print_all(found)
+        for problem in policies_page.problems():
+            typer.echo(f"note: {problem}", err=True)
     else:
         for page in found:
             policies_page.print_in_full(page)

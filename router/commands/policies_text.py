@@ -10,7 +10,8 @@ import difflib
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from policies import catalog
+from router.config import policy_catalog
+from router.config.policy_catalog import Entry, Kind, NoSuchPolicy
 
 _WIDTH = 140
-_KINDS: Mapping[str, tuple[str, Callable[[], Mapping[str, catalog.Entry[Any]]], str]] = {
-    "placement": ("Placement: where a request runs", catalog.placement_policies, catalog.DEFAULT_PLACEMENT),
-    "queue": ("Queue: who is next", catalog.queue_policies, catalog.DEFAULT_QUEUE),
+_KINDS: Mapping[Kind, str] = {
+    "placement": "Placement: where a request runs",
+    "queue": "Queue: which request is next",
 }
 
 
@@ -57,17 +59,34 @@ class Page:
 
 
 def pages(name: str | None = None) -> list[Page]:
-    """Every policy, or those of this name."""
-    return [
-        _page(kind, entry, default=entry.name == default)
-        for kind, (_, entries, default) in _KINDS.items()
-        for entry in entries().values()
-        if name in {None, entry.name}
-    ]
+    """Every policy, or those of this name, or the class that is named as `module:Class`."""
+    found: list[Page] = []
+    for kind in _KINDS:
+        if name is None:
+            entries, _ = policy_catalog.everything(kind)
+            found += [_page(kind, entry) for entry in entries.values()]
+        else:
+            with suppress(NoSuchPolicy):
+                found.append(_page(kind, policy_catalog.find(kind, name)))
+    return found
+
+
+def problems() -> list[str]:
+    """A sentence for each policy that another package offers and that cannot be used."""
+    return [problem for kind in _KINDS for problem in policy_catalog.everything(kind)[1]]
 
 
 def unknown(name: str) -> str:
-    """What to say of a name that no policy has."""
+    """What to say of a name that no policy has, or of a class that is none."""
+    causes = []
+    for kind in _KINDS:
+        try:
+            policy_catalog.find(kind, name)
+        except NoSuchPolicy as error:
+            causes.append(str(error))
+    if ":" in name or any(not cause.startswith("there is no") for cause in causes):
+        # Of the two kinds, the one that says more than that it is of the other.
+        return min(causes, key=lambda cause: ("name it under" in cause, cause.startswith("there is no")))
     known = list(dict.fromkeys(page.name for page in pages()))
     close = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
@@ -83,7 +102,7 @@ def as_json(found: Sequence[Page]) -> str:
 def print_all(found: Sequence[Page]) -> None:
     """A table for each kind: the question of each policy, its source, its settings."""
     console = _console()
-    for kind, (title, _, _) in _KINDS.items():
+    for kind, title in _KINDS.items():
         table = Table("", title, box=SIMPLE_HEAD, pad_edge=False, show_lines=True)
         for page in found:
             if page.kind == kind:
@@ -108,10 +127,10 @@ def print_in_full(page: Page) -> None:
     console.print(Text(textwrap.indent(text, "  ")))
 
 
-def _page(kind: str, entry: catalog.Entry[Any], *, default: bool) -> Page:
-    module = inspect.getmodule(entry.settings)
-    description = inspect.getdoc(module) or ""
-    return Page(kind, entry.name, default, entry.question, entry.source, settings_of(entry.settings), description)
+def _page(kind: Kind, entry: Entry) -> Page:
+    default = entry.name == policy_catalog.default(kind)
+    settings = settings_of(entry.settings)
+    return Page(kind, entry.name, default, entry.question, entry.source, settings, entry.description)
 
 
 def settings_of(settings: type[Any]) -> tuple[Setting, ...]:

@@ -1,26 +1,24 @@
-"""A policy as a configuration names it: looked up in the catalog, its settings checked by its own dataclass."""
+"""A policy as a configuration names it: looked up by its name, its settings checked by its own dataclass."""
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_settings import NoDecode
 
-from policies import catalog
+from router.config import policy_catalog
+from router.config.policy_catalog import Kind, NoSuchPolicy
 from router.config.sources import SeveralProblems, unknown
 
 if TYPE_CHECKING:
     from router.config.yaml_lines import At
 
-Kind = Literal["placement", "queue"]
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A name in the catalog and that policy's settings, an instance of its own frozen dataclass."""
+    """A policy's name, or `module:Class`, and its settings, an instance of its own frozen dataclass."""
 
     name: str
     settings: Any
@@ -31,16 +29,12 @@ def choose(kind: Kind, value: Any) -> Choice:
 
     Raises SeveralProblems, a pydantic error.
     """
-    known: dict[str, catalog.Entry[Any]]
-    if kind == "placement":
-        known, default = dict(catalog.placement_policies()), catalog.DEFAULT_PLACEMENT
-    else:
-        known, default = dict(catalog.queue_policies()), catalog.DEFAULT_QUEUE
     given = _mapping(value)
-    name = given.pop("name", default)
-    if name not in known:
-        raise SeveralProblems([(("name",) if isinstance(value, dict) else (), _no_such_policy(name, kind, known))])
-    settings = known[name].settings
+    name = str(given.pop("name", policy_catalog.default(kind)))
+    try:
+        settings = policy_catalog.find(kind, name).settings
+    except NoSuchPolicy as error:
+        raise SeveralProblems([(("name",) if isinstance(value, dict) else (), str(error))]) from None
     names = [field.name for field in dataclasses.fields(settings)]
     problems: list[tuple[At, str]] = [
         ((key,), unknown(key, ["name", *names])) for key in given if key not in names
@@ -67,12 +61,6 @@ def _mapping(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         return dict(value)
     raise SeveralProblems([((), "should be a name, or a mapping with `name` and settings")])
-
-
-def _no_such_policy(name: object, kind: Kind, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    meant = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
-    return f"there is no {kind} policy `{name}`; {meant} (`fairlead policies` explains them)"
 
 
 # NoDecode: an environment variable may hold a plain name as well as JSON.

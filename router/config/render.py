@@ -12,7 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from policies import catalog
+from router.config import policy_catalog
+from router.config.policy_catalog import Kind
 from router.config.policy_choice import Choice
 from router.config.schema import Config
 from router.config.sections import Admin, ClientConfig, Status
@@ -39,7 +40,7 @@ def _entry(name: str, value: Any) -> Iterator[str]:
         yield from _indented(_section(value))
     elif isinstance(value, Choice):
         yield f"{name}:"
-        yield from _indented(_choice(name, value))
+        yield from _indented(_choice("placement" if name == "placement" else "queue", value))
     elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
         yield f"{name}:"
         for item in value:
@@ -65,11 +66,8 @@ def _section(section: BaseModel) -> Iterator[str]:
         yield from _entry(name, value)
 
 
-def _choice(kind: str, choice: Choice) -> Iterator[str]:
-    entries: dict[str, catalog.Entry[Any]] = (
-        dict(catalog.placement_policies()) if kind == "placement" else dict(catalog.queue_policies())
-    )
-    yield f"# {entries[choice.name].question}"
+def _choice(kind: Kind, choice: Choice) -> Iterator[str]:
+    yield f"# {policy_catalog.find(kind, choice.name).question}"
     yield f"name: {choice.name}"
     for field in dataclasses.fields(choice.settings):
         yield f"{field.name}: {_scalar(getattr(choice.settings, field.name))}"

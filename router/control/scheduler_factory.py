@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from random import Random
 
-from policies import catalog
 from policies.knowledge import Knowledge
 from policies.model import WorkerFacts
 from policies.scheduler.disaggregation import shortfall
 from policies.scheduler.scheduler import Scheduler, SchedulerSettings
+from router.config import policy_catalog
 from router.config.schema import Config
 from router.heatmap.file import read_heatmap, shipped_heatmap
 
@@ -20,8 +20,8 @@ def make_scheduler(config: Config, seed: int = 0) -> Scheduler:
     chosen, limits = config.policies, config.limits
     heatmap = shipped_heatmap() if chosen.heatmap is None else read_heatmap(chosen.heatmap)
     knowledge = Knowledge(heatmap=heatmap, rng=Random(seed))
-    placement = catalog.placement_policies()[chosen.placement.name].build(chosen.placement.settings, knowledge)
-    order = catalog.queue_policies()[chosen.queue.name].build(chosen.queue.settings, knowledge)
+    placement = policy_catalog.find("placement", chosen.placement.name).build(chosen.placement.settings, knowledge)
+    order = policy_catalog.find("queue", chosen.queue.name).build(chosen.queue.settings, knowledge)
     settings = SchedulerSettings(
         max_queued=limits.queue_requests,
         max_wait_s=limits.queue_wait_s,
@@ -40,5 +40,5 @@ def make_scheduler(config: Config, seed: int = 0) -> Scheduler:
 def roles_shortfall(config: Config, workers: Sequence[WorkerFacts]) -> str | None:
     """What the chosen policies want of roles that these workers lack, and what happens instead; else None."""
     chosen = config.policies
-    wants_pairs = catalog.placement_policies()[chosen.placement.name].wants_pairs
+    wants_pairs = policy_catalog.find("placement", chosen.placement.name).wants_pairs
     return shortfall(workers, chosen.disaggregate, wants_pairs=wants_pairs)

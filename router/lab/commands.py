@@ -202,7 +202,7 @@ def compare(
 
     One workload under every combination of the named policies, as a sorted table. Ctrl-C prints what is finished.
     """
-    from policies import catalog
+    from router.config import policy_catalog
     from router.lab.comparison import Source, combinations, load, ordered
     from router.lab.comparison import compare as run_all
     from router.lab.limits import limit
@@ -213,8 +213,8 @@ def compare(
     numbers = range(seed, seed + seeds)
     with _refusals():
         setups = combinations(
-            _names(placement, catalog.placement_policies() if everything else None),
-            _names(queue, catalog.queue_policies() if everything else None),
+            _names(placement, policy_catalog.everything("placement")[0] if everything else None),
+            _names(queue, policy_catalog.everything("queue")[0] if everything else None),
             _bindings(binding),
             settings=parse_settings(settings or ()),
             workers=workers,

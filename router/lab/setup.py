@@ -16,8 +16,9 @@ from typing import Any, Literal, cast, get_args
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from policies import catalog
 from policies.model import Stage
+from router.config import policy_catalog
+from router.config.policy_catalog import Entry, Kind, NoSuchPolicy
 from router.config.schema import Config
 from router.config.sections import Policies
 from router.lab.fleet_changes import FleetChange, Role, parse_changes
@@ -124,8 +125,8 @@ def make_setup(
     `lenient`: settings that only other policies have are left out, for comparisons. Raises SetupError for an
     unknown name, ConfigError for a value that does not do.
     """
-    placement = placement or catalog.DEFAULT_PLACEMENT
-    queue = queue or catalog.DEFAULT_QUEUE
+    placement = placement or policy_catalog.default("placement")
+    queue = queue or policy_catalog.default("queue")
     timing = _profile(profile)
     fleet = parse_roles(f"{workers or DEFAULT_WORKERS}xmixed" if roles is None else roles)
     if roles is not None and workers not in (None, len(fleet)):
@@ -182,12 +183,10 @@ def make_setup(
 def known_settings(placements: Iterable[str], queues: Iterable[str]) -> list[str]:
     """Every name that a setting may have with these policies."""
     names = [name for name in Policies.model_fields if name not in _CHOSEN] + list(_LIMITS)
-    for part, chosen, known in (
-        ("placement", placements, catalog.placement_policies()),
-        ("queue", queues, catalog.queue_policies()),
-    ):
+    parts: tuple[tuple[Kind, Iterable[str]], ...] = (("placement", placements), ("queue", queues))
+    for part, chosen in parts:
         for choice in chosen:
-            entry = known[_named(part, choice)["name"]]
+            entry = _entry(part, choice.partition("+")[0])
             names += [f"{part}.{each.name}" for each in dataclasses.fields(entry.settings)]
     around = [f"machine.{each.name}" for each in dataclasses.fields(Machine)]
     return list(dict.fromkeys(names + [f"engine.{name}" for name in _ENGINE] + around))
@@ -252,14 +251,20 @@ def _profile(name: str) -> Profile:
         raise SetupError(str(error)) from None
 
 
-def _named(part: str, choice: str) -> dict[str, Any]:
+def _entry(part: Kind, name: str) -> Entry:
+    """A policy by its name or as `module:Class`. Raises SetupError."""
+    try:
+        return policy_catalog.find(part, name)
+    except NoSuchPolicy as error:
+        raise SetupError(str(error)) from None
+
+
+def _named(part: Kind, choice: str) -> dict[str, Any]:
     """`dlpm+svf` is the policy dlpm with its setting `order` at svf. Raises SetupError."""
-    known: Mapping[str, Any] = catalog.placement_policies() if part == "placement" else catalog.queue_policies()
     name, plus, order = choice.partition("+")
-    if name not in known:
-        raise SetupError(f"there is no {part} policy `{name}`; known are {', '.join(known)}")
+    entry = _entry(part, name)
     if not plus:
         return {"name": name}
-    if "order" not in {each.name for each in dataclasses.fields(known[name].settings)}:
+    if "order" not in {each.name for each in dataclasses.fields(entry.settings)}:
         raise SetupError(f"{part} policy `{name}` has no order of its own, so `+{order}` says nothing")
     return {"name": name, "order": order}

@@ -1,0 +1,1 @@
+"""Policies of our own for fairlead; pyproject.toml says under which names it finds them."""
