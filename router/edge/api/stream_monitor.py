@@ -254,12 +254,21 @@ def _compact(event: bytes) -> bytes:
     if not any(mark in look for mark in (_NO_CHOICES, _FINISHED, b'data:{"error"')):
         return event
     content = _parsed(event)
-    return event[: event.find(b"data:")] + b"data: " + orjson.dumps(content) if content else event
+    try:
+        return event[: event.find(b"data:")] + b"data: " + orjson.dumps(content) if content else event
+    except orjson.JSONEncodeError:  # nested more deeply than can be written
+        return event
 
 
-def _sign(events: list[bytes], fingerprint: str | None) -> None:
+def _sign(events: list[bytes], fingerprint: object) -> None:
     """Put the fingerprint into the last of these chunks, if that is the end of a choice and has none."""
-    if fingerprint and events and _FINISHED in events[-1] and _FINGERPRINT not in events[-1]:
+    if (
+        fingerprint
+        and isinstance(fingerprint, str)
+        and events
+        and _FINISHED in events[-1]
+        and _FINGERPRINT not in events[-1]
+    ):
         signature = _FINGERPRINT + orjson.dumps(fingerprint)
         events[-1] = events[-1].removesuffix(b"}\n\n") + signature + b"}\n\n"
 
@@ -304,7 +313,11 @@ def error_of_event(event: bytes) -> tuple[int | None, bytes]:
     content = next((one for one in parsed if one.get("error")), {})
     error = content.get("error")
     code = error.get("code") if isinstance(error, dict) else None
-    return (code if type(code) is int and 400 <= code < 600 else None), orjson.dumps(content)
+    try:
+        written = orjson.dumps(content)
+    except orjson.JSONEncodeError:
+        written = orjson.dumps({"error": {"message": "The worker's error is nested too deeply.", "type": "error"}})
+    return (code if type(code) is int and 400 <= code < 600 else None), written
 
 
 def read_usage(usage: object) -> Usage | None:

@@ -58,9 +58,8 @@ class PrefillAttempt(Attempt):
         """Whether the model had no more to say than this token. Not known where more was demanded of it."""
         if self.ask.surface is Surface.MESSAGES or self.ask.min_tokens:
             return False
-        choices = answer.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else {}
-        return choice.get("finish_reason") == "stop"
+        choice = _choice(answer)
+        return choice is not None and choice.get("finish_reason") == "stop"
 
     async def _answer(self, exchange: Response, answer: dict[str, Any], spent: Usage | None) -> None:
         """Hand the one token on, in the form that the client wants."""
@@ -74,10 +73,23 @@ class PrefillAttempt(Attempt):
             await self.answer.whole(exchange.status, exchange.headers, orjson.dumps(answer))
 
 
+def _choice(answer: dict[str, Any]) -> dict[str, Any] | None:
+    """The choice of an answer that has one, and has the form of a completion or chat completion."""
+    choices = answer.get("choices")
+    if not (isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict)):
+        return None
+    choice: dict[str, Any] = choices[0]
+    message = choice.get("message")
+    sound = isinstance(answer.get("object", ""), str) and (message is None or isinstance(message, dict))
+    return choice if sound else None
+
+
 def _parsed(body: bytes) -> dict[str, Any]:
+    """The answer, every part of which can be written again. Raises AttemptFailed."""
     try:
         answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        orjson.dumps(answer)  # raises where it is nested more deeply than can be written
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         answer = None
     if not isinstance(answer, dict):
         raise AttemptFailed(AttemptFailure.LOST, "the worker's answer to the prefill is no JSON object")

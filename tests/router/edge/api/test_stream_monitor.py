@@ -329,3 +329,26 @@ def test_a_response_that_fails_at_once_is_told_from_its_opening_on():
     failed = CREATED.replace(b"created", b"failed")
     assert monitor.feed(CREATED) == b""
     assert monitor.feed(failed) == CREATED + failed
+
+
+DEEP = b"[" * 500 + b"]" * 500
+
+
+def test_events_that_are_nested_more_deeply_than_can_be_written_pass_as_they_are():
+    odd = b'data: {"id": "1", "choices" :[], "x": ' + DEEP + b"}\n\n"
+    tail = StreamMonitor(Surface.COMPLETIONS, strip_usage=True)
+    assert passed(tail, [chunk("a"), odd, DONE]) == chunk("a") + odd + DONE
+
+
+def test_an_error_that_is_nested_more_deeply_than_can_be_written_is_still_an_error():
+    status, body = error_of_event(b'data: {"error": {"code": 503, "x": ' + DEEP + b"}}\n\n")
+    assert (status, json.loads(body)["error"]["message"]) == (503, "The worker's error is nested too deeply.")
+
+
+@pytest.mark.parametrize("fingerprint", [{"a": 1}, [DEEP.decode()], 5])
+def test_a_fingerprint_that_is_no_text_is_left_out(fingerprint):
+    usage = event(
+        id="1", choices=[], usage={"prompt_tokens": 3, "completion_tokens": 2}, system_fingerprint=fingerprint
+    )
+    tail = StreamMonitor(Surface.COMPLETIONS, strip_usage=True)
+    assert passed(tail, [chunk("a", "stop") + usage + DONE]) == chunk("a", "stop") + DONE
