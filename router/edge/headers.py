@@ -3,7 +3,7 @@
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-from router.edge.trust import NOT_TO_CLIENTS, TO_WORKERS
+from router.edge.trust import TO_WORKERS, goes_to_client
 
 Header = tuple[bytes, bytes]
 
@@ -27,7 +27,7 @@ def to_client(headers: Iterable[Header], request: bytes, length: int | None) -> 
     kept: list[Header] = []
     of_this_hop: set[bytes] = set()
     for pair in headers:
-        if pair[0] not in NOT_TO_CLIENTS:
+        if goes_to_client(*pair):
             kept.append(pair)
         elif pair[0] == b"connection":  # it may name others that are meant for the worker's hop only
             of_this_hop.update(part.strip().lower() for part in pair[1].split(b","))

@@ -183,31 +183,36 @@ TO_WORKERS = frozenset(
     )
 )
 """The headers of a request that go on. The gateway adds `x-request-id` and the worker's own (key, rank)."""
-NOT_TO_CLIENTS = frozenset(
+TO_CLIENTS = frozenset(
     (
-        b"access-control-allow-credentials",
-        b"access-control-allow-headers",
-        b"access-control-allow-methods",
-        b"access-control-allow-origin",
-        b"access-control-expose-headers",
-        b"access-control-max-age",
-        b"alt-svc",
-        b"connection",
-        b"content-length",
-        b"content-location",
-        b"date",
-        b"keep-alive",
-        b"location",
-        b"proxy-authenticate",
-        b"refresh",
-        b"server",
-        b"set-cookie",
-        b"transfer-encoding",
-        b"www-authenticate",
-        b"x-request-id",
+        b"allow",
+        b"cache-control",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-language",
+        b"content-type",
+        b"etag",
+        b"expires",
+        b"last-modified",
+        b"pragma",
+        b"retry-after",
+        b"vary",
+        b"warning",
     )
 )
-"""The headers of a worker's answer that end here: the framing and CORS, which are the gateway's, and addresses."""
+"""The headers of a worker's answer that go on, beside those that APIs add under names of their own."""
+API_HEADERS = (b"anthropic-", b"openai-", b"x-")
+"""How such names begin."""
+NOT_TO_CLIENTS = frozenset((b"x-accel-redirect", b"x-request-id", b"x-sendfile"))
+"""Of these not: the gateway names the request; with the others a proxy in front would send files of its own."""
+_ADDRESS = b"://"
+
+
+def goes_to_client(name: bytes, value: bytes) -> bool:
+    """Whether a header of a worker's answer goes on: none that frames it, sets a cookie, or names an address."""
+    if name in TO_CLIENTS:
+        return True
+    return name.startswith(API_HEADERS) and name not in NOT_TO_CLIENTS and _ADDRESS not in value
 
 
 def table(paths: Iterable[Path] = PATHS) -> str:

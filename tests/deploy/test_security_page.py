@@ -42,6 +42,8 @@ def test_the_page_has_its_rows():
     assert len(ROWS) >= 10
 
 
-@pytest.mark.parametrize("known", [trust.TO_WORKERS, trust.NOT_FORWARDED, trust.NOT_TO_CLIENTS])
+@pytest.mark.parametrize(
+    "known", [trust.TO_WORKERS, trust.NOT_FORWARDED, trust.TO_CLIENTS, trust.API_HEADERS, trust.NOT_TO_CLIENTS]
+)
 def test_what_crosses_the_gateway_is_listed_as_it_is(known):
     assert f"| {trust.names(known)} |" in PAGE

@@ -14,7 +14,7 @@ class SlowWire:
         self.sent = []
 
     async def send(self, message):
-        if (b"bad", b"\r\n") in message.get("headers", ()):
+        if (b"x-bad", b"\r\n") in message.get("headers", ()):
             raise RuntimeError("a header of an answer holds CR, LF or NUL")
         self.sent.append(message.get("body", message.get("status")))
 
@@ -39,7 +39,7 @@ async def test_an_error_takes_the_place_of_a_head_that_cannot_be_sent():
     wire = SlowWire()
     answer = ResponseWriter(wire.send, b"id", wire=wire)
     with pytest.raises(RuntimeError):
-        await answer.start(200, [(b"bad", b"\r\n")])
+        await answer.start(200, [(b"x-bad", b"\r\n")])
     await answer.refuse(WorkerFailed("gone"))
     assert wire.sent[0] == 502
     assert b"gone" in wire.sent[1]

@@ -124,11 +124,14 @@ def test_a_header_named_by_connection_is_for_this_hop_only():
     assert to_worker({"headers": given}, b"id", []) == [(b"accept", b"*/*"), (b"x-request-id", b"id")]
 
 
-def test_addresses_and_cookies_of_a_worker_end_here():
-    kept = (b"content-type", b"application/json")
+def test_only_known_headers_and_those_of_apis_reach_a_client():
+    kept = [(b"content-type", b"application/json"), (b"retry-after", b"1"), (b"openai-processing-ms", b"5")]
     names = ["location", "content-location", "refresh", "set-cookie", "alt-svc", "server", "www-authenticate"]
-    assert to_client([kept, *((name.encode(), b"v") for name in names)], b"id", None) == [
-        kept,
+    names += ["locacation", "link", "via", "x-accel-redirect", "x-sendfile", "access-control-allow-origin", "date"]
+    ended = [*((name.encode(), b"v") for name in names), (b"x-served-by", b"http://10.0.0.7:8000")]
+    assert to_client([*kept, (b"x-queue", b"3"), *ended], b"id", None) == [
+        *kept,
+        (b"x-queue", b"3"),
         (b"x-request-id", b"id"),
     ]
 
