@@ -33,8 +33,12 @@ from router.control.cache_reports import CacheReports
 from router.control.control_plane import ControlPlane
 from router.control.pages.admin import admin_pages
 from router.control.pages.guard import Guard, OperatorKeys
+from router.control.pages.keys import KeyPages
+from router.control.pages.requests import add_requests
 from router.control.pages.status import Status, can_serve, not_ready, pages, status_pages
 from router.control.parties.identity import Clients
+from router.control.parties.key_store import KeyStore
+from router.control.parties.keyring import Keyring
 from router.control.parties.wrong_keys import WrongKeys
 from router.control.pools import Pools, facts
 from router.control.scheduler_factory import make_scheduler, roles_shortfall
@@ -82,6 +86,7 @@ class Router:
     connections: WorkerConnections
     control: ControlPlane
     clients: Clients
+    keyring: Keyring
     pools: Pools
     fleet: Fleet
     tokenization: Tokenization
@@ -168,6 +173,12 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     pools = Pools(
         make_scheduler=lambda: make_scheduler(router.config), rested=fleet.release, aliases=config.models
     )
+    store = config.store_path
+    keyring = Keyring(
+        clients,
+        None if store is None else KeyStore(store),
+        lambda: pools.configure(pools.aliases, keys_needed=clients.keys_needed),
+    )
     pools.configure(config.models, keys_needed=clients.keys_needed)
     # The port: what requests share, on the other side of it.
     control = ControlPlane(
@@ -194,6 +205,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         connections=connections,
         control=control,
         clients=clients,
+        keyring=keyring,
         pools=pools,
         fleet=fleet,
         tokenization=tokenization,
@@ -219,6 +231,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
             _warn_of_roles(pools, router.config)
             loop.call_later(0.05, on_ready)  # by then the listener, started beside us, has its socket
 
+    await keyring.start()
     fleet.apply(worker.spec() for worker in config.workers)
     await fleet.start()
     try:
@@ -229,6 +242,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         pools.close()
         await connections.aclose()
         await intake.bodies.aclose()
+        await keyring.aclose()
 
 
 def _show(router: Router) -> None:
@@ -325,6 +339,7 @@ def servers(config: Config, router: Router) -> list[Server]:
         look_again=router.fleet.look_again,
         hidden=_hidden(router),
         strange=lambda request: _strange(router, request),
+        usage=lambda request: _usage(router, request),
     )
     router.client_routes = routes(router, inner, listen)
     made = [
@@ -333,7 +348,18 @@ def servers(config: Config, router: Router) -> list[Server]:
     if admin is not None:
         keys = _operator_keys(router, _admin_keys)
         operator = Guard(
-            admin_pages(router.pools, router.fleet, router.control, router.decisions, _render), keys, _render
+            admin_pages(
+                router.pools,
+                router.fleet,
+                router.decisions,
+                _render,
+                (
+                    lambda app: add_requests(app, router.control, router.pools, router.decisions),
+                    KeyPages(router.keyring, router.clients, router.pools, _clock).add_to,
+                ),
+            ),
+            keys,
+            _render,
         )
         if admin.port is None:
             inner.mount("/admin", operator)
@@ -397,6 +423,21 @@ def _strange(router: Router, request: Request) -> Reject | None:
         return None
     found = router.control.identify(digests(dict(request.headers.raw)), None, address_of(request.scope))
     return found if isinstance(found, Reject) else None
+
+
+def _usage(router: Router, request: Request) -> dict[str, Any] | Reject:
+    """What the client of a request has used and may use, or why it is not told."""
+    keys = digests(dict(request.headers.raw))
+    found = router.control.identify(keys, None, address_of(request.scope))
+    if isinstance(found, Reject):
+        return found
+    clients = router.clients
+    allowed = clients.models(found.limits_of)
+    return {
+        "client": found.account,
+        "models": None if allowed is None else sorted(allowed),
+        **clients.quota.usage(found.account, clients.limits(found.limits_of), _clock()),
+    }
 
 
 def routes(router: Router, inner: ASGIApp, listen: Listen) -> Routes:

@@ -58,6 +58,8 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     retry_after_s: float | None = None
     param: str | None = None
     """The field that is wrong."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """For the answer: how the client's limits stand."""
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
@@ -74,6 +76,8 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     """The configured client whose key was sent; empty where no key is needed. Stored responses are its own."""
     priority_limit: int | None = None
     """The most urgent priority that its requests may name, lower being more urgent; None: any."""
+    team: str = ""
+    """The team above the account, for fairness; empty: none."""
     cache_group: str = ""
     """Which clients it shares prefix caches with; empty: all."""
 
@@ -143,6 +147,8 @@ class Dispatch(msgspec.Struct, frozen=True, gc=False):
     output_tokens: int = 0
     """Expected, of all sequences together."""
     waited_s: float = 0.0
+    limits: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers for the answer: how the client's limits stand."""
 
 
 class Failed(msgspec.Struct, frozen=True, gc=False):

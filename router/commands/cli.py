@@ -18,6 +18,7 @@ import typer
 
 from router.commands import compose as compose_command
 from router.commands import explain as explain_command
+from router.commands import keys as keys_command
 from router.commands import policies as policies_command
 from router.heatmap import command as heatmap_command
 from router.lab import commands as lab
@@ -36,6 +37,7 @@ Examples:
   fairlead compare trace.jsonl --all              which policy is best for this traffic
   fairlead policies                               what each of them does, and its settings
   fairlead explain REQUEST_ID                     why a request waited, or went there
+  fairlead keys create alice --expires 90d        an API key while the gateway runs
 """
 
 cli = typer.Typer(
@@ -238,6 +240,7 @@ lab.register(cli)
 compose_command.register(cli)
 policies_command.register(cli)
 explain_command.register(cli)
+cli.add_typer(keys_command.commands, name="keys")
 cli.add_typer(heatmap_command.commands, name="heatmap")
 
 

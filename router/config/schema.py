@@ -54,6 +54,11 @@ class Config(Section):
     status: Status = Field(
         default=Status(), description="Who sees /metrics, and what /ready and /version say of workers."
     )
+    store: str = Field(
+        default="memory",
+        description="Where keys made at run time and used budgets are kept: memory, or sqlite:///PATH. With a "
+        "file a key is needed from the start; gateways on one machine may share it.",
+    )
     log: Log = Field(default=Log(), description="What is written to standard error.")
     metrics: Metrics = Field(default=Metrics(), description="What /metrics shows.")
 
@@ -120,6 +125,23 @@ class Config(Section):
                     message = f"lies below the client `{above}`, whose users would be taken for it"
                     problems.append(((index, "name"), message))
         return _unless(problems, clients)
+
+    @field_validator("store")
+    @classmethod
+    def _a_store(cls, store: str) -> str:
+        if store == "memory":
+            return store
+        path = store.removeprefix("sqlite:///")
+        if path == store or not path:
+            raise ValueError("should be `memory` or `sqlite:///PATH`")
+        if not Path(path).parent.is_dir():
+            raise ValueError(f"the folder {Path(path).parent} does not exist")
+        return store
+
+    @property
+    def store_path(self) -> Path | None:
+        """The file of the store; None: memory."""
+        return None if self.store == "memory" else Path(self.store.removeprefix("sqlite:///"))
 
     @field_validator("models")
     @classmethod

@@ -165,6 +165,15 @@ class ClientConfig(Section):
     requests_per_minute: PerMinute | None = Field(default=None, description="Unset: unlimited.")
     tokens_per_minute: PerMinute | None = Field(default=None, description="Prompt and answer together.")
     max_concurrent: Whole | None = Field(default=None, description="Requests open at once.")
+    tokens_per_day: Whole | None = Field(default=None, description="Budget per day of UTC, as above.")
+    tokens_per_month: Whole | None = Field(default=None, description="Budget per month of UTC.")
+    shadow: bool = Field(default=False, description="What exceeds these limits is counted, not refused.")
+    models: tuple[str, ...] = Field(default=(), description="Models it may use; empty: all.")
+    team: str | None = Field(
+        default=None,
+        pattern=CLIENT_NAME.pattern,
+        description="Clients of the same team share one turn: fairness counts the team first.",
+    )
     priority_limit: Annotated[int, BeforeValidator(_no_truth_value)] = Field(
         default=0,
         description="Most urgent `priority` its requests may name; lower is earlier, requests without one have 0.",

@@ -330,9 +330,19 @@ class ControlPlane:
 
     def _admit(self, facts: Facts | Unscheduled, pool: Pool, tokens: int, now: float) -> _Request:
         identity = facts.identity
+        allowed = self._clients.models(identity.limits_of)
+        if allowed is not None and facts.model is not None and facts.model not in allowed:
+            self._check_allowed(facts.model, allowed)
         lease = self._clients.quota.admit(identity.account, self._clients.limits(identity.limits_of), tokens, now)
         request = self._requests[facts.id] = _Request(facts, pool, lease, Attribution(self._health))
         return request
+
+    def _check_allowed(self, model: str, allowed: frozenset[str]) -> None:
+        """Raises Refused for a model that stands in the list neither by itself nor by an alias."""
+        if not any(self._pools.aliases.get(alias) == model for alias in allowed):
+            known = ", ".join(sorted(allowed))
+            message = f"This API key may not use the model `{shown(model)}`. It may use: {known}."
+            raise Refused(Reject(RejectKind.NO_MODEL, message, param="model"))
 
     def _pool(self, served_name: str) -> Pool:
         pool = self._pools.find(served_name)
@@ -375,6 +385,7 @@ class ControlPlane:
                 input_tokens=view.input_tokens,
                 output_tokens=view.expected_output_tokens * view.sequences,
                 waited_s=decision.waited_s,
+                limits=request.lease.headers(self._clock()),
             )
 
     def _pick(self, request: _Request) -> Dispatch | Reject:
@@ -393,7 +404,8 @@ class ControlPlane:
         request.attempt += 1
         request.decode = member.worker.id
         self._occupy(request, member.worker.id)
-        return Dispatch(model=name, worker=member.worker.id, attempt=request.attempt)
+        limits = request.lease.headers(self._clock())
+        return Dispatch(model=name, worker=member.worker.id, attempt=request.attempt, limits=limits)
 
     def _may_be_tried_elsewhere(self, request: _Request, reason: AttemptFailure) -> bool:
         """Whether a request that is not scheduled is given to another worker, as a scheduled one would be.

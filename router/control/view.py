@@ -30,6 +30,7 @@ def request_view(
         streams=facts.streams,
         weight=identity.weight,
         party=_party(identity),
+        weights=(1.0, identity.weight) if identity.team else (),
         priority=_priority(facts),
         session=facts.session,
         media=facts.media,
@@ -45,7 +46,10 @@ def _priority(facts: Facts) -> int:
 
 
 def _party(identity: Identity) -> tuple[str, ...]:
-    """The account first, its user inside it: users of one key share what the key is owed."""
+    """Team, account, user, each inside the one before it: users of one key share what the key is owed."""
+    if identity.team:
+        inner = (identity.account,) if identity.account == identity.client else (identity.account, identity.client)
+        return (identity.team, *inner)
     if not identity.account or identity.account == identity.client:
         return (identity.client,)
     return identity.account, identity.client

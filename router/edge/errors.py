@@ -43,6 +43,8 @@ class RequestError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.limits: tuple[tuple[bytes, bytes], ...] = ()
+        """Headers that say how the client's limits stand."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         if self.retry_after_s is None:
@@ -175,7 +177,9 @@ _OF_STATUS: dict[int, type[RequestError]] = {
 
 def error_of(reject: Reject) -> RequestError:
     """What control's no means to a client."""
-    return _OF_KIND[reject.kind](reject.message, param=reject.param, retry_after_s=reject.retry_after_s)
+    error = _OF_KIND[reject.kind](reject.message, param=reject.param, retry_after_s=reject.retry_after_s)
+    error.limits = reject.headers
+    return error
 
 
 class Dialect(Enum):
@@ -197,6 +201,7 @@ def to_http(
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         *error.headers(),
+        *error.limits,
     ]
     return error.status, headers, body
 

@@ -1,7 +1,7 @@
 """What the client hears: a status line once, then the body, or the error that stands in its place."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from router.edge.errors import (
@@ -39,6 +39,7 @@ class ResponseWriter:
     __slots__ = (
         "_decision",
         "_dialect",
+        "_limits",
         "_over",
         "_request",
         "_send",
@@ -65,6 +66,7 @@ class ResponseWriter:
         self._request = request
         self._dialect = dialect
         self._decision: list[Header] = []
+        self._limits: list[Header] = []
         self.holding = holding or Holding(HeldBytes(_ANY))
         """What the answer holds in memory counts here."""
         self._over = False
@@ -81,6 +83,10 @@ class ResponseWriter:
     def name(self, request: bytes) -> None:
         """The request's id, as the answer's headers have it."""
         self._request = request
+
+    def tell_limits(self, headers: Iterable[Header]) -> None:
+        """How the client's limits stand, in the answer's headers."""
+        self._limits = list(headers)
 
     def explain(self, dispatch: Dispatch) -> None:
         """Say in the answer's headers where it comes from, and why from there."""
@@ -180,7 +186,11 @@ class ResponseWriter:
             return
         try:
             await self._send(
-                {"type": "http.response.start", "status": status, "headers": headers + self._decision}
+                {
+                    "type": "http.response.start",
+                    "status": status,
+                    "headers": headers + self._decision + self._limits,
+                }
             )
         except RuntimeError:
             self.started = False  # a header that cannot be sent: an error may still take its place

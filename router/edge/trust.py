@@ -80,6 +80,7 @@ PATHS = (
     Path("/ping", ("GET", "POST"), Use.OWN, "the same, as SageMaker asks for it"),
     Path("/readyz", ("GET",), Use.OWN, "200 while any model can be served: for load balancers and probes"),
     Path("/ready", ("GET",), Use.OWN, "200 while every known model can be served, else what is missing"),
+    Path("/v1/usage", ("GET",), Use.OWN, "what the key that is sent has used and may use, and no other"),
     Path("/load", ("GET",), Use.OWN, "`server_load`: requests that are open here"),
     Path(
         "/tokenizer_info",

@@ -82,7 +82,7 @@ class Running:
             held[f"{member.worker.id} open"] = member.open
         for connection in gateway.connections:
             held[f"{connection.address.id} busy"] = connection.busy
-        for name, account in gateway.clients.quota._accounts.items():
+        for name, account in gateway.clients.quota.accounts().items():
             held[f"{name} leases"] = account.open
         return held
 

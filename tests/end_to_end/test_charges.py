@@ -33,7 +33,7 @@ def _nothing_comes_back(monkeypatch):
 
 def spent(gateway):
     """Tokens missing in the client's bucket."""
-    return LIMIT - gateway.gateway.clients.quota._accounts["a"].tokens.level
+    return LIMIT - gateway.gateway.clients.quota.accounts()["a"].tokens.level
 
 
 def chunk(number):

@@ -41,7 +41,7 @@ async def ask(gateway, path, **more):
 
 
 def spent(gateway):
-    return 100_000 - gateway.gateway.clients.quota._accounts["a"].tokens.level
+    return 100_000 - gateway.gateway.clients.quota.accounts()["a"].tokens.level
 
 
 @pytest.mark.parametrize("path", ESTIMATED)
@@ -71,7 +71,7 @@ async def test_they_wait_for_room_and_count_as_open(path):
         lines = [line for line in gateway.lines() if line["outcome"] == "completed"]
         assert all(line["reason"] and line["worker"] == worker.url for line in lines)
         assert lines[0]["input_tokens"] >= (len(SOUND) // 320 if path in SOUNDS else 10)
-        assert spent(gateway) > 0 or gateway.gateway.clients.quota._accounts["a"].tokens.level == 100_000
+        assert spent(gateway) > 0 or gateway.gateway.clients.quota.accounts()["a"].tokens.level == 100_000
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v1/audio/transcriptions"])

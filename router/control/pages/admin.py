@@ -1,7 +1,7 @@
 """The operator's side: see the fleet, add, drain and remove workers while traffic runs."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -10,10 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from policies.model import WorkerView
 from policies.prefixes.trust import Trust
 from router.config.worker import WorkerConfig
-from router.control.control_plane import ControlPlane
 from router.control.pages.json_page import json_page
 from router.control.pages.render import Render, response
-from router.control.pages.requests import add_requests
 from router.control.pools import Member, Pools
 from router.control.refused import Refused
 from router.observability.page import sliced
@@ -24,11 +22,19 @@ _WORKERS_PER_STEP = 32
 
 
 def admin_pages(
-    pools: Pools, fleet: Fleet, control: ControlPlane, decisions: Collection[dict[str, Any]], render: Render
+    pools: Pools,
+    fleet: Fleet,
+    decisions: Collection[dict[str, Any]],
+    render: Render,
+    more: Iterable[Callable[[FastAPI], None]] = (),
 ) -> FastAPI:
-    """A FastAPI application of its own, to be served behind a `Guard`, which looks at the key."""
+    """A FastAPI application of its own, to be served behind a `Guard`, which looks at the key.
+
+    `more`: each adds pages of its own.
+    """
     app = FastAPI(title="fairlead admin", summary="See and change the fleet. Workers are named by their URL.")
-    add_requests(app, control, pools, decisions)
+    for add_pages in more:
+        add_pages(app)
 
     @app.get("/workers", summary="Every worker with its state and load")
     async def workers() -> Response:
@@ -61,6 +67,13 @@ def admin_pages(
         _known(fleet.remove, url)
         return {"removing": url}
 
+    _add_errors(app, render)
+    return app
+
+
+def _add_errors(app: FastAPI, render: Render) -> None:
+    """Answer errors in the API's own shape."""
+
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:  # noqa: ARG001 - Starlette's signature
         return response(render(error.reject))
@@ -69,8 +82,6 @@ def admin_pages(
     async def invalid(request: Request, error: RequestValidationError) -> Response:  # noqa: ARG001
         problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
         return response(render(Reject(RejectKind.BAD_REQUEST, problems)))
-
-    return app
 
 
 def _known(act: Callable[[str], None], url: str) -> None:

@@ -99,12 +99,13 @@ def pages(
     look_again: Callable[[], Awaitable[None]],
     hidden: Callable[[Request], Reject | None],
     strange: Callable[[Request], Reject | None],
+    usage: Callable[[Request], dict[str, Any] | Reject],
 ) -> FastAPI:
     """The FastAPI application behind the edge's routes.
 
     `documented`: path, tag and summary of what the edge serves itself. `look_again`: asks the workers what they
     serve now. `hidden`: why a request may not see what names workers and clients; `strange`: why it may not see
-    anything that is for clients; None: it may.
+    anything that is for clients; None: it may. `usage`: what its client has used and may use.
     """
     pools, version = status.pools, status.version
     app = FastAPI(
@@ -142,6 +143,13 @@ def pages(
         found = pools.routes().find(model)
         unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{shown(model)}` is not listed.")
         raise Refused(found if isinstance(found, Reject) else unlisted)
+
+    @app.get("/v1/usage", tags=["models"], summary="What the key that is sent has used and may use")
+    async def used(request: Request) -> Response:
+        told = usage(request)
+        if isinstance(told, Reject):
+            raise Refused(told)
+        return json_page(told)
 
     _add_errors(app, status.render)
     _document(app, documented)

@@ -258,7 +258,10 @@ class Lifecycle(ABC):
     async def _admit(self, facts: Facts | Unscheduled) -> Dispatch:
         """Where the request may run; waits until it may. Raises what control turns it away with."""
         self._admitted = True
-        return taken(await self._control.admit(facts))
+        dispatch = taken(await self._control.admit(facts))
+        if dispatch.limits:
+            self._answer.tell_limits(dispatch.limits)
+        return dispatch
 
     def _target(self) -> bytes:
         """Path and query as the client sent them."""

@@ -80,7 +80,7 @@ class Plane:
             sum(member.open for member in self.pools.members.values()),
             sum(pool.scheduler.snapshot().queued + pool.scheduler.snapshot().in_flight for pool in pools),
             sum(row.requests + row.sequences + row.prefill_owed + row.kv_reserved for row in loads),
-            sum(account.open for account in self.clients.quota._accounts.values()),
+            sum(account.open for account in self.clients.quota.accounts().values()),
         )
 
 

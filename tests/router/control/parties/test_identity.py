@@ -316,7 +316,7 @@ def test_no_order_of_events_gives_a_client_more_than_its_limits(steps):
         assert within_rate(admitted[name], per_minute=12)
     for lease in (lease for leases in open_leases.values() for lease in leases):
         lease.release()
-    assert all(account.open == 0 for account in quota._accounts.values())
+    assert all(account.open == 0 for account in quota.accounts().values())
 
 
 def within_rate(times, per_minute):
