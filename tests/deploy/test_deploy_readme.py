@@ -14,7 +14,14 @@ README = (DEPLOY / "README.md").read_text()
 LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("fairlead ")])
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("fairlead keys ")])
+def test_the_commands_about_keys_get_as_far_as_the_gateway(line):
+    to_nowhere = {"FAIRLEAD_URL": "http://127.0.0.1:9", "FAIRLEAD_ADMIN_KEY": "a-key"}
+    result = CliRunner().invoke(cli, shlex.split(line, comments=True)[1:], env=to_nowhere)
+    assert (result.exit_code, "does not answer" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("fairlead compose ")])
 def test_fairlead_accepts_its_command_lines(line, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     words = shlex.split(line.partition(" > ")[0])[1:]
