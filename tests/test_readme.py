@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its files exist, its configurations are accepted."""
+"""The README's first minutes are true: the demo, the client, the two commands. The rest: test_documents.py."""
 
 import os
 import re
@@ -7,12 +7,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-
-import pytest
-
-from router.config.policy_choice import Choice
-from router.config.reload import settings
-from router.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,56 +18,8 @@ def blocks(kind):
     return [text for name, text in BLOCKS if name == kind]
 
 
-def command_lines():
-    lines = [line for text in blocks("sh") for line in text.splitlines()]
-    return [line.split("#")[0].strip() for line in lines if line.startswith("fairlead ")]
-
-
-@pytest.mark.parametrize("line", command_lines())
-def test_every_option_of_a_command_exists(line):
-    words = line.split(" -- ")[0].split()
-    command = words[1:3] if words[1] == "heatmap" else words[1:2]  # a group of commands
-    answer = subprocess.run(
-        [FAIRLEAD, *command, "--help"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert answer.returncode == 0, f"{line}: {answer.stderr}"
-    for option in (word for word in words if word.startswith("--")):
-        assert option in answer.stdout, f"{line}: there is no {option}"
-
-
-@pytest.mark.parametrize("text", blocks("yaml"))
-def test_every_configuration_is_accepted(text, tmp_path):
-    file = tmp_path / "fairlead.yaml"
-    file.write_text(text.replace("sha256:...", "sha256:" + "0" * 64))
-    Config.load(file, env={})
-
-
-def test_every_file_that_is_named_exists():
-    named = set(re.findall(r"`((?:router|workers|policies|tests|benchmarks|deploy)/[\w./-]+)`", README))
-    named |= {link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link}
-    assert {name for name in named if not (ROOT / name).exists()} == set()
-    assert named
-
-
-def is_setting(name):
-    """Whether a configuration may have this key, a policy's own settings under the policy that ships."""
-    if name in settings():
-        return True
-    value = Config.model_validate({})
-    for part in name.split("."):
-        value = value.settings if isinstance(value, Choice) else value
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
-    return True
-
-
-@pytest.mark.parametrize("page", ["README.md", "deploy/README.md", "deploy/runbook.md"])
-def test_every_setting_that_is_named_exists(page):
-    sections = "|".join(Config.model_fields)
-    named = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)[`:]", (ROOT / page).read_text()))
-    assert named
-    assert {name for name in named if not is_setting(name)} == set()
+def test_it_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 150
 
 
 def test_the_demo_prints_what_the_readme_shows_and_answers_the_openai_client():
@@ -101,7 +47,7 @@ def test_the_demo_prints_what_the_readme_shows_and_answers_the_openai_client():
 
 
 def test_the_first_two_commands_are_the_ones_that_ci_runs():
-    first, second = blocks("sh")[:2]
+    first, second, *_ = blocks("sh")
     assert first == "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/fairlead demo\n"
     assert second == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest\n"
     run = (ROOT / ".ci" / "run").read_text()
@@ -112,7 +58,7 @@ def test_the_first_two_commands_are_the_ones_that_ci_runs():
 
 def test_every_dependency_is_explained():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    table = README.partition("| dependency | why |")[2]
+    table = (ROOT / "ARCHITECTURE.md").read_text().partition("| dependency | why |")[2]
     for requirement in project["dependencies"]:
         assert re.split(r"[\[><=]", requirement)[0] in table
     for extra in project["optional-dependencies"]:
