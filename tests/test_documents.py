@@ -26,7 +26,7 @@ PAGES = sorted(
 )
 MADE_FOR_THE_SITE = {"configuration.md", "policy-reference.md"}
 PROGRAMS = {
-    *("pip", "python3", "openssl", "sudo", "curl", "docker", "."),
+    *("pip", "python3", "openssl", "sudo", "curl", "docker", "export", "."),
     *(".venv/bin/pip", ".venv/bin/pytest", ".venv/bin/fairlead", ".venv/bin/mkdocs", ".venv/bin/pre-commit"),
     *("pytest", ".ci/run", "vllm", "MODEL=Qwen/Qwen3-14B"),
 }
