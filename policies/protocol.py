@@ -43,7 +43,7 @@ class OrderPolicy(ABC):
 
         `workers` are those with room for something. Requests that none of them serves may be left out. The
         matcher starts the first candidate that has a worker, then asks afresh; it passes over candidates that
-        have no room. A candidate says itself whether it may be passed over for ever (`overdue`), and whether it
+        have no room. A candidate says itself whether it may be passed over forever (`overdue`), and whether it
         may use room beside which an earlier candidate waits by choice (`may_pass`).
         """
 

@@ -12,7 +12,7 @@ requests of smallest volume only. The list is made for a backlog, so it is made 
 have come that belong into it, or when it is used up (half, if others wait behind it). Requests that come in
 between stand behind it, by volume. Capacity: that of the smallest worker with room. Lengths are the mean
 estimates. Both volumes and the lengths in F age by waiting (`kit/sizes.py`), relative to the newest request, so
-no request is last for ever.
+no request is last forever.
 
 Invariant: what the list was made from changes in `push` and `remove` alone, so that asking changes nothing.
 """

@@ -1,6 +1,6 @@
 """Workers kept free for requests that have waited too long and fit on none.
 
-A large request can be overtaken for ever by small ones that fit into room too small for it. Once it is overdue,
+A large request can be overtaken forever by small ones that fit into room too small for it. Once it is overdue,
 one worker takes nothing else until the request starts there. Only one, and only an eighth of the fleet in all:
 a request that needs an empty worker must not empty the fleet.
 

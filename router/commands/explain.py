@@ -51,7 +51,7 @@ def explain(
 def requests(
     state: Annotated[Literal["waiting", "running", "ended", "all"], typer.Option(help="Which of them.")] = "all",
     client: Annotated[str | None, typer.Option(help="Only this client's.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many at most.")] = 50,
     url: Url = DEFAULT_URL,
     key_file: KeyFile = None,
     as_json: AsJson = False,

@@ -81,7 +81,7 @@ def find(kind: Kind, name: str) -> Entry:
 
 
 def everything(kind: Kind) -> tuple[dict[str, Entry], list[str]]:
-    """Every policy that can be used by its name, and a sentence for each that a package offers in vain."""
+    """Every policy that can be used by its name, and a sentence for each that a package offers and that cannot."""
     found, problems = built_in(kind), []
     for point in _offered(kind):
         if point.name in built_in(kind):

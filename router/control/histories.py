@@ -1,6 +1,6 @@
 """What requests went through: those under way, and the last ones that ended. For operators who ask why.
 
-Nothing is rendered before somebody asks; until then a request costs one small object, and one for each attempt.
+Nothing is rendered before an operator asks; until then a request costs one small object, and one for each attempt.
 They keep what exists anyway: the scheduler's decision and what a failed attempt said. No prompt is kept.
 
 Invariants: at most `most` histories of requests that have ended; an attempt keeps a bounded number of workers

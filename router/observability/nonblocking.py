@@ -1,8 +1,8 @@
 """Writes that never wait: as much as the other end of a stream takes at this moment.
 
-Whether a write blocks belongs to the open file, which standard error shares with whoever has started the gateway:
-to change it there would change it for them. So a pipe or terminal is opened a second time, and a socket is told
-with each write. A file on a disk takes everything; what it costs is a copy into the page cache.
+Whether a write blocks belongs to the open file, which standard error shares with the process that started the
+gateway: to change it there changes it for both. So a pipe or terminal is opened a second time, and a socket is
+told with each write. A file on a disk takes everything; what it costs is a copy into the page cache.
 """
 
 import os

@@ -95,7 +95,7 @@ class Encoder:
         return _bytes(self._tokenizer.encode_batch_fast([text], add_special_tokens=True)[0])
 
     def _encode(self, pieces: Sequence[str]) -> list[bytes]:
-        # The batch call gives the interpreter free, which `encode` does not; "fast": offsets are of no use here.
+        # The batch call releases the GIL, which `encode` does not; "fast": offsets are of no use here.
         return [_bytes(one) for one in self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
 
     def _split(self, text: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Log lines about a state that lasts: said when it begins, again when its cause changes, then ever more seldom.
+"""Log lines about a state that lasts: when it begins, when its cause changes, then at longer and longer intervals.
 
 A worker that cannot be reached is probed every few seconds, and a stream of unreadable events fails thousands of
 times a second. One line tells an operator everything; none, or a flood, hides it.

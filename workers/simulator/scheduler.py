@@ -8,7 +8,7 @@ all its tokens are computed again later.
 A step is planned and then completed; requests may arrive and leave in between. Decoding costs nothing per
 sequence and step: what is kept are heaps of the steps at which a sequence needs a block and at which one ends.
 The steps up to the next end are planned as one run, which makes long simulations cheap and changes no result; the
-blocks that the run needs are taken, in order, as it is completed. Where they might not be enough, or somebody
+blocks that the run needs are taken, in order, as it is completed. Where they might not suffice, or another request
 waits for them, the run stops at the first step that needs one.
 
 Invariants between calls: `context` is the sum of prompt + generated tokens over the decoding sequences, who are

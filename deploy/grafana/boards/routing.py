@@ -179,7 +179,7 @@ _REPORTED = (
         span=6,
     ),
     Panel(
-        "Foretold to the token",
+        "Predicted to the token",
         "Share of answers whose cached tokens were as expected. Good: 0.99 with exact indexes and token ids. "
         "With predicted ones it is near 0, as text says nothing exact.",
         (

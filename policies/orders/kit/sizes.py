@@ -1,7 +1,7 @@
 """Waiting requests by size, smallest first: for orders that prefer small requests.
 
 Ageing [ours]: a request counts as half as large for every `halves_s` that it has waited. So a queue by size
-stays one under any backlog, because all that wait age alike, and no request waits for ever: one of 2^k times the
+stays one under any backlog, because all that wait age alike, and no request waits forever: one of 2^k times the
 size of others is overtaken only by those that arrive within k times `halves_s` after it. An order that aged by
 seconds would be first come, first served as soon as the backlog is older than that. Nothing has to be sorted
 again as time goes by: `log2(size) - waited / halves_s` differs between two requests by the same amount at any

@@ -25,7 +25,7 @@ from workers.fleet.probe import ProbeError, fetch_metrics, fetch_models, fetch_v
 from workers.fleet.worker import WorkerSpec
 
 TOKEN_IDS = (100, 300)
-"""Prompts are made of these: in the vocabulary of every model, and seldom special."""
+"""Prompts are made of these: in the vocabulary of every model, and rarely special."""
 _CONTROL_S = 10.0
 _ANSWER_S = 300.0
 """The longest wait for the next chunk."""
