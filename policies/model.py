@@ -149,6 +149,7 @@ class RequestView:
     whole: bool = False
     """One worker has to serve it from its prompt to its end."""
     resume_tokens: int = 0
+    """Of its answer, from which it goes on after its worker has died: they are part of `input_tokens`."""
     chains: dict[tuple[int, str | None], "array[int]"] | None = field(default=None, compare=False, repr=False)
     """What is remembered of the key: digests of its blocks, see `held_blocks`."""
 

@@ -45,6 +45,7 @@ from router.control.scheduler_factory import make_scheduler, roles_shortfall
 from router.edge.cors import Cors
 from router.edge.credentials import digests
 from router.edge.errors import error_of, to_http
+from router.edge.execution.continuations import Continuations
 from router.edge.execution.lifecycle import address_of
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
@@ -84,6 +85,7 @@ class Router:
     intake: Intake
     recorder: Recorder
     connections: WorkerConnections
+    continuations: Continuations
     control: ControlPlane
     clients: Clients
     keyring: Keyring
@@ -182,7 +184,13 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
     pools.configure(config.models, keys_needed=clients.keys_needed)
     # The port: what requests share, on the other side of it.
     control = ControlPlane(
-        pools, clients, fleet, metrics.attempt_failed, loop.time, attempts=config.limits.attempts
+        pools,
+        clients,
+        fleet,
+        metrics.attempt_failed,
+        loop.time,
+        attempts=config.limits.attempts,
+        seams=config.limits.continuations,
     )
     # The edge's own way to workers.
     connections = WorkerConnections(
@@ -193,6 +201,8 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
             host_name=worker.host_name,
         )
     )
+    # Streams that go on at another worker when theirs dies.
+    continuations = Continuations(config.continuation, metrics.continuations.count, metrics.continuations.gap)
     # Prompts as token ids, where a model's tokenizer can be had.
     follows_events = config.health.kv_events == "auto"
     tokenization = Tokenization(
@@ -203,6 +213,7 @@ async def assemble(config: Config, log_lines: RequestLog, on_ready: Callable[[],
         intake=intake,
         recorder=recorder,
         connections=connections,
+        continuations=continuations,
         control=control,
         clients=clients,
         keyring=keyring,
@@ -448,6 +459,7 @@ def routes(router: Router, inner: ASGIApp, listen: Listen) -> Routes:
         intake=router.intake,
         recorder=router.recorder,
         connections=router.connections,
+        continuations=router.continuations,
         tokenizers=router.tokenization.desks,
         explains=listen.decision_headers,
         heartbeat_s=listen.heartbeat_s,
@@ -557,6 +569,8 @@ def _take_over(router: Router, config: Config) -> None:
     router.clients.reload(config.clients)
     router.metrics.reconfigure(_weights(config), max_clients=config.metrics.max_clients)
     router.control.attempts = limits.attempts
+    router.control.seams.limit = limits.continuations
+    router.continuations.mode = config.continuation
     for pool in router.pools.by_model.values():
         pool.scheduler.set_limits(
             max_queued=limits.queue_requests, max_wait_s=limits.queue_wait_s, attempts=limits.attempts

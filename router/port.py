@@ -6,6 +6,7 @@
     first_token, output(n),
     prefill_done, stored ──────►  what is under way
     failed(attempt) ───────────►  waits again         ──► Dispatch | Reject | None
+                                  (an answer that has begun: with `resume_tokens`, to go on elsewhere)
     settled(usage) | cancelled ►  the request's one end
     routes() ──────────────────►  snapshot: which names exist, and where workers are
 
@@ -14,7 +15,7 @@ quotas, who stores which response, which pairs fit). Neither imports the other; 
 is a plain call in one process. Each one is a value without live objects, so that tomorrow it can cross a socket.
 
 Invariants: after `admit` has been called, a request ends exactly once, by a `Reject`, by `settled`, by `failed`
-with `answering`, or by `cancelled`; events of a request that has ended change nothing.
+with `answering` and nothing to resume from, or by `cancelled`; events of a request that has ended change nothing.
 """
 
 import math
@@ -165,6 +166,8 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     """The client has seen a part of the answer, so that the request cannot start anew."""
     fetching: bool = False
     """The worker was to fetch KV that another one had computed."""
+    resume_tokens: int | None = None
+    """Of the answer, that have come, where it can go on from them at another worker; None: it cannot."""
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
@@ -207,6 +210,8 @@ class WorkerAddress(msgspec.Struct, frozen=True, gc=False):
     """For the Host header and the certificate, where `url` holds one of the name's addresses."""
     silence_limit_s: float = math.inf
     """How long a request may be silent there: finite while the worker is known not to work."""
+    max_model_len: int | None = None
+    """Tokens that a prompt and its answer may have together, where the worker says."""
     kv_events: bool | None = None
     """Whether it publishes KV events, by the configuration; None: that does not say."""
 
@@ -283,7 +288,10 @@ class Control(Protocol):
         """The worker keeps the answer under this id."""
 
     async def failed(self, failure: Failed) -> Dispatch | Reject | None:
-        """An attempt came to nothing; what to do next. None: the request has ended."""
+        """An attempt came to nothing; what to do next. None: the request has ended.
+
+        Of an answer that has begun and can go on (`resume_tokens`): where it does, or why it does not.
+        """
 
     def settled(self, end: Settled) -> None: ...
 

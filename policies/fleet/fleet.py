@@ -228,9 +228,10 @@ class Fleet:
         """Learn speed and answer length from a complete answer of `output_tokens`, all its sequences together."""
         request = attempt.request
         if output_tokens > 0:
-            attempt.decoder.learn_from_answer(attempt, output_tokens, now)
-            tokens = output_tokens / request.sequences
-            self._lengths.record(request.client, request.served_name, request.input_tokens, tokens, request.length)
+            if not request.resume_tokens:  # else another worker has computed some of it
+                attempt.decoder.learn_from_answer(attempt, output_tokens, now)
+            tokens, prompt = output_tokens / request.sequences, request.input_tokens - request.resume_tokens
+            self._lengths.record(request.client, request.served_name, prompt, tokens, request.length)
 
     def record_failure(self, attempt: Attempt, worker: WorkerId, reason: AttemptFailure) -> None:
         """Correct what was believed to be in caches by now and is not: call after `release`.

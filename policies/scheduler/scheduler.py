@@ -167,16 +167,23 @@ class Scheduler:
         self._end(ticket, outcome, usage, now)
 
     def attempt_failed(
-        self, ticket: Ticket, worker: WorkerId, reason: AttemptFailure, tokens_so_far: int, now: float
+        self,
+        ticket: Ticket,
+        worker: WorkerId,
+        reason: AttemptFailure,
+        tokens_so_far: int,
+        now: float,
+        resume_tokens: int | None = None,
     ) -> Ticket | None:
         """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.
 
         None if there is none: the client has part of the answer, so the request ends, or the ticket is an old one.
+        `resume_tokens`: the next attempt goes on from so many tokens of the answer, which are part of its prompt.
         """
         entry = self._entry(ticket)
         if entry is None or entry.running is None:
             return None
-        if tokens_so_far > 0:
+        if tokens_so_far > 0 and resume_tokens is None:
             self._end(ticket, Outcome.FAILED, None, now)
             return None
         running, request = entry.running, entry.request
@@ -184,6 +191,8 @@ class Scheduler:
         self._fleet.release(running, now, finished=False)
         self._fleet.record_failure(running, worker, reason)
         self._events.publish(Left, request, running.placement, None, None, now)
+        if resume_tokens is not None:
+            request = entry.request = _resumed(request, resume_tokens)
         apart = reason is AttemptFailure.HANDOVER  # either of the two does well by itself
         if apart:
             entry.request = replace(request, whole=True)
@@ -504,3 +513,16 @@ class Scheduler:
     def _is_predictable(self, ticket: Ticket) -> bool:
         running = self._running(ticket)
         return running is not None and running.predictable
+
+
+def _resumed(request: RequestView, tokens: int) -> RequestView:
+    """The request that goes on from `tokens` tokens of its answer: they count as prompt, and are not expected."""
+    before, most = request.resume_tokens, request.max_output_tokens
+    return replace(
+        request,
+        input_tokens=request.input_tokens - before + tokens,
+        expected_output_tokens=max(1, request.expected_output_tokens + before - tokens),
+        max_output_tokens=None if most is None else max(1, most + before - tokens),
+        resume_tokens=tokens,
+        whole=True,
+    )

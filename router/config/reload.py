@@ -48,6 +48,8 @@ LIVE: Mapping[str, Live] = {
     "limits.wrong_keys_per_minute": _NEXT,
     "limits.background_responses": _NEXT,
     "limits.attempts": Live("the next failed attempt"),
+    "limits.continuations": Live("the next stream whose worker dies"),
+    "continuation": _NEXT,
     "timeouts.connect_s": _TO_WORKERS,
     "timeouts.first_byte_s": _TO_WORKERS,
     "timeouts.whole_answer_s": _TO_WORKERS,

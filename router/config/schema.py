@@ -6,9 +6,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from router.config import sources as config_sources
 from router.config.sections import (
@@ -24,10 +24,12 @@ from router.config.sections import (
     Section,
     Status,
     Timeouts,
+    off_is_a_word,
 )
 from router.config.sources import SeveralProblems
 from router.config.worker import WorkerConfig
 from router.config.yaml_lines import At
+from router.edge.api.continuable import Mode
 from router.tokenization.settings import TokenizationSettings
 
 T = TypeVar("T")
@@ -44,6 +46,11 @@ class Config(Section):
     isolation: Isolation = Field(default=Isolation(), description="What clients can learn of each other.")
     models: dict[str, str] = Field(default={}, description="Other names for models: `alias: model`.")
     limits: Limits = Field(default=Limits(), description="Bounds on what is taken in.")
+    continuation: Annotated[Mode, BeforeValidator(off_is_a_word)] = Field(
+        default="exact",
+        description="Whether streams go on at another worker when theirs dies: exact (where the answer is one "
+        "that the dead worker could have given as well), best_effort (also with a seed or penalties), or off.",
+    )
     timeouts: Timeouts = Field(default=Timeouts(), description="How long a worker may keep us waiting.")
     policies: Policies = Field(default_factory=Policies, description="Which request is next, and where it runs.")
     tokenization: TokenizationSettings = Field(

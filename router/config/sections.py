@@ -44,6 +44,11 @@ def _on_or_off(value: object) -> object:
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def off_is_a_word(value: object) -> object:
+    """YAML's `off` is a boolean."""
+    return "off" if value is False else value
+
+
 def _secret(value: object, info: ValidationInfo) -> str:
     return keys.resolve(value, _surroundings(info))
 
@@ -245,6 +250,10 @@ class Limits(Section):
         description="Responses with `background: true`: held (room and limits taken until they end) or refused.",
     )
     attempts: Whole = Field(default=3, description="Workers tried for one request before it fails.")
+    continuations: Whole = Field(
+        default=64,
+        description="Streams of dead workers that may be at their prefill elsewhere at once; more wait.",
+    )
 
 
 class Timeouts(Section):

@@ -23,6 +23,7 @@ from router.control.parties.quotas import Lease
 from router.control.pools import Member, Pools
 from router.control.refused import Refused
 from router.control.response_owners import ResponseOwners
+from router.control.seams import Seams
 from router.control.token_ratio import TokenRatio
 from router.control.view import key_bytes, request_view
 from router.port import (
@@ -78,6 +79,7 @@ class _Request:
         "member",
         "pool",
         "prefill",
+        "seam",
         "tried",
         "why",
     )
@@ -96,6 +98,8 @@ class _Request:
         """Of the present attempt, until the prompt is computed."""
         self.member: Member | None = None
         """The worker on which it counts as open."""
+        self.seam = False
+        """It has a place among the streams that change their worker."""
         self.tried: set[WorkerId] = set()
         """Workers that an unscheduled request has failed on."""
         self.why = ""
@@ -107,7 +111,8 @@ class _Request:
 class ControlPlane:
     """Implements `port.Control`. `count_failure` is told of each failed attempt.
 
-    `attempts`: how many workers a request that is not scheduled is tried on at most.
+    `attempts`: how many workers a request that is not scheduled is tried on at most. `seams`: how many streams of
+    dead workers may be on their way to another one.
     """
 
     def __init__(
@@ -119,8 +124,10 @@ class ControlPlane:
         clock: Callable[[], float],
         *,
         attempts: int,
+        seams: int = 64,
     ) -> None:
         self.attempts = attempts
+        self.seams = Seams(seams)
         self.owners = ResponseOwners()
         self.pairs = PairCompatibility()
         self.histories = Histories()
@@ -178,6 +185,7 @@ class ControlPlane:
         found = self._requests.get(request)
         if found is not None and found.admitted is not None:
             found.attribution.decided()
+            self._over_the_seam(found)
             found.admitted.first_token()
             if found.history is not None and found.history.attempts:
                 found.history.attempts[-1].first_token_at = self._clock()
@@ -220,11 +228,14 @@ class ControlPlane:
         request.why = failure.why
         self._note_failure(request, worker, reason)
         admitted = request.admitted
-        if reason is AttemptFailure.CLIENTS_FAULT or (at_fault and not failure.answering):
+        resumes = failure.resume_tokens is not None and admitted is not None
+        if reason is AttemptFailure.CLIENTS_FAULT or (at_fault and (resumes or not failure.answering)):
             if admitted is not None:
                 admitted.settle(Usage(0, 0), Outcome.FAILED if at_fault else Outcome.REFUSED)
             self._end(request, Outcome.FAILED if at_fault else Outcome.REFUSED)
             return _last_words(reason, failure)
+        if resumes and admitted is not None:
+            return await self._resume(request, admitted, failure, reason, worker)
         computed = self._computed(request) if failure.answering else 0
         if admitted is not None:
             # More than zero says that the client has seen a part of the answer, so that nothing may start anew.
@@ -237,6 +248,24 @@ class ControlPlane:
             self._end(request, Outcome.FAILED)
             return _last_words(reason, failure)
         return await self._next(request)
+
+    async def _resume(
+        self, request: _Request, admitted: Admitted, failure: Failed, reason: AttemptFailure, worker: WorkerId
+    ) -> Dispatch | Reject:
+        """Where an answer goes on that has begun: decided as for any attempt, once the stream's turn has come."""
+        if not request.seam:
+            await self.seams.take()
+            request.seam = True
+        if request.facts.id not in self._requests:  # it has ended while it waited
+            self._over_the_seam(request)
+            return _reject_for(reason, failure.why)
+        admitted.failed(reason, 0, worker, resume_tokens=failure.resume_tokens)
+        return await self._next(request)
+
+    def _over_the_seam(self, request: _Request) -> None:
+        if request.seam:
+            request.seam = False
+            self.seams.give_back()
 
     def settled(self, end: Settled) -> None:
         request = self._requests.get(end.id)
@@ -483,6 +512,7 @@ class ControlPlane:
         if self._requests.pop(request.facts.id, None) is None:
             return
         request.attribution.decided()
+        self._over_the_seam(request)
         history = request.history
         if history is not None:
             history.outcome, history.ended_at = outcome, self._clock()

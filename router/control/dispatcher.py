@@ -75,10 +75,18 @@ class Admitted:
         pool.scheduler.output(self._ticket, tokens, pool.loop.time())
         pool.after_event()
 
-    def failed(self, reason: AttemptFailure, tokens_so_far: int, worker: WorkerId | None = None) -> None:
+    def failed(
+        self,
+        reason: AttemptFailure,
+        tokens_so_far: int,
+        worker: WorkerId | None = None,
+        *,
+        resume_tokens: int | None = None,
+    ) -> None:
         """The attempt broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
 
-        `worker`: which of a pair it was; None: the one that decodes.
+        `worker`: which of a pair it was; None: the one that decodes. `resume_tokens`: the next attempt goes on
+        from so many tokens of the answer; None: it starts anew.
         """
         dispatch = self.dispatch
         if dispatch is None:
@@ -86,7 +94,9 @@ class Admitted:
         self.dispatch = None
         now = self._pool.loop.time()
         worker = worker or dispatch.place.placement.decode
-        again = self._pool.scheduler.attempt_failed(dispatch.ticket, worker, reason, tokens_so_far, now)
+        again = self._pool.scheduler.attempt_failed(
+            dispatch.ticket, worker, reason, tokens_so_far, now, resume_tokens
+        )
         self._over = again is None
         self.ticket = again or dispatch.ticket
         self._pool.after_event()

@@ -193,6 +193,7 @@ def _address(worker: Worker) -> WorkerAddress:
         tls=worker.spec.tls,
         host_name=worker.spec.host_name,
         silence_limit_s=worker.silence_limit_s,
+        max_model_len=worker.max_model_len,
         kv_events=None if published is None else bool(published),
     )
 

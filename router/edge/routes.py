@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from router.edge.api.parsed_request import Surface
 from router.edge.errors import NoSuchRoute, RequestError, Unsupported, WrongMethod
+from router.edge.execution.continuations import Continuations
 from router.edge.execution.kv_release import KvReleases
 from router.edge.execution.lifecycle import request_id
 from router.edge.execution.passthrough import PassthroughRequest
@@ -49,6 +50,7 @@ class Routes:
         intake: Intake,
         recorder: Recorder,
         connections: WorkerConnections,
+        continuations: Continuations,
         tokenizers: Mapping[str, Tokenizer],
         explains: bool = False,
         heartbeat_s: float | None = None,
@@ -60,6 +62,7 @@ class Routes:
         self._intake = intake
         self._recorder = recorder
         self._connections = connections
+        self._continuations = continuations
         self._tokenizers = tokenizers
         self._releases = KvReleases(connections)
         self.explains = explains
@@ -121,6 +124,7 @@ class Routes:
             intake=self._intake,
             recorder=self._recorder,
             connections=self._connections,
+            continuations=self._continuations,
             tokenizers=self._tokenizers,
             releases=self._releases,
             surface=surface,

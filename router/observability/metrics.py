@@ -23,6 +23,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from policies.model import AttemptFailure, Outcome, Usage
+from router.observability.continuation_series import ContinuationSeries
 from router.observability.exposition import Snapshot
 from router.observability.loop_delay import LoopDelay
 from router.observability.page import Page, sliced
@@ -92,7 +93,9 @@ class Metrics:
         self._held = self._gauge("held_bytes", "Bodies and unread answers of all requests, in bytes", "what")
         self._gauge("build_info", "Always 1", "version").labels(version).set(1)
         self.page = Page(library)
+        self.continuations = ContinuationSeries()
         self.page.add(self)
+        self.page.add(self.continuations)
         self._know_clients(clients or {})
 
     def held(self, what: str, read: Callable[[], float]) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from struct import Struct
 from typing import BinaryIO
 
+from router.edge.api.continuable import continuation_of
 from router.edge.api.counts import check_values, structure
 from router.edge.api.members import members
 from router.edge.api.parsed_request import ParsedRequest, Surface, parse
@@ -55,6 +56,7 @@ def read_body(kind: Surface | None, body: bytes) -> tuple[ParsedRequest | Passed
             found = parse_passed(body)
         else:
             asked = found = parse(kind, body)
+            asked.continuation = continuation_of(kind, asked.fields or {})
             key, asked.prompt, asked.fields = asked.prompt, b"", None
             asked.structure = structure(body)
             if asked.ids is not None:

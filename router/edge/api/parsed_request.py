@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import xxhash
@@ -30,6 +30,9 @@ from router.edge.errors import BadRequest
 from router.edge.pieces import Body
 from router.edge.trust import reserved, stored_references
 
+if TYPE_CHECKING:
+    from router.edge.api.continuable import Continuation, NotContinuable
+
 _ID_BYTES = 4
 _SMALL = 512
 """Strings in a media part up to this size stand in the key as they are."""
@@ -38,7 +41,7 @@ KEY_BYTES = 4 << 20
 TOUCHED = frozenset(
     (
         *("model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "min_tokens", "vllm_xargs"),
-        "cache_salt",
+        *("cache_salt", "return_token_ids"),
     )
 )
 """Members that a rewrite may change, besides the reserved ones."""
@@ -111,6 +114,8 @@ class ParsedRequest:
     or set once it is tokenized."""
     structure: int = 0
     """An upper bound for the JSON values in a large body."""
+    continuation: "Continuation | NotContinuable | None" = None
+    """How its stream could go on at another worker; None: that was not asked."""
 
     @property
     def response(self) -> str | None:

@@ -13,6 +13,7 @@ from router.edge.api.passed_body import PassedBody
 from router.edge.pieces import Payload, joined, payload_of
 
 _KV = "kv_transfer_params"
+_IDS = "return_token_ids"
 _FOR_ANOTHER = orjson.dumps(
     {
         "do_remote_decode": True,
@@ -23,16 +24,20 @@ _FOR_ANOTHER = orjson.dumps(
 """What vLLM's connectors want of a request for a prompt only."""
 
 
-def for_worker(ask: ParsedRequest, model: str | None, kv: dict[str, Any] | None = None) -> Payload:
+def for_worker(
+    ask: ParsedRequest, model: str | None, kv: dict[str, Any] | None = None, *, ids: bool = False
+) -> Payload:
     """The body for the worker: usage asked for on streams, and `model` in place of an alias (None: as it came).
 
-    `kv` is what the worker that has computed the prompt says of where it is.
+    `kv` is what the worker that has computed the prompt says of where it is. `ids`: token ids are asked for.
     """
     changes = ask.changes
     if model is not None and model != ask.model:
         changes = {**changes, "model": orjson.dumps(model)}
     if kv is not None:
         changes = {**changes, _KV: orjson.dumps(kv)}
+    if ids:
+        changes = {**changes, _IDS: b"true"}
     return with_changes(ask, changes)
 
 

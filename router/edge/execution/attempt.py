@@ -19,6 +19,8 @@ from router.edge.api.stream_monitor import (
     StreamMonitor,
     error_of_event,
 )
+from router.edge.api.stream_record import StreamRecord
+from router.edge.errors import Overloaded
 from router.edge.execution.background import End, Ending
 from router.edge.execution.worker_answer import (
     WHOLE_BYTES,
@@ -84,6 +86,10 @@ class Attempt:
     tell_at: float = math.inf
     output_at: float = math.inf
     """When control last heard of any."""
+    record: StreamRecord | None = None
+    """What comes of the stream, so that it can go on elsewhere; None: it will not."""
+    on_begun: Callable[[], None] | None = None
+    """Is told when an answer that goes on here has its first token."""
     idle_s: float = math.inf
     """How long a stream may bring nothing but comments, which are no sign of an engine that works."""
 
@@ -113,6 +119,8 @@ class Attempt:
             if self.exchange is not None:
                 self.exchange.abort()
             self.answer.holding.drop_answer()
+            if self.record is not None:
+                self.record.counted = 0
             monitor = self.monitor
             if self.outcome is None and monitor is not None and monitor.begun and monitor.events > self.told:
                 # It ends before its end: what has come by now is charged.
@@ -183,8 +191,13 @@ class Attempt:
 
     async def _next(self, exchange: Response, monitor: StreamMonitor) -> bytes:
         """The next events for the client; b"" at the end. Raises AttemptFailed if that is none of a stream."""
+        record = self.record
+        if record is not None and record.broken is not None:
+            raise _broken_off(monitor, record.broken)
         while piece := await exchange.read():
-            events = monitor.feed(piece)
+            events = monitor.feed(piece if record is None else record.clean(piece))
+            if record is not None and record.broken is not None and not (events and self.answer.started):
+                monitor.feed(record.broken + b"\n\n")
             self._observe(monitor)
             if events:
                 return events
@@ -199,12 +212,32 @@ class Attempt:
         if self.answer.wire is None:
             return None
         feed, write, now = monitor.feed, self.answer.wire.write, self.clock
+        record = self.record
+        if record is not None:
+            return self._passing_noted(monitor, record, write)
 
         def pass_on(piece: bytes) -> bool:
             events = feed(piece)
             if monitor.over or monitor.events >= self.tell_after or now() >= self.tell_at:
                 self._observe(monitor)
             return not events or write(events)
+
+        return pass_on
+
+    def _passing_noted(
+        self, monitor: StreamMonitor, record: StreamRecord, write: Callable[[bytes], bool]
+    ) -> Callable[[bytes], bool]:
+        """The same for a stream whose tokens are noted; what comes before a worker's giving up is passed on."""
+        feed, clean, now = monitor.feed, record.clean, self.clock
+
+        def pass_on(piece: bytes) -> bool:
+            events = feed(clean(piece))
+            if monitor.over or monitor.events >= self.tell_after or now() >= self.tell_at:
+                self._observe(monitor)
+            more = not events or write(events)
+            if record.broken is not None:
+                raise _broken_off(monitor, record.broken)
+            return more
 
         return pass_on
 
@@ -240,6 +273,13 @@ class Attempt:
     def _report_output(self, events: int) -> None:
         """`events` events have come; comments alone are silence. Raises AttemptFailed after too much of it."""
         now = self.clock()
+        record = self.record
+        if record is not None and record.size > record.counted:
+            try:
+                self.answer.holding.add_answer(record.size - record.counted)
+                record.counted = record.size
+            except Overloaded:
+                record.spoil("memory")
         if events > self.told:
             self.control.output(self.request, events - self.told)
             self.told, self.output_at = events, now
@@ -283,4 +323,12 @@ def _broken(monitor: StreamMonitor) -> AttemptFailed:
     """The worker says inside the stream that there will be no answer."""
     if monitor.error is None:
         return AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
-    return AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {excerpt(monitor.error)}")
+    failure = AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {excerpt(monitor.error)}")
+    failure.code, _ = error_of_event(monitor.error)
+    return failure
+
+
+def _broken_off(monitor: StreamMonitor, event: bytes) -> AttemptFailed:
+    """The same, by the event that was kept back for it."""
+    monitor.feed(event + b"\n\n")
+    return _broken(monitor)

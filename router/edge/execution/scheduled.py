@@ -10,19 +10,26 @@ from collections.abc import Mapping
 from random import getrandbits
 from typing import Any
 
-from policies.model import AttemptFailure, Outcome, WorkerId
+from msgspec.structs import replace
+
+from policies.model import AttemptFailure, Outcome, Usage, WorkerId
 from router.edge.api.cache_salt import salted
+from router.edge.api.continuable import Continuation, continuation_of
 from router.edge.api.facts import facts_of
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.rewrite import for_prefill, for_worker
-from router.edge.errors import BadRequest, Dialect
+from router.edge.api.stream_record import StreamRecord
+from router.edge.errors import BadRequest, Dialect, WorkerFailed
 from router.edge.execution.attempt import Attempt
 from router.edge.execution.background import end_of
+from router.edge.execution.continuations import BROKEN, CONTINUED, Continuations
+from router.edge.execution.continued_attempt import TARGET, ContinuedAttempt, SeamFailed, closing
 from router.edge.execution.heartbeat import Heartbeat
 from router.edge.execution.kv_release import KvReleases, is_pushed
 from router.edge.execution.lifecycle import ClientGone, Lifecycle
 from router.edge.execution.prefill_attempt import PrefillAttempt
 from router.edge.execution.recorder import Recorder
+from router.edge.execution.stream_death import Death, death_of
 from router.edge.execution.tokenizer import Tokenizer
 from router.edge.execution.worker_answer import AttemptFailed, WholeAnswer
 from router.edge.execution.worker_connections import WorkerConnections
@@ -31,7 +38,7 @@ from router.edge.intake import Intake
 from router.edge.pieces import Body
 from router.edge.response import Receive, Scope, Send
 from router.edge.trust import is_stored_id
-from router.port import Control, Dispatch, Failed, Route
+from router.port import Control, Dispatch, Failed, Route, Settled
 
 _STREAM_GRACE_S = 1.0
 """Between the end of a response in the background and that of its stream, which usually says so itself."""
@@ -46,7 +53,10 @@ class ScheduledRequest(Lifecycle):
 
     __slots__ = (
         "_background",
+        "_broke_at",
         "_connections",
+        "_continuations",
+        "_death",
         "_explains",
         "_heartbeat",
         "_heartbeat_s",
@@ -64,6 +74,7 @@ class ScheduledRequest(Lifecycle):
         intake: Intake,
         recorder: Recorder,
         connections: WorkerConnections,
+        continuations: Continuations,
         tokenizers: Mapping[str, Tokenizer],
         releases: KvReleases,
         surface: Surface,
@@ -83,6 +94,7 @@ class ScheduledRequest(Lifecycle):
             dialect=_DIALECTS.get(surface, Dialect.OPENAI),
         )
         self._connections = connections
+        self._continuations = continuations
         self._tokenizers = tokenizers
         self._releases = releases
         self._surface = surface
@@ -90,6 +102,10 @@ class ScheduledRequest(Lifecycle):
         self._heartbeat_s = heartbeat_s
         self._heartbeat: Heartbeat | None = None
         self._last: Attempt | None = None
+        self._death: Death | None = None
+        """How the last attempt's worker died, if it did."""
+        self._broke_at: float | None = None
+        """When a stream broke off that is on its way to another worker."""
         self._background = False
         """The worker goes on with it although the client may leave."""
         self._sent_as = self._id.encode()
@@ -111,6 +127,13 @@ class ScheduledRequest(Lifecycle):
         tokenizer = self._tokenizers.get(route.model)
         if tokenizer is not None and ask.ids is None:
             ask.ids = await tokenizer.ids(ask)
+        if (
+            ask.continuation is None
+            and ask.stream
+            and ask.fields is not None
+            and self._continuations.mode != "off"
+        ):
+            ask.continuation = continuation_of(self._surface, ask.fields)
         ask.fields = None  # what waits is bytes
         facts = facts_of(
             ask,
@@ -140,25 +163,40 @@ class ScheduledRequest(Lifecycle):
         if self._explains:
             self._answer.explain(dispatch)
         failed = await self._perform(dispatch, ask, route)
-        return None if failed is None else await self._after(*failed)
+        if failed is None:
+            return None
+        if failed[0].answering and ask.stream:
+            return await self._after_death(failed[0], ask)
+        return await self._after(*failed)
 
     async def _perform(
         self, dispatch: Dispatch, ask: ParsedRequest, route: Route
     ) -> "tuple[Failed, WholeAnswer | None] | None":
         """One attempt. How it failed is a value, so that no exception keeps a body alive while others run."""
         try:
-            if dispatch.prefill is not None:
+            if self._broke_at is not None:
+                await self._run_rest(dispatch, ask)
+            elif dispatch.prefill is not None:
                 await self._run_pair(dispatch, dispatch.prefill, ask, route)
             else:
                 await self._run_alone(dispatch, ask, route)
         except AttemptFailed as failure:
+            self._death = death_of(failure.reason, failure.code)
             return self._failed(failure), failure.answer
         return None
 
     async def _run_alone(self, dispatch: Dispatch, ask: ParsedRequest, route: Route) -> None:
         """One worker does all of it."""
+        record = self._continuations.record(ask, dispatch.worker)
         attempt = self._last = Attempt(
-            self._key, dispatch, ask, self._answer, self._control, self._loop.time, for_worker(ask, route.rewrite)
+            self._key,
+            dispatch,
+            ask,
+            self._answer,
+            self._control,
+            self._loop.time,
+            for_worker(ask, route.rewrite, ids=record is not None),
+            record=record,
         )
         self._sent_as = self._id.encode()
         if self._background:
@@ -239,21 +277,106 @@ class ScheduledRequest(Lifecycle):
                 self._control.prefill_done(self._key)
                 self._last, second.prompt_cached = second, first.prompt_cached
                 second.fetching = first.params is not None
-                second.body = for_worker(ask, route.rewrite, first.params)
+                second.record = self._continuations.record(ask, dispatch.worker)
+                second.body = for_worker(ask, route.rewrite, first.params, ids=second.record is not None)
                 await self._run(second, dispatch.worker)
         finally:
             if first.params is not None and _is_left(first.params, second):
                 self._releases.release(route.served_name, first.params, prefill=prefill, decode=dispatch.worker)
         self._count(self._last, ask, route)
 
-    async def _run(self, attempt: Attempt, worker: WorkerId) -> None:
+    # -- streams that outlive their worker
+
+    async def _after_death(self, failure: Failed, ask: ParsedRequest) -> Dispatch | None:
+        """A worker has died under a stream, of which the client has a part: where it goes on.
+
+        Raises WorkerFailed where it does not, which ends the stream with an error event.
+        """
+        last, death, continuations = self._last, self._death, self._continuations
+        record = None if last is None else last.record
+        why = self._obstacle(ask, record, failure.worker)
+        if why is not None or last is None or record is None or death is None:
+            if why is not None:
+                continuations.count(BROKEN, why)
+            return await self._after(failure, None)
+        if self._broke_at is None:
+            self._broke_at = self._loop.time()
+        if record.finish is not None:
+            await self._close(last, record, ask)
+            return None
+        tokens = len(record.ids())
+        decided = await self._control.failed(replace(failure, resume_tokens=tokens))
+        if not isinstance(decided, Dispatch):
+            continuations.count(BROKEN, "no_worker")
+            told = "" if decided is None else f" It cannot go on elsewhere: {decided.message}"
+            raise WorkerFailed(f"The worker broke off in mid-answer: {failure.why}.{told}")
+        return decided
+
+    def _obstacle(self, ask: ParsedRequest, record: StreamRecord | None, worker: WorkerId) -> str | None:
+        """Why a stream cannot go on elsewhere; None: it can."""
+        why = self._continuations.obstacle(ask)
+        if why is not None or record is None:
+            return why or "distrusted"
+        if self._death is None:
+            return "requests_fault"
+        if record.spoiled is None and record.prompt is not None:
+            return None
+        why = record.spoiled or "no_ids"
+        if why == "no_ids":
+            self._continuations.distrust(worker, "it gives no token ids although it is asked for them")
+        return why
+
+    async def _close(self, last: Attempt, record: StreamRecord, ask: ParsedRequest) -> None:
+        """Nothing but the end was missing: say it in the worker's place."""
+        usage = Usage(len(record.prompt or ()), len(record.ids()))
+        withheld = b"" if last.monitor is None else last.monitor.rest()
+        last.outcome, last.usage, last.exact = Outcome.COMPLETED, usage, True
+        self._control.settled(Settled(self._key, Outcome.COMPLETED, usage, exact=True))
+        self._went_on()
+        await self._answer.body(withheld + closing(record, usage, {}, wanted=ask.wants_usage), more=False)
+
+    async def _run_rest(self, dispatch: Dispatch, ask: ParsedRequest) -> None:
+        """The rest of an answer that has begun. Raises AttemptFailed, or WorkerFailed where nothing more helps."""
+        before, wanted = self._last, ask.continuation
+        if before is None or not isinstance(wanted, Continuation):
+            raise WorkerFailed("The worker broke off in mid-answer.")
+        connection = self._connections.get(dispatch.worker)
+        attempt = self._last = ContinuedAttempt(
+            self._key,
+            dispatch,
+            ask,
+            self._answer,
+            self._control,
+            self._loop.time,
+            first_byte_at=before.first_byte_at,
+            record=before.record,
+            on_begun=self._went_on,
+            continuation=wanted.salted(ask.salt),
+            max_model_len=None if connection is None else connection.address.max_model_len,
+            model=dispatch.model,
+        )
+        try:
+            await self._run(attempt, dispatch.worker, TARGET)
+        except SeamFailed as failure:
+            self._continuations.count(BROKEN, failure.why)
+            if failure.source:
+                self._continuations.distrust(before.dispatch.worker, failure.told)
+            raise WorkerFailed(f"The worker broke off in mid-answer, which cannot go on: {failure.told}") from None
+
+    def _went_on(self) -> None:
+        """A stream that had broken off has its next token."""
+        if self._broke_at is not None:
+            self._continuations.gap(self._loop.time() - self._broke_at)
+        self._continuations.count(CONTINUED, "" if self._death is None else self._death.value)
+
+    async def _run(self, attempt: Attempt, worker: WorkerId, target: bytes | None = None) -> None:
         """On this worker. Raises AttemptFailed, which names it."""
         connection = self._connections.get(worker)
         if connection is None:
             raise AttemptFailed(AttemptFailure.CONNECT, f"{worker} has left the fleet", worker)
         headers = to_worker(self._scope, self._sent_as, connection.headers)
         try:
-            await attempt.run(connection.upstream, self._target(), headers)
+            await attempt.run(connection.upstream, target or self._target(), headers)
         except AttemptFailed as failure:
             failure.worker, failure.fetching = worker, attempt.fetching
             raise

@@ -45,6 +45,8 @@ class AttemptFailed(Exception):
         """Where it was."""
         self.answer = answer
         """What the worker has answered, if that is a whole answer that a client could be given."""
+        self.code: int | None = None
+        """The status inside an error event, where there was one."""
         self.fetching = False
         """It was to fetch KV from another worker."""
 
