@@ -21,12 +21,16 @@ with `answering` and nothing to resume from, or by `cancelled`; events of a requ
 import math
 from collections.abc import Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from policies.model import AttemptFailure, Outcome, Reason, Usage, WorkerId
 from workers.http.tls import TlsFiles
+
+ContinuationMode = Literal["off", "exact", "best_effort"]
+"""How far streams go on at another worker when theirs dies: never; where the answer is one that the dead worker
+could have given with the same probability; also where it is drawn otherwise."""
 
 
 class RejectKind(Enum):

@@ -273,6 +273,8 @@ def test_policies_load_without_any_web_library():
 
 
 EXPRESSIONS = {
+    "router/edge/api/seam_text.py": "single special tokens of at most 64 characters, which match in one way only",
+    "router/edge/api/stream_record.py": "lists of numbers in a worker's event, which match in one way only",
     "router/edge/execution/kv_release.py": "the id that a worker gives a request",
     "router/tokenization/encoder.py": "alternatives of fixed words, searched stretch by stretch",
     "workers/http/request_head.py": "single headers of the gateway's own requests",

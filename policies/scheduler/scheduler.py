@@ -173,6 +173,7 @@ class Scheduler:
         reason: AttemptFailure,
         tokens_so_far: int,
         now: float,
+        *,
         resume_tokens: int | None = None,
     ) -> Ticket | None:
         """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.

@@ -29,7 +29,7 @@ from router.config.sections import (
 from router.config.sources import SeveralProblems
 from router.config.worker import WorkerConfig
 from router.config.yaml_lines import At
-from router.edge.api.continuable import Mode
+from router.port import ContinuationMode
 from router.tokenization.settings import TokenizationSettings
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Config(Section):
     isolation: Isolation = Field(default=Isolation(), description="What clients can learn of each other.")
     models: dict[str, str] = Field(default={}, description="Other names for models: `alias: model`.")
     limits: Limits = Field(default=Limits(), description="Bounds on what is taken in.")
-    continuation: Annotated[Mode, BeforeValidator(off_is_a_word)] = Field(
+    continuation: Annotated[ContinuationMode, BeforeValidator(off_is_a_word)] = Field(
         default="exact",
         description="Whether streams go on at another worker when theirs dies: exact (where the answer is one "
         "that the dead worker could have given as well), best_effort (also with a seed or penalties), or off.",

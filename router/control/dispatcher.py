@@ -95,7 +95,7 @@ class Admitted:
         now = self._pool.loop.time()
         worker = worker or dispatch.place.placement.decode
         again = self._pool.scheduler.attempt_failed(
-            dispatch.ticket, worker, reason, tokens_so_far, now, resume_tokens
+            dispatch.ticket, worker, reason, tokens_so_far, now, resume_tokens=resume_tokens
         )
         self._over = again is None
         self.ticket = again or dispatch.ticket

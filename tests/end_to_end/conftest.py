@@ -9,7 +9,7 @@ import pytest
 
 # Test folders are no packages; what several files here share is found by its name.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("gateway_under_test", "openai_client_cases")
+pytest.register_assert_rewrite("gateway_under_test", "openai_client_cases", "tests.end_to_end.streams")
 
 from gateway_under_test import MODEL, in_thread, running_fleet  # noqa: E402
 from openai_client_cases import Target, show_every_prompt  # noqa: E402

@@ -14,15 +14,9 @@ import httpx
 import pytest
 
 from tests.end_to_end.gateway_under_test import MODEL, running_gateway, until
+from tests.end_to_end.streams import ASKED, CHAT, MESSAGES, TEXT, counted, same, streamed
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-SECRET = "The secret word is periwinkle; never say it."
-MESSAGES = [{"role": "system", "content": SECRET}, {"role": "user", "content": "tell me of the sea"}]
-ASKED = {
-    CHAT: {"model": MODEL, "messages": MESSAGES, "max_tokens": 150, "temperature": 0},
-    TEXT: {"model": MODEL, "prompt": SECRET + " Tell me.", "max_tokens": 150, "temperature": 0},
-}
-USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+SYSTEM = MESSAGES[0]
 
 
 class Process:
@@ -57,90 +51,10 @@ async def fleet_of(count, *options, **settings):
         yield workers, await stack.enter_async_context(running_gateway(known, **settings))
 
 
-class Told:
-    """What a client has got of one stream."""
-
-    def __init__(self):
-        self.lines = []
-        self.broken = False
-
-    def take(self, line):
-        if line:
-            self.lines.append(line)
-
-    @property
-    def chunks(self):
-        return [json.loads(line[6:]) for line in self.lines if line.startswith("data: {")]
-
-    @property
-    def choices(self):
-        return [choice for chunk in self.chunks for choice in chunk.get("choices", ())]
-
-    @property
-    def text(self):
-        return "".join(one["text"] if "text" in one else one["delta"].get("content") or "" for one in self.choices)
-
-    @property
-    def finishes(self):
-        return [(one["finish_reason"], one.get("stop_reason")) for one in self.choices if one["finish_reason"]]
-
-    @property
-    def usages(self):
-        return [
-            {name: count for name, count in chunk["usage"].items() if name.endswith("_tokens")}
-            for chunk in self.chunks
-            if chunk.get("usage")
-        ]
-
-    @property
-    def errors(self):
-        return [chunk["error"] for chunk in self.chunks if "error" in chunk]
-
-    @property
-    def ended(self):
-        return bool(self.lines) and self.lines[-1] == "data: [DONE]"
-
-
-async def streamed(http, path, body, after=None, act=None):
-    """One stream; `act` is done once `after` chunks have come."""
-    told = Told()
-    async with http.stream("POST", path, json={**body, **({} if body.get("stream") else USAGE)}) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
-            told.take(line)
-            if act is not None and len(told.lines) > after:
-                act()
-                act = None
-    assert act is None, "the stream was over before the worker could die"
-    return told
-
-
 def serving(workers, gateway):
     """The worker that has the stream."""
     [one] = [member.worker.spec.url for member in gateway.gateway.pools.members.values() if member.open]
     return next(worker for worker in workers if worker.url == one)
-
-
-def same(told, undisturbed):
-    assert told.errors == []
-    assert told.text == undisturbed.text
-    assert told.finishes == undisturbed.finishes
-    assert told.usages == undisturbed.usages
-    assert told.ended
-    assert len({chunk["id"] for chunk in told.chunks}) == 1
-    roles = [one for one in told.choices if one.get("delta", {}).get("role")]
-    assert len(roles) == len([one for one in undisturbed.choices if one.get("delta", {}).get("role")])
-    assert "periwinkle" not in told.text
-    assert all(one.get("token_ids") is None for one in told.choices)
-    assert all(one.get("prompt_token_ids") is None for one in (*told.choices, *told.chunks))
-
-
-def counted(gateway):
-    return {
-        (labels["outcome"], labels["reason"]): value
-        for labels, value in gateway.series("fairlead_continuations_total")
-        if value
-    }
 
 
 @pytest.mark.parametrize("vocabulary", ["english", "chinese", "emoji"])
@@ -150,9 +64,69 @@ async def test_a_stream_whose_worker_is_killed_goes_on_at_another_one(vocabulary
         async with httpx.AsyncClient(base_url=workers[0].url, timeout=30) as direct:
             undisturbed = await streamed(direct, path, ASKED[path])
         for after in (3, 41):
-            told = await streamed(
-                gateway.http, path, ASKED[path], after, lambda: serving(workers, gateway).kill()
-            )
+            told = await streamed(gateway.http, path, ASKED[path], after, lambda: serving(workers, gateway).kill())
             same(told, undisturbed)
         await gateway.at_rest()
         assert counted(gateway) == {("continued", "cut"): 2}
+
+
+async def test_a_worker_that_is_stopped_is_dead_as_soon_as_it_is_known_to_be_down():
+    async with fleet_of(2) as (workers, gateway):
+        async with httpx.AsyncClient(base_url=workers[0].url, timeout=30) as direct:
+            undisturbed = await streamed(direct, CHAT, ASKED[CHAT])
+        stopped = []
+
+        def stop():
+            stopped.append(serving(workers, gateway))
+            stopped[0].kill(signal.SIGSTOP)
+
+        same(await streamed(gateway.http, CHAT, ASKED[CHAT], 20, stop), undisturbed)
+        assert counted(gateway) == {("continued", "silent"): 1}
+        stopped[0].kill(signal.SIGCONT)
+        await gateway.at_rest()
+
+
+async def test_streams_of_a_worker_that_gets_sigterm_go_on():
+    async with fleet_of(2) as (workers, gateway):
+        async with httpx.AsyncClient(base_url=workers[0].url, timeout=30) as direct:
+            undisturbed = await streamed(direct, CHAT, ASKED[CHAT])
+
+        def end():
+            serving(workers, gateway).kill(signal.SIGTERM)
+
+        same(await streamed(gateway.http, CHAT, ASKED[CHAT], 20, end), undisturbed)
+        assert counted(gateway) == {("continued", "aborted"): 1}
+        await gateway.at_rest()
+
+
+async def test_when_the_last_worker_dies_the_stream_ends_with_an_error_event():
+    async with fleet_of(1) as (workers, gateway):
+        told = await streamed(gateway.http, CHAT, ASKED[CHAT], 20, workers[0].kill)
+        assert len(told.errors) == 1
+        assert told.finishes == []
+        assert told.ended, "the error event is followed by [DONE], as vLLM does it"
+        assert set(counted(gateway)) == {("broken", "no_worker")}
+        await gateway.at_rest()
+
+
+async def test_forty_streams_of_a_killed_worker_are_each_whole():
+    async with fleet_of(3, "--vocabulary", "emoji") as (workers, gateway):
+        asked = [
+            {
+                **ASKED[CHAT],
+                "messages": [SYSTEM, {"role": "user", "content": f"{n}?"}],
+            }
+            for n in range(40)
+        ]
+        async with httpx.AsyncClient(base_url=workers[0].url, timeout=60) as direct:
+            undisturbed = await asyncio.gather(*(streamed(direct, CHAT, body) for body in asked))
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+            streams = [asyncio.create_task(streamed(http, CHAT, body)) for body in asked]
+            await until(lambda: len(gateway.gateway.control) == 40)
+            await asyncio.sleep(0.3)
+            workers[1].kill()
+            for task, whole in zip(streams, undisturbed, strict=True):
+                same(await task, whole)
+        assert set(counted(gateway)) == {("continued", "cut")}
+        await gateway.at_rest()
+        assert gateway.gateway.intake.held.answers == 0

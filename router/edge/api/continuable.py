@@ -1,7 +1,7 @@
 """May a stream of this request go on at another worker if its own dies?
 
 One pure function, `continuation_of`, over an allow-list: of each member of a body it is known what becomes of it,
-and what is not known is not continued. The table in deploy/README.md is `as_markdown`.
+and what is not known is not continued. The table in deploy/docs/pages/api.md is `as_markdown`.
 
 A stream goes on as a completion whose prompt is the ids of prompt and answer. It is *exact* where the answer that
 comes is one that the undisturbed worker could have given with the same probability: greedy, or sampled without a
@@ -13,11 +13,9 @@ of tools, log probabilities) begins anew elsewhere, so such streams are never co
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from router.edge.api.parsed_request import Surface
-
-Mode = Literal["off", "exact", "best_effort"]
 
 _NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
 """Values by which a member asks for nothing."""

@@ -65,28 +65,36 @@ def _common(decoded: str, at: int, rest: str) -> int:
 
 
 class StopMatcher:
-    """Looks for stop strings in text that comes in pieces, and keeps back what may be the beginning of one."""
+    """Looks for stop strings in text that comes in pieces, and keeps back what may be the beginning of one.
 
-    __slots__ = ("_held", "_keep", "_shows", "_stops", "found")
+    Where the answer is to show its stop string, nothing is kept back, as vLLM does it.
+    """
 
-    def __init__(self, stops: tuple[str, ...], *, shows: bool) -> None:
-        """`shows`: the text ends behind the stop string, not before it."""
+    __slots__ = ("_keep", "_shows", "_stops", "_text", "_told", "beyond", "found")
+
+    def __init__(self, stops: tuple[str, ...], *, shows: bool, before: str = "") -> None:
+        """`shows`: the text ends behind the stop string, not before it. `before`: what has been told already."""
         self._stops = stops
         self._shows = shows
         self._keep = max(map(len, stops), default=1) - 1
-        self._held = ""
+        self._text = before[len(before) - min(self._keep, len(before)) :] if shows else ""
+        """The end of what has come: all in which a stop string may begin."""
+        self._told = len(self._text)
         self.found: str | None = None
         """The stop string that has ended the text."""
+        self.beyond = 0
+        """Characters that have come after it."""
 
     def feed(self, text: str, *, last: bool) -> str:
         """The text that may be told now. Nothing more may be fed once one was found."""
-        text = self._held + text
+        text = self._text + text
         ends = [(at + len(stop), place) for place, stop in enumerate(self._stops) if (at := text.find(stop)) >= 0]
         if ends:
             end, place = min(ends)
-            self.found = self._stops[place]
-            return text[:end] if self._shows else text[: end - len(self.found)]
-        keep = 0 if last else min(self._keep, len(text))
-        told = len(text) - keep
-        self._held = text[told:]
-        return text[:told]
+            self.found, self.beyond = self._stops[place], len(text) - end
+            return text[self._told : end if self._shows else end - len(self.found)]
+        kept = max(0, len(text) - self._keep)
+        until = len(text) if last or self._shows else kept
+        told = text[self._told : until]
+        self._text, self._told = text[kept:], until - kept
+        return told

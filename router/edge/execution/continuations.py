@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from policies.model import WorkerId
-from router.edge.api.continuable import Continuation, Mode
+from router.edge.api.continuable import Continuation
 from router.edge.api.parsed_request import ParsedRequest
 from router.edge.api.stream_record import StreamRecord
+from router.port import ContinuationMode
 from workers.bounds.bounded_map import BoundedMap
 
 _log = logging.getLogger("fairlead.gateway")
@@ -24,7 +25,7 @@ class Continuations:
     `gap` is told how long a stream that went on stood still, in seconds.
     """
 
-    mode: Mode
+    mode: ContinuationMode
     count: Callable[[str, str], None]
     gap: Callable[[float], None]
     _distrusted: BoundedMap[WorkerId, str] = field(default_factory=lambda: BoundedMap(_REMEMBERED))

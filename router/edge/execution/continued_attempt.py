@@ -10,7 +10,9 @@ client gets has one id, one role and one usage, in which every token counts once
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -37,7 +39,7 @@ _MOST_EVENT = 1 << 20
 
 
 class SeamFailed(Exception):
-    """The answer cannot go on. `why`: a word for metrics; `told`: for people; `source`: the first worker did it."""
+    """The answer cannot go on. `why`: a label; `told`: for people; `source`: the first worker's doing."""
 
     def __init__(self, why: str, told: str, *, source: bool = False) -> None:
         super().__init__(told)
@@ -64,6 +66,10 @@ class ContinuedAttempt(Attempt):
     fresh: int = 0
     """Tokens that have come since."""
     chunks: int = 0
+    straddled: bool = False
+    """It ends with a stop string that began before the seam."""
+    ask_for_text: Callable[[list[int]], Awaitable[str]] | None = None
+    """This worker's detokenizer."""
     worker_usage: dict[str, Any] | None = None
     fingerprint: str | None = None
 
@@ -101,6 +107,7 @@ class ContinuedAttempt(Attempt):
             raise SeamFailed("text", f"its chunks do not say what they are: {error}", source=True) from None
         may_hold = bool(self.continuation.stops)
         taken_back = 0
+        self.ask_for_text = partial(self._text_of, upstream, headers)
         decoded = await self._text_of(upstream, headers, ids)
         while ids and decoded.endswith(CUT) and taken_back < _TAKEN_BACK:
             ids = ids[:-1]
@@ -118,7 +125,8 @@ class ContinuedAttempt(Attempt):
         known.keep(ids, emitted)
         self.seam = seam
         if may_hold:
-            self.matcher = StopMatcher(self.continuation.stops, shows=self.continuation.shows_stop)
+            wanted = self.continuation
+            self.matcher = StopMatcher(wanted.stops, shows=wanted.shows_stop, before=emitted)
         return ids
 
     async def _text_of(self, upstream: Upstream, headers: list[tuple[bytes, bytes]], ids: list[int]) -> str:
@@ -179,6 +187,9 @@ class ContinuedAttempt(Attempt):
                     raise AttemptFailed(AttemptFailure.LOST, "an event that does not end")
                 for event in events:
                     told = self._take(event)
+                    if self.straddled:
+                        self.fresh = await self._until_stop() - self.before
+                        told = self._closing()
                     if self.outcome is not None:
                         await self.answer.body(told, more=False)
                         return
@@ -236,8 +247,8 @@ class ContinuedAttempt(Attempt):
         if self.matcher is not None and self.matcher.found is not None:
             self.finish = Finish("stop", self.matcher.found)
             self.last_text = told
-            if finish is None:  # the stop string began before the seam: only we have seen all of it
-                return self._closing()
+            # It began before the seam, so that the worker has not seen all of it and goes on.
+            self.straddled = finish is None or self.matcher.beyond > 0
             return b""
         if finish is not None:
             self.finish = Finish(finish, choice.get("stop_reason"))
@@ -264,6 +275,21 @@ class ContinuedAttempt(Attempt):
             text, self.seam = seam.held + text, Seam()
         return text if self.matcher is None else self.matcher.feed(text, last=last)
 
+    async def _until_stop(self) -> int:
+        """With how many tokens of the answer the stop string was complete."""
+        ids, beyond = self.known.ids(), 0 if self.matcher is None else self.matcher.beyond
+        if self.ask_for_text is None or not beyond:
+            return len(ids)
+        least = len(await self.ask_for_text(ids)) - beyond
+        low, high = self.before, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len((await self.ask_for_text(ids[:middle])).rstrip(CUT)) >= least:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
     # -- the end
 
     async def _end(self) -> None:
@@ -287,8 +313,7 @@ class ContinuedAttempt(Attempt):
         """Of the whole answer; and what a worker says beside the counts."""
         reported = (self.worker_usage or {}).get("usage")
         counted = read_usage(reported)
-        ended_here = self.matcher is not None and self.matcher.found is not None
-        fresh = self.fresh if counted is None or ended_here else counted.output_tokens
+        fresh = self.fresh if counted is None or self.straddled else counted.output_tokens
         prompt = len(self.known.prompt or ())
         cached = None if counted is None or counted.cached_tokens is None else min(prompt, counted.cached_tokens)
         details = {}

@@ -365,3 +365,66 @@ async def test_keys_are_known_by_their_digests():
     plane = Plane(ClientConfig(name="a", keys=("ka",)))
     reject = plane.control.identify((), None)
     assert reject.kind is RejectKind.UNAUTHORIZED
+
+
+# -- streams that go on elsewhere
+
+
+async def test_a_stream_that_goes_on_is_charged_once(plane):
+    plane.join(A, B)
+    first = await plane.control.admit(facts(streams=True, max_output_tokens=100, input_tokens=20))
+    plane.control.first_token("r")
+    plane.control.output("r", 40)
+    second = await plane.control.failed(
+        failed(first.worker, AttemptFailure.LOST, answering=True, resume_tokens=40)
+    )
+    assert (second.worker != first.worker, second.attempt, second.input_tokens) == (True, 2, 60)
+    assert second.output_tokens <= 60
+    plane.control.first_token("r")
+    plane.control.output("r", 60)
+    plane.control.settled(Settled("r", Outcome.COMPLETED, Usage(20, 100), exact=True))
+    assert plane.held() == (0, 0, 0, 0, 0)
+    [pool] = plane.pools.by_model.values()
+    [account] = [each for each in pool.scheduler._order.accounts if each.party == ("ann",)]
+    assert account.counter == pytest.approx(20 + 2 * 100), "as if one worker had given all of it"
+
+
+async def test_a_stream_that_cannot_be_placed_again_hears_why(plane):
+    plane.join(A)
+    first = await plane.control.admit(facts(streams=True))
+    plane.control.first_token("r")
+    for _ in range(3):
+        end = await plane.control.failed(
+            failed(first.worker, AttemptFailure.SHUTDOWN, answering=True, resume_tokens=3)
+        )
+        if not isinstance(end, Dispatch):
+            break
+    assert isinstance(end, Reject)
+    assert plane.held() == (0, 0, 0, 0, 0)
+    assert len(plane.control.seams) == 0
+
+
+async def test_only_so_many_streams_change_their_worker_at_once(plane):
+    plane.join(A, B)
+    plane.control.seams.limit = 1
+    for name in ("r", "s"):
+        await plane.control.admit(facts(name, streams=True))
+        plane.control.first_token(name)
+    workers = {name: plane.control._requests[name].decode for name in ("r", "s")}
+
+    def dies(name):
+        failure = failed(workers[name], AttemptFailure.LOST, name, answering=True, resume_tokens=3)
+        return asyncio.create_task(plane.control.failed(failure))
+
+    one, other = dies("r"), dies("s")
+    await asyncio.wait({one})
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (other.done(), len(plane.control.seams), plane.control.seams.waiting) == (False, 1, 1)
+    plane.control.first_token("r")
+    await asyncio.wait({other})
+    assert (len(plane.control.seams), plane.control.seams.waiting) == (1, 0)
+    plane.control.cancelled("s")
+    plane.control.cancelled("r")
+    assert len(plane.control.seams) == 0
+    assert plane.held() == (0, 0, 0, 0, 0)
