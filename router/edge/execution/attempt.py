@@ -197,7 +197,7 @@ class Attempt:
         while piece := await exchange.read():
             events = monitor.feed(piece if record is None else record.clean(piece))
             if record is not None and record.broken is not None and not (events and self.answer.started):
-                monitor.feed(record.broken + b"\n\n")
+                events += monitor.feed(record.broken + b"\n\n")
             self._observe(monitor)
             if events:
                 return events

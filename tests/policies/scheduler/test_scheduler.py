@@ -962,6 +962,27 @@ def test_a_failed_request_goes_before_those_that_came_later():
     assert places["first"] == placed["second"]
 
 
+def test_an_answer_goes_on_with_what_has_come_of_it_as_its_prompt():
+    made = scheduler(facts("a"), facts("b"), facts("c"))
+    asked = request("r", prompt=b"x" * 100, max_output_tokens=50)
+    ticket = made.submit(asked, 0.0)
+    (first,) = made.decisions(0.0)
+    again = first
+    for came in (10, 30):
+        made.first_token(ticket, 1.0)
+        made.output(ticket, 10, 1.0)
+        ticket = made.attempt_failed(
+            ticket, again.place.placement.decode, AttemptFailure.LOST, 1, 2.0, resume_tokens=came
+        )
+        (again,) = made.decisions(2.0)
+        view = again.request
+        assert (view.input_tokens, view.resume_tokens, view.max_output_tokens) == (100 + came, came, 50 - came)
+        assert view.expected_output_tokens == max(1, first.request.expected_output_tokens - came)
+        assert view.whole
+    made.settled(ticket, Usage(100, 50), 3.0)
+    assert all((row.requests, row.prefill_owed, row.kv_reserved) == (0, 0, 0) for row in made.snapshot().workers)
+
+
 def test_a_request_whose_every_worker_failed_is_turned_away_and_says_why():
     made = scheduler(facts("a"))
     ticket = made.submit(request("r"), 0.0)

@@ -60,7 +60,7 @@ class FakeControl:
 
     async def failed(self, failure):
         self.heard.append(("failed", failure))
-        if failure.answering:
+        if failure.answering and failure.resume_tokens is None:
             self.open.discard(failure.id)
             return None
         return await self._next(failure.id)

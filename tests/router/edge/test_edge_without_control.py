@@ -13,6 +13,7 @@ from fake_control import MODEL, FakeControl
 
 from policies.model import AttemptFailure, Outcome, Usage
 from router.config.sections import Limits, Listen
+from router.edge.execution.continuations import Continuations
 from router.edge.execution.recorder import Recorder
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
@@ -77,9 +78,16 @@ async def edge(control, timeouts=None):
         intake = Intake(Limits())
         lines = Lines(io.BytesIO())
         stack.callback(lines.close)
-        recorder = Recorder(Metrics("1"), RequestLog(lines, text=False), deque())
+        metrics = Metrics("1")
+        recorder = Recorder(metrics, RequestLog(lines, text=False), deque())
         routes = Routes(
-            nothing_else, control=control, intake=intake, recorder=recorder, connections=connections, tokenizers={}
+            nothing_else,
+            control=control,
+            intake=intake,
+            recorder=recorder,
+            connections=connections,
+            continuations=Continuations("exact", metrics.continuations.count, metrics.continuations.gap),
+            tokenizers={},
         )
         server = make_server(routes, Listener(), Listen(), host="127.0.0.1", port=0, tls=False)
         serving = asyncio.create_task(server.serve())
