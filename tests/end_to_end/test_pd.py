@@ -194,7 +194,7 @@ async def test_the_prefill_is_asked_for_one_token_and_the_decode_for_what_the_cl
     handed = went_on.pop("kv_transfer_params")
     assert handed["do_remote_prefill"]
     assert handed["remote_port"] == pairs.prefill[0].port
-    assert went_on == {**body, "stream_options": {"include_usage": True}}
+    assert went_on == {**body, "stream_options": {"include_usage": True}, "return_token_ids": True}
     sent_as = {
         one.headers["x-request-id"]
         for worker in (*pairs.prefill, *pairs.decode)
@@ -465,10 +465,29 @@ async def test_a_prefill_worker_killed_in_mid_prefill_is_replaced():
         await pairs.gateway.at_rest(*pairs.decode)
 
 
-async def test_a_decode_worker_killed_in_mid_stream_breaks_the_answer_off():
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_stream_whose_decode_worker_is_killed_goes_on_at_the_prefill_worker(path):
+    body = {**(CHAT if path == "/v1/chat/completions" else TEXT), "stream": True}
+    async with running_pairs(1, 1) as pairs:
+        whole = await pairs.http.post(path, json=body)
+        pairs.decode[0].set_fault(Fault("die_mid_stream", after_tokens=4))
+        answer = await pairs.http.post(path, json=body)
+        assert text_of(answer.text) == text_of(whole.text) != ""
+        assert '"error"' not in answer.text
+        assert pairs.gateway.outcomes() == {"completed": 2}
+        await pairs.at_rest()
+
+
+def text_of(stream):
+    chunks = [json.loads(line[6:]) for line in stream.split("\n\n") if line.startswith("data: {")]
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return "".join(choice.get("text") or choice.get("delta", {}).get("content") or "" for choice in choices)
+
+
+async def test_a_decode_worker_killed_in_mid_stream_breaks_an_answer_off_that_cannot_go_on():
     async with running_pairs(1, 1) as pairs:
         pairs.decode[0].set_fault(Fault("die_mid_stream", after_tokens=4))
-        answer = await pairs.http.post("/v1/chat/completions", json={**CHAT, "stream": True})
+        answer = await pairs.http.post("/v1/chat/completions", json={**CHAT, "stream": True, "logprobs": True})
         assert answer.status_code == 200
         assert '"error"' in answer.text
         assert pairs.gateway.outcomes() == {"failed": 1}

@@ -55,6 +55,8 @@ INSIDE = {
     "limits.wrong_keys_per_minute": (7.0, lambda router: router.clients.wrong_keys.per_minute),
     "limits.background_responses": ("refused", lambda router: router.intake.limits.background_responses),
     "limits.attempts": (1, lambda router: {router.control.attempts, scheduler(router).settings.attempts}),
+    "limits.continuations": (3, lambda router: router.control.seams.limit),
+    "continuation": ("best_effort", lambda router: router.continuations.mode),
     "timeouts.connect_s": (1.5, lambda router: timeouts(router).connect_s),
     "timeouts.first_byte_s": (2.5, lambda router: timeouts(router).first_byte_s),
     "timeouts.whole_answer_s": (3.5, lambda router: timeouts(router).whole_answer_s),
