@@ -28,7 +28,7 @@ MADE_FOR_THE_SITE = {"configuration.md", "policy-reference.md"}
 PROGRAMS = {
     *("pip", "python3", "openssl", "sudo", "curl", "docker", "export", "."),
     *(".venv/bin/pip", ".venv/bin/pytest", ".venv/bin/fairlead", ".venv/bin/mkdocs", ".venv/bin/pre-commit"),
-    *("pytest", ".ci/run", "vllm", "MODEL=Qwen/Qwen3-14B"),
+    *("pytest", "mkdocs", ".ci/run", "vllm", "MODEL=Qwen/Qwen3-14B"),
 }
 """Other commands that a page may show; `vllm serve` needs a machine with vLLM."""
 REPLAYS = re.compile(r"fairlead (?:simulate|compare) [a-z]+ [^.]*$|fairlead policies(?: \w+)?$")

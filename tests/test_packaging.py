@@ -75,6 +75,30 @@ def test_no_text_tells_users_to_install_a_strangers_package():
     assert found == {}
 
 
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ("vendor.github-workflows", ".github/workflows/ci.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/feature.yml"),
+    ],
+)
+def test_what_github_reads_passes_its_schema(schema, path):
+    run(Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", schema, path, cwd=ROOT)
+
+
+def test_the_workflow_runs_every_part_of_ci():
+    parts = set(re.search(r"parts=\(([a-z ]+)\)", (ROOT / ".ci" / "run").read_text())[1].split())
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert set(re.findall(r"run: \.ci/run (\w+)", workflow)) == parts
+
+
+def test_ci_names_a_part_that_does_not_exist():
+    done = subprocess.run([ROOT / ".ci" / "run", "nope"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert 'there is no part "nope"; the parts are lint, vllm and tests' in done.stderr
+
+
 @pytest.mark.slow
 def test_the_wheel_has_a_name_a_licence_types_and_what_compose_needs(wheel):
     with zipfile.ZipFile(wheel) as archive:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("policies", "workers", "router")
 DOCUMENTS = {"README.md", "ARCHITECTURE.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"}
 TOP_LEVEL = {"pyproject.toml", *DOCUMENTS, "router", "workers", "policies", "deploy", "tests", "benchmarks"}
-LEFT_BY_TOOLS = {"build", "dist", "__pycache__"}
+LEFT_BY_TOOLS = {"build", "dist", "site", "__pycache__"}
 VAGUE = {"utils", "util", "common", "base", "manager", "service", "helper", "helpers", "handler", "context"}
 
 # fmt: off
