@@ -21,6 +21,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import RedirectResponse
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
@@ -31,9 +32,11 @@ from router.config.sections import Listen
 from router.config.yaml_lines import ConfigError
 from router.control.cache_reports import CacheReports
 from router.control.control_plane import ControlPlane
+from router.control.overview import Overview
 from router.control.pages.admin import admin_pages
 from router.control.pages.guard import Guard, OperatorKeys
 from router.control.pages.keys import KeyPages
+from router.control.pages.live import ASSETS, LivePages
 from router.control.pages.requests import add_requests
 from router.control.pages.status import Status, can_serve, not_ready, pages, status_pages
 from router.control.parties.identity import Clients
@@ -367,13 +370,19 @@ def servers(config: Config, router: Router) -> list[Server]:
                 (
                     lambda app: add_requests(app, router.control, router.pools, router.decisions),
                     KeyPages(router.keyring, router.clients, router.pools, _clock).add_to,
+                    LivePages(
+                        Overview(router.control, router.pools, router.clients, _clock),
+                        lambda: router.listener.closing or router.intake.draining,
+                    ).add_to,
                 ),
             ),
             keys,
             _render,
+            shown=ASSETS,
         )
         if admin.port is None:
             inner.mount("/admin", operator)
+            inner.add_api_route("/status", _to_status, include_in_schema=False)
         else:
             own = _own(config, router.intake.held)
             both = Starlette(routes=[Mount("/admin", operator), Mount("/", operator)])
@@ -383,6 +392,11 @@ def servers(config: Config, router: Router) -> list[Server]:
         made.append(make_server(app, own, listen, host=status.host, port=status.port, tls=False))
     router.listening = made
     return made
+
+
+def _to_status(request: Request) -> RedirectResponse:
+    """The status page is the operator's."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/admin/status")
 
 
 def _own(config: Config, held: HeldBytes) -> Listener:

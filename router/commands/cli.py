@@ -20,6 +20,7 @@ from router.commands import compose as compose_command
 from router.commands import explain as explain_command
 from router.commands import keys as keys_command
 from router.commands import policies as policies_command
+from router.commands import top as top_command
 from router.heatmap import command as heatmap_command
 from router.lab import commands as lab
 
@@ -36,6 +37,7 @@ Examples:
   fairlead check-config fairlead.yaml
   fairlead compare trace.jsonl --all              which policy is best for this traffic
   fairlead policies                               what each of them does, and its settings
+  fairlead top                                    workers, clients and decisions, live
   fairlead explain REQUEST_ID                     why a request waited, or went there
   fairlead keys create alice --expires 90d        an API key while the gateway runs
 """
@@ -240,6 +242,7 @@ lab.register(cli)
 compose_command.register(cli)
 policies_command.register(cli)
 explain_command.register(cli)
+top_command.register(cli)
 cli.add_typer(keys_command.commands, name="keys")
 cli.add_typer(heatmap_command.commands, name="heatmap")
 

@@ -402,7 +402,7 @@ class ControlPlane:
             self._occupy(request, placement.prefill or placement.decode)
             view = decision.request
             if request.history is not None:
-                request.history.attempts.append(Attempted(decision, self._clock()))
+                request.history.attempts.append(Attempted(decision))
                 request.history.output_tokens = view.expected_output_tokens * view.sequences
             return Dispatch(
                 model=view.served_name,

@@ -21,8 +21,8 @@ class Attempted:
 
     __slots__ = ("at", "failed_at", "failed_on", "failure", "first_token_at", "number", "place", "waits", "why")
 
-    def __init__(self, decision: Dispatch, at: float) -> None:
-        self.at = at
+    def __init__(self, decision: Dispatch) -> None:
+        self.at = decision.request.arrived + decision.waited_s
         self.number = decision.ticket.attempt
         self.place: Place = decision.place
         self.waits: tuple[Wait, ...] = decision.waits

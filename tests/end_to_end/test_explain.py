@@ -62,7 +62,7 @@ async def test_of_a_request_that_has_ended_all_is_said():
 
 async def test_while_a_request_waits_it_is_said_for_what_and_how_the_workers_look_to_it():
     async with running_fleet(1, {**SLOW, "max_num_seqs": 1}, **ONE_SLOT) as fleet:
-        running = asyncio.create_task(ask(fleet, "running", tokens=200))
+        running = asyncio.create_task(ask(fleet, "running", tokens=200, ignore_eos=True))
         await until(lambda: fleet.running == 1)
         waiting = asyncio.create_task(ask(fleet, "waiting"))
         pool = fleet.gateway.gateway.pools.by_model[MODEL]
@@ -89,7 +89,7 @@ async def test_while_a_request_waits_it_is_said_for_what_and_how_the_workers_loo
 
 async def test_a_request_whose_client_leaves_while_it_waits_is_kept_with_what_it_waited_for():
     async with running_fleet(1, {**SLOW, "max_num_seqs": 1}, **ONE_SLOT) as fleet:
-        running = asyncio.create_task(ask(fleet, "running", tokens=100))
+        running = asyncio.create_task(ask(fleet, "running", tokens=100, ignore_eos=True))
         await until(lambda: fleet.running == 1)
         waiting = asyncio.create_task(ask(fleet, "waiting"))
         pool = fleet.gateway.gateway.pools.by_model[MODEL]

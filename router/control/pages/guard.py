@@ -58,6 +58,12 @@ class OperatorKeys:
         return Reject(RejectKind.UNAUTHORIZED, f"{what} needs its key: `Authorization: Bearer KEY`.")
 
 
+def _path(scope: Scope) -> str:
+    """The path below where the application is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def _key(headers: Headers) -> str | None:
     scheme, _, key = headers.get("authorization", "").strip().partition(" ")
     return key.strip() or None if scheme.lower() == "bearer" else None
@@ -66,7 +72,9 @@ def _key(headers: Headers) -> str | None:
 class Guard:
     """An ASGI application that lets requests with a key through to `app`, their bodies bounded and complete."""
 
-    def __init__(self, app: ASGIApp, keys: OperatorKeys, render: Render) -> None:
+    def __init__(self, app: ASGIApp, keys: OperatorKeys, render: Render, *, shown: Collection[str] = ()) -> None:
+        """`shown`: paths of pages without data, which need no key."""
+        self._shown = shown
         self._app = app
         self._keys = keys
         self._render = render
@@ -75,7 +83,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reject = self._keys.reject(scope, "The admin API")
+        is_shown = scope["method"] in {"GET", "HEAD"} and _path(scope) in self._shown
+        reject = None if is_shown else self._keys.reject(scope, "The admin API")
         body = b""
         if reject is None:
             try:
