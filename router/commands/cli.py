@@ -21,6 +21,7 @@ from router.commands import explain as explain_command
 from router.commands import keys as keys_command
 from router.commands import policies as policies_command
 from router.commands import top as top_command
+from router.commands import workers as workers_command
 from router.heatmap import command as heatmap_command
 from router.lab import commands as lab
 
@@ -243,6 +244,7 @@ compose_command.register(cli)
 policies_command.register(cli)
 explain_command.register(cli)
 top_command.register(cli)
+workers_command.register(cli)
 cli.add_typer(keys_command.commands, name="keys")
 cli.add_typer(heatmap_command.commands, name="heatmap")
 
