@@ -19,7 +19,7 @@ Time is an argument, in seconds on any clock that does not go back; days are rea
 import calendar
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
@@ -49,6 +49,12 @@ class Limits:
     """What is exceeded is counted, not refused."""
     counted: bool = False
     """What it uses is counted, limits or none: it has a key."""
+
+    @property
+    def any(self) -> bool:
+        """Whether one of them can be exceeded."""
+        rates = self.requests_per_minute, self.tokens_per_minute, self.max_concurrent
+        return any(one is not None for one in (*rates, self.tokens_per_day, self.tokens_per_month))
 
 
 NO_LIMITS = Limits()
@@ -121,13 +127,15 @@ class _Account:
     """What is counted for one client. The counts of days and months are of those of `day` and `month`."""
 
     __slots__ = (
-        *("day", "day_requests", "day_tokens", "limits", "month", "month_tokens", "name", "open", "requests"),
-        *("reserved", "tokens", "would_refuse"),
+        *("day", "day_requests", "day_tokens", "limited", "limits", "month", "month_tokens", "name", "open"),
+        *("requests", "reserved", "tokens", "would_refuse"),
     )
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.limits = Limits()
+        self.limits = NO_LIMITS
+        self.limited = False
+        """Whether there is anything that can be exceeded."""
         self.open = 0
         self.requests: _Bucket | None = None
         self.tokens: _Bucket | None = None
@@ -148,6 +156,7 @@ class _Account:
     def adopt(self, limits: Limits, now: float) -> None:
         """Follow the client's limits as they are now, keeping what has been used."""
         self.limits = limits
+        self.limited = limits.any
         self.requests = _sized(self.requests, limits.requests_per_minute, now)
         self.tokens = _sized(self.tokens, limits.tokens_per_minute, now)
 
@@ -235,10 +244,11 @@ class Quotas:
         if limits is NO_LIMITS or limits == NO_LIMITS:
             return _UNLIMITED
         found = self._account(account, limits, now)
-        found.adopt(limits, now)
+        if found.limited or found.limits is not limits:
+            found.adopt(limits, now)
         self.today.look()
         found.roll(self.today)
-        over, wait_s = _excess(found, tokens, self.today)
+        over, wait_s = _excess(found, tokens, self.today) if found.limited else ((), 0.0)
         if over:
             if not limits.shadow:
                 message = f"Over the limit of {' and '.join(over)}; try again in {wait_s:.1f} s."
@@ -267,6 +277,8 @@ class Quotas:
 
     def headers(self, account: _Account, now: float) -> tuple[tuple[bytes, bytes], ...]:
         """`x-ratelimit-*` for this account; none without limits."""
+        if not account.limited:
+            return ()
         rows = self._rows(account, now)
         return tuple(
             (f"x-ratelimit-{what}-{unit}".encode(), value.encode())
@@ -369,7 +381,7 @@ class Quotas:
         raise Refused(Reject(RejectKind.OVERLOADED, message, retry_after_s=5.0))
 
 
-def _excess(account: _Account, tokens: int, today: Day) -> tuple[list[str], float]:
+def _excess(account: _Account, tokens: int, today: Day) -> tuple[Sequence[str], float]:
     """Which limits stand in the way, in words, and how long until none of them does."""
     over: list[str] = []
     wait_s = 0.0
