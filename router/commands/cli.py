@@ -278,6 +278,22 @@ def print_config(
     typer.echo(as_yaml(Config() if defaults else _load(file, {})), nl=False)
 
 
+config_commands = typer.Typer(help="What a configuration may say.", no_args_is_help=True)
+cli.add_typer(config_commands, name="config")
+
+
+@config_commands.command("schema", epilog="\b\nExample:\n  fairlead config schema > fairlead.schema.json\n")
+def config_schema() -> None:
+    """Print the JSON Schema of the configuration.
+
+    For editors: with `# yaml-language-server: $schema=fairlead.schema.json` as its first line they check a file
+    while it is written.
+    """
+    from router.config.json_schema import as_json_schema
+
+    typer.echo(as_json_schema(), nl=False)
+
+
 @cli.command("hash-key", epilog="\b\nExample:\n  openssl rand -hex 32 | tee team-a.key | fairlead hash-key\n")
 def hash_key() -> None:
     """Hash an API key.

@@ -62,6 +62,8 @@ LIVE: Mapping[str, Live] = {
     "log.level": _WRITTEN,
     "log.prefixes": _WRITTEN,
     "log.prompts": _WRITTEN,
+    "log.sample": _WRITTEN,
+    "log.slow_s": _WRITTEN,
     "metrics.max_clients": Live("clients not seen before"),
 }
 """By name, in the order of the schema."""

@@ -397,6 +397,11 @@ class Log(Section):
         description="Whether request lines carry hashes of the prompt's blocks, for replay in the lab.",
     )
     prompts: bool = Field(default=False, description="Whether request lines carry the prompt's text.")
+    sample: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="Share of the request lines that are written; those of slow and failed requests always are.",
+    )
+    slow_s: Seconds = Field(default=10.0, description="From how long on a request counts as slow.")
 
 
 class Metrics(Section):

@@ -6,24 +6,22 @@ cost ten times as much as making it.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
+from zlib import crc32
 
 import orjson
 
 from router.config.sections import Log
 from router.observability.log_writer import Lines
+from router.observability.request_line import local_time, printable, request_as_text
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 PROMPT_KEYS = frozenset({"prompt", "messages", "input", "body"})
 """Keys of a request's record that hold what the client wrote."""
-SHOWN = (
-    *("outcome", "client", "model", "status", "worker", "reason", "matched_tokens"),
-    *("wait_s", "ttft_s", "e2e_s", "input_tokens", "output_tokens"),
-)
-"""Keys of a request's record that have their place in the line for people; the others follow as key=value."""
 JSON_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -31,7 +29,8 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "ta
 class RequestLog:
     """Writes the line of a finished request.
 
-    The record's keys, all optional: those of `SHOWN`, request_id, path, error, and what else there is to say.
+    The record's keys, all optional: those of `request_line.PLACED`, error, and what else there is to say. Of
+    requests that completed within `slow_s` only the share `sample` is written, by the id of the request.
     """
 
     def __init__(
@@ -42,6 +41,9 @@ class RequestLog:
         enabled: bool = True,
         prompts: bool = False,
         prefixes: bool = False,
+        sample: float = 1.0,
+        slow_s: float = 10.0,
+        colour: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.lines = lines
@@ -49,7 +51,10 @@ class RequestLog:
         """Whether the text of prompts may be written; without it such keys are dropped."""
         self.prefixes = prefixes and not text
         """Whether lines carry hashes of the prompt's blocks: for the lab, so not on a terminal."""
+        self.sample = sample
+        self.slow_s = slow_s
         self._text = text
+        self._colour = colour
         self._enabled = enabled
         self._clock = clock
 
@@ -59,18 +64,33 @@ class RequestLog:
         self._enabled = LEVELS[settings.level] <= logging.INFO
         self.prompts = settings.prompts
         self.prefixes = settings.prefixes and not self._text
+        self.sample, self.slow_s = settings.sample, settings.slow_s
 
     def write(self, record: Mapping[str, Any]) -> None:
         if not self._enabled:
             return
+        if self.sample < 1 and self._is_ordinary(record):
+            if not _is_drawn(record.get("request_id"), self.sample):
+                return
+            record = {**record, "sample": self.sample}
         if not self.prompts and not record.keys().isdisjoint(PROMPT_KEYS):
             record = {key: value for key, value in record.items() if key not in PROMPT_KEYS}
         now = self._clock()
         if self._text:
-            self.lines.write(request_as_text(record, now).encode(errors="replace") + b"\n")
+            text = request_as_text(record, now, colour=self._colour)
+            self.lines.write(text.encode(errors="replace") + b"\n")
         else:
             line = {"time": datetime.fromtimestamp(now, UTC), "level": "info", "event": "request", **record}
             self.lines.write(_json(line))
+
+    def _is_ordinary(self, record: Mapping[str, Any]) -> bool:
+        """Whether it is neither slow nor failed."""
+        return record.get("outcome") == "completed" and record.get("e2e_s", 0.0) < self.slow_s
+
+
+def _is_drawn(request: object, share: float) -> bool:
+    """Whether a request is one of this share: the same at every gateway that it passes."""
+    return crc32(str(request).encode(errors="replace")) < share * 2**32
 
 
 def configure(settings: Log, stream: TextIO) -> RequestLog:
@@ -96,7 +116,16 @@ def configure(settings: Log, stream: TextIO) -> RequestLog:
         logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True
     enabled = LEVELS[settings.level] <= logging.INFO
-    return RequestLog(lines, text=text, enabled=enabled, prompts=settings.prompts, prefixes=settings.prefixes)
+    return RequestLog(
+        lines,
+        text=text,
+        enabled=enabled,
+        prompts=settings.prompts,
+        prefixes=settings.prefixes,
+        sample=settings.sample,
+        slow_s=settings.slow_s,
+        colour=stream.isatty() and not os.environ.get("NO_COLOR"),
+    )
 
 
 def set_level(settings: Log) -> None:
@@ -133,7 +162,7 @@ class LineHandler(logging.Handler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the standard library's name
         """Say where the bad log call is; the standard library would write to standard error by itself."""
         event = f"a log call cannot be formatted: {record.pathname}:{record.lineno}"
-        line = _printable(event).encode(errors="replace") + b"\n" if self._text else _json({"event": event})
+        line = printable(event).encode(errors="replace") + b"\n" if self._text else _json({"event": event})
         self._lines.write(line)
 
     def _as_json(self, record: logging.LogRecord) -> bytes:
@@ -150,51 +179,14 @@ class LineHandler(logging.Handler):
 
     def _as_text(self, record: logging.LogRecord) -> bytes:
         extra = "".join(f" {key}={value}" for key, value in vars(record).items() if key not in _PLAIN)
-        head = f"{_local(record.created)} {record.levelname.lower():<9} "
-        text = head + _printable(record.getMessage() + extra)
+        head = f"{local_time(record.created)} {record.levelname.lower():<9} "
+        text = head + printable(record.getMessage() + extra)
         if record.exc_info:
             text += "\n" + _TRACEBACKS.formatException(record.exc_info)
         return text.encode(errors="replace") + b"\n"
 
 
 _TRACEBACKS = logging.Formatter()
-
-
-def request_as_text(record: Mapping[str, Any], now: float) -> str:
-    """The line of a finished request for people: who, what, where and why there, how long, how much."""
-    get = record.get
-    parts = [
-        _local(now),
-        f"{get('outcome', '-'):<9}",
-        f"{get('client', '-')}",
-        f"{get('model') or '-'}",
-        f"{get('status') or '-'}",
-        f"on {get('worker') or '-'} ({get('reason') or '-'})",
-        f"matched {_count(get('matched_tokens'))}",
-        f"wait {_duration(get('wait_s'))}",
-        f"ttft {_duration(get('ttft_s'))}",
-        f"e2e {_duration(get('e2e_s'))}",
-        f"tokens {_count(get('input_tokens'))}+{_count(get('output_tokens'))}",
-    ]
-    rest = [f"{key}={value}" for key, value in record.items() if key not in SHOWN and value is not None]
-    return _printable(" ".join(parts + rest))
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.0f}ms" if seconds < 1 else f"{seconds:.2f}s"
-
-
-def _count(tokens: int | None) -> str:
-    return "-" if tokens is None else str(tokens)
-
-
-def _printable(text: str) -> str:
-    """A client's name or a worker's message must not forge lines or move the cursor."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _json(line: dict[str, Any]) -> bytes:
@@ -207,7 +199,3 @@ def _json(line: dict[str, Any]) -> bytes:
             for key, value in plain.items()
         }
         return orjson.dumps(safe, option=JSON_OPTIONS)
-
-
-def _local(now: float) -> str:
-    return datetime.fromtimestamp(now).astimezone().strftime("%H:%M:%S.%f")[:-3]

@@ -91,23 +91,71 @@ def test_a_request_is_one_json_line_with_its_time():
     assert line == {"level": "info", "event": "request", **RECORD}
 
 
-def test_for_people_a_request_is_one_line_with_the_decision():
+def test_the_line_for_people_says_who_where_why_how_long_and_how_much():
     line = request_as_text(RECORD, 0.0)
-    assert line.split(maxsplit=1)[1] == (
-        "completed team/alice llama 200 on http://10.0.0.7:8000 (hit) matched 512 wait 2ms ttft 250ms e2e 3.50s "
-        "tokens 700+90 request_id=r1"
-    )
+    assert line.split()[1:] == [
+        *("completed", "200", "10.0.0.7:8000", "hit", "512/700+90", "2ms/250ms/3.50s"),
+        *("team/alice", "r1", "llama"),
+    ]
 
 
 def test_a_request_that_never_reached_a_worker_has_a_line_too():
     line = request_as_text({"outcome": "rejected", "client": "a", "status": 429, "worker": None}, 0.0)
-    assert line.endswith("rejected  a - 429 on - (-) matched - wait - ttft - e2e - tokens -+-")
+    assert line.split()[1:] == ["rejected", "429", "-", "-", "-/-+-", "-/-/-", "a", "-", "-"]
+
+
+@pytest.mark.parametrize("key", ["client", "model", "worker", "reason", "request_id"])
+def test_the_line_fits_120_columns_whatever_the_names_are(key):
+    line = request_as_text({**RECORD, "request_id": "4" * 32, key: "x" * 300, "error": "y" * 1000}, 0.0)
+    assert max(map(len, line.splitlines())) == 120
+    assert key == "request_id" or "4" * 25 in line
+
+
+def test_an_error_follows_below_and_what_is_for_programs_is_left_out():
+    line = request_as_text({**RECORD, "error": "the worker broke off", "path": "/v1/x", "stream": True}, 0.0)
+    assert line.splitlines()[1:] == ["    error: the worker broke off"]
+
+
+def test_on_a_terminal_the_outcome_has_a_colour_and_the_columns_stay():
+    plain, painted = (request_as_text({**RECORD, "outcome": "failed"}, 0.0, colour=on) for on in (False, True))
+    assert "\x1b[31mfailed" in painted
+    assert painted.replace("\x1b[31m", "").replace("\x1b[0m", "") == plain
 
 
 def test_what_a_client_sends_cannot_forge_a_line():
-    line = request_as_text({**RECORD, "client": "a\n12:00:00 completed\x1b[2J", "error": "x\r\ny"}, 0.0)
-    assert line.isprintable()
-    assert r"a\n12:00:00" in line
+    record = {**RECORD, "client": "a\n12:00", "model": "\x1b[2J", "request_id": "r\r\n", "error": "x\r\ny"}
+    lines = request_as_text(record, 0.0).split("\n")
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+    assert r"a\n12:00" in lines[0]
+
+
+# -- which requests have a line
+
+
+def ids(*records, **settings):
+    return [line["request_id"] for line in parsed(written(*records, **settings))]
+
+
+def test_slow_and_failed_requests_have_a_line_whatever_the_share():
+    records = [
+        {**RECORD, "request_id": "fast"},
+        {**RECORD, "request_id": "slow", "e2e_s": 10.0},
+        {**RECORD, "request_id": "failed", "outcome": "failed"},
+        {**RECORD, "request_id": "refused", "outcome": "refused"},
+    ]
+    assert ids(*records, sample=0.0) == ["slow", "failed", "refused"]
+    assert ids(*records, sample=0.0, slow_s=3.0) == ["fast", "slow", "failed", "refused"]
+    assert ids(*records) == ["fast", "slow", "failed", "refused"]
+
+
+def test_a_share_of_the_others_has_one_the_same_at_every_gateway_and_it_says_so():
+    records = [{**RECORD, "request_id": f"r{number}"} for number in range(4000)]
+    first, second = (ids(*records, sample=0.1) for _ in range(2))
+    assert first == second
+    assert 300 < len(first) < 500
+    assert parsed(written(*records, sample=0.1))[0]["sample"] == 0.1
+    assert "sample" not in parsed(written(RECORD))[0]
 
 
 @pytest.mark.parametrize("text", [True, False])
