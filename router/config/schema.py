@@ -41,17 +41,18 @@ class Config(Section):
     listen: Listen = Field(default=Listen(), description="Where clients connect.")
     workers: tuple[WorkerConfig, ...] = Field(default=(), description="vLLM servers that already run.")
     clients: tuple[ClientConfig, ...] = Field(
-        default=(), description="Who may ask. Without any key the gateway is open, and `user` names the client."
+        default=(),
+        description="Clients, their keys and limits. Without keys it is open, and `user` names the client.",
     )
     isolation: Isolation = Field(default=Isolation(), description="What clients can learn of each other.")
     models: dict[str, str] = Field(default={}, description="Other names for models: `alias: model`.")
-    limits: Limits = Field(default=Limits(), description="Bounds on what is taken in.")
+    limits: Limits = Field(default=Limits(), description="Bounds on what the gateway accepts.")
     continuation: Annotated[ContinuationMode, BeforeValidator(off_is_a_word)] = Field(
         default="exact",
         description="Whether streams go on at another worker when theirs dies: exact (where the answer is one "
         "that the dead worker could have given as well), best_effort (also with a seed or penalties), or off.",
     )
-    timeouts: Timeouts = Field(default=Timeouts(), description="How long a worker may keep us waiting.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="How long the gateway waits for a worker.")
     policies: Policies = Field(default_factory=Policies, description="Which request is next, and where it runs.")
     tokenization: TokenizationSettings = Field(
         default=TokenizationSettings(), description="Whether prompts are known by their token ids."

@@ -93,9 +93,9 @@ class Listen(Section):
     host: str = Field(
         default="127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 or :: for all."
     )
-    port: Port = Field(default=8000, description="0 takes a free one.")
+    port: Port = Field(default=8000, description="Port to listen on; 0: a free one.")
     tls_certificate: Path | None = Field(
-        default=None, description="PEM file with the certificate chain; set: https."
+        default=None, description="PEM file with the certificate chain; if it is set, clients connect by https."
     )
     tls_key: Path | None = Field(default=None, description="PEM file with the private key of the certificate.")
     keep_alive_s: Seconds = Field(default=75.0, description="How long an idle client connection stays open.")
@@ -104,7 +104,7 @@ class Listen(Section):
     )
     heartbeat_s: Seconds | None = Field(
         default=None,
-        description="How often a stream that waits gets a comment, for proxies that cut silence; unset: never.",
+        description="Interval of comments on streams that wait, for proxies that cut silence; unset: none.",
     )
     root_path: str = Field(
         default="", description="Path under which a proxy in front shows the gateway, such as /llm."
@@ -113,7 +113,9 @@ class Listen(Section):
         default=(),
         description='Origins whose pages may use the API in a browser, such as https://chat.example, or "*".',
     )
-    backlog: Whole = Field(default=2048, description="Connections that may wait to be accepted.")
+    backlog: Whole = Field(
+        default=2048, description="Connections that the kernel may queue before they are accepted."
+    )
 
     @model_validator(mode="after")
     def _certificate_and_key(self) -> Self:
@@ -228,18 +230,20 @@ class Limits(Section):
         "take a quarter of it, workers wait for clients that read slowly.",
     )
     header_bytes: Whole = Field(default=64 * 1024, description="Largest request line and headers together.")
-    concurrent_requests: Whole = Field(default=10_000, description="Requests open at once; more are turned away.")
+    concurrent_requests: Whole = Field(default=10_000, description="Requests open at once; further ones get 429.")
     send_timeout_s: Seconds = Field(
-        default=60.0, description="A client that has taken nothing of its answer for this long is cut off."
+        default=60.0, description="A client that reads nothing of its answer for this long is disconnected."
     )
     queue_requests: Whole = Field(default=4096, description="Requests that may wait per model.")
-    queue_wait_s: Seconds = Field(default=600.0, description="Longest wait before a request is turned away.")
+    queue_wait_s: Seconds = Field(
+        default=600.0, description="Longest time in the queue; then the request gets 429."
+    )
     drain_s: Seconds = Field(
         default=30.0, description="Time that open requests get to finish when the gateway stops."
     )
     drain_delay_s: Delay = Field(
         default=0.0,
-        description="Before that: it serves as ever for this time, but /readyz says 503, for load balancers.",
+        description="After SIGTERM, before `drain_s`: new requests are still served, and /readyz says 503.",
     )
     wrong_keys_per_minute: PerMinute | None = Field(
         default=60.0,
@@ -259,14 +263,14 @@ class Limits(Section):
 class Timeouts(Section):
     """How long a worker may keep the gateway waiting."""
 
-    connect_s: Seconds = Field(default=5.0, description="Until the connection stands.")
+    connect_s: Seconds = Field(default=5.0, description="Longest time to open a connection to a worker.")
     first_byte_s: Seconds = Field(
-        default=600.0, description="From the request to the first byte of a streamed answer."
+        default=600.0, description="Longest time from the request to the first byte of a streamed answer."
     )
     whole_answer_s: Seconds = Field(
-        default=3600.0, description="From the request to the end of an answer that is not streamed."
+        default=3600.0, description="Longest time from the request to the end of an answer that is not streamed."
     )
-    idle_s: Seconds = Field(default=120.0, description="Between two pieces of an answer.")
+    idle_s: Seconds = Field(default=120.0, description="Longest pause between two chunks of an answer.")
 
 
 def _readable_heatmap(path: Path | None) -> Path | None:
@@ -288,21 +292,22 @@ class Policies(Section):
     )
     binding: Literal["late", "early"] = Field(
         default="late",
-        description="late: wait until a worker has room; early: be named a worker on arrival, and wait for it.",
+        description="late: a request waits here until a worker has room; early: its worker is chosen on arrival.",
     )
     prefill_window_s: Seconds = Field(
         default=0.2,
-        description="Prefill in flight per worker, in seconds by its profile; more where the network is slow.",
+        description="Prefill in flight at a worker, in seconds by its profile; more if the network is slow.",
     )
     prefill_window_tokens: Whole | None = Field(
-        default=None, description="The same in uncached tokens; set, it replaces the time."
+        default=None,
+        description="Prefill that may be in flight at a worker, in uncached tokens; replaces `prefill_window_s`.",
     )
     kv_margin: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, lt=1)] = Field(
         default=0.02, description="Share of a worker's KV cache that is left free, as lengths are estimates."
     )
     hold_ms: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
         default=5000.0,
-        description="How long in all a request may wait for a better worker beside one with room; 0: never.",
+        description="How long in all a request may wait for a better worker while another has room; 0: never.",
     )
     hold_gain: Annotated[float, BeforeValidator(_no_truth_value), Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.2,
@@ -314,17 +319,19 @@ class Policies(Section):
         "and for the whole prompt, whatever is cached or owed; always; never (no roles).",
     )
     heatmap: Annotated[Path | None, AfterValidator(_readable_heatmap)] = Field(
-        default=None, description="A file of `fairlead heatmap measure`; unset: the one that is shipped."
+        default=None, description="Heatmap file from `fairlead heatmap measure`; unset: the one that is shipped."
     )
 
 
 class Health(Section):
     """How workers are watched."""
 
-    probe_every_s: Seconds = Field(default=2.0, description="Between two health checks of one worker.")
-    probe_timeout_s: Seconds = Field(default=2.0, description="Until a health check counts as failed.")
-    scrape_every_s: Seconds = Field(default=5.0, description="Between two readings of a worker's metrics.")
-    stale_after_s: Seconds = Field(default=15.0, description="Age at which a reading is not used any more.")
+    probe_every_s: Seconds = Field(default=2.0, description="Interval between two health checks of one worker.")
+    probe_timeout_s: Seconds = Field(default=2.0, description="Time after which a health check counts as failed.")
+    scrape_every_s: Seconds = Field(
+        default=5.0, description="Interval between two readings of a worker's metrics."
+    )
+    stale_after_s: Seconds = Field(default=15.0, description="Age from which on a reading of metrics is ignored.")
     kv_events: Annotated[Literal["auto", "off"], BeforeValidator(_on_or_off)] = Field(
         default="auto",
         description="auto: listen to workers that publish KV events, so that their caches are known; or off.",
@@ -341,11 +348,13 @@ class Admin(Section):
     """Add, drain and remove workers while the gateway runs."""
 
     key: KeyDigest | None = Field(default=None, repr=False, description="In the clear, env:NAME or file:PATH.")
-    key_hash: Hash | None = Field(default=None, repr=False, description="The same as a hash.")
+    key_hash: Hash | None = Field(
+        default=None, repr=False, description="The key as a hash, from `fairlead hash-key`."
+    )
     port: Port | None = Field(
         default=None, description="A listener of its own; unset: below /admin on the main one."
     )
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address of that listener.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address of the separate listener.")
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
@@ -367,11 +376,14 @@ class Status(Section):
         description="open: all; key: only with the key below or the admin's; auto: key if clients have keys.",
     )
     key: KeyDigest | None = Field(default=None, repr=False, description="In the clear, env:NAME or file:PATH.")
-    key_hash: Hash | None = Field(default=None, repr=False, description="The same as a hash.")
-    port: Port | None = Field(
-        default=None, description="A listener of their own, without a key; unset: on the main one only."
+    key_hash: Hash | None = Field(
+        default=None, repr=False, description="The key as a hash, from `fairlead hash-key`."
     )
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address of that listener.")
+    port: Port | None = Field(
+        default=None,
+        description="Port of a separate listener for these pages, without a key; unset: the main listener only.",
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address of the separate listener.")
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:
@@ -391,7 +403,9 @@ class Log(Section):
     format: Literal["auto", "json", "text"] = Field(
         default="auto", description="auto: text on a terminal, else json."
     )
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level written.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is written."
+    )
     prefixes: bool = Field(
         default=True,
         description="Whether request lines carry hashes of the prompt's blocks, for replay in the lab.",

@@ -13,7 +13,7 @@ class TokenizationSettings(Section):
         min_length=1,
         description="auto, text (none), worker (its /tokenize), or a folder or Hugging Face name on this machine.",
     )
-    models: dict[str, str] = Field(default={}, description="The same for single models: `model: tokenizer`.")
+    models: dict[str, str] = Field(default={}, description="Tokenizers of single models: `model: tokenizer`.")
     wait_s: Seconds = Field(
         default=1.0, description="How long a request may wait for its token ids before it goes on as text."
     )

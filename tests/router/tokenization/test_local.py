@@ -71,7 +71,7 @@ def test_what_is_not_there_is_not_loaded(tmp_path):
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(NotLoaded, match=r"fairlead\[tokens\]"):
+    with pytest.raises(NotLoaded, match=r"fairlead-router\[tokens\]"):
         load("anything", 1 << 20)
 
 
