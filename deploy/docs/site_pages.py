@@ -53,7 +53,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what does not stand in `pages/`. Called once for a build."""
     for uri, path in ELSEWHERE.items():
         files.append(File.generated(config, uri, content=(ROOT / path).read_text("utf-8")))
-    for path in sorted(ROOT.glob("benchmarks/**/*.png")):
+    for path in sorted((*ROOT.glob("benchmarks/**/*.png"), *ROOT.glob("deploy/pictures/*.png"))):
         uri = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, uri, content=path.read_bytes()))
     files.append(File.generated(config, "configuration.md", content=configuration()))
