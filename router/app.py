@@ -56,6 +56,7 @@ from router.edge.held_bytes import HeldBytes
 from router.edge.intake import Intake
 from router.edge.listener import Listener
 from router.edge.process_limits import raise_file_limit, return_memory, spare_the_collector
+from router.edge.proxies import TrustedProxies
 from router.edge.routes import DOCUMENTED, Routes
 from router.edge.server import Server, make_server, stop
 from router.observability import request_log
@@ -478,6 +479,7 @@ def routes(router: Router, inner: ASGIApp, listen: Listen) -> Routes:
         explains=listen.decision_headers,
         heartbeat_s=listen.heartbeat_s,
         root_path=listen.root_path,
+        proxies=TrustedProxies(listen.trusted_proxies),
     )
 
 

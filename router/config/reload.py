@@ -64,6 +64,7 @@ LIVE: Mapping[str, Live] = {
     "log.prompts": _WRITTEN,
     "log.sample": _WRITTEN,
     "log.slow_s": _WRITTEN,
+    "log.addresses": _WRITTEN,
     "metrics.max_clients": Live("clients not seen before"),
 }
 """By name, in the order of the schema."""

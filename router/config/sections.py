@@ -6,6 +6,7 @@ Names carry their units. Each field's description is what `fairlead print-config
 import os
 import re
 import ssl
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -113,6 +114,11 @@ class Listen(Section):
         default=(),
         description='Origins whose pages may use the API in a browser, such as https://chat.example, or "*".',
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        default=(),
+        description="Addresses or networks of proxies whose X-Forwarded-For says which address asks; others' is "
+        "not believed.",
+    )
     backlog: Whole = Field(
         default=2048, description="Connections that the kernel may queue before they are accepted."
     )
@@ -141,6 +147,16 @@ class Listen(Section):
         if value and (not _ROOT_PATH.fullmatch(value) or "//" in value):
             raise ValueError("should begin with a slash and not end with one, such as /llm")
         return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                ip_network(value, strict=False)
+            except ValueError:
+                raise ValueError(f"{value!r} is no address and no network, such as 10.0.0.0/8") from None
+        return values
 
     @field_validator("cors_origins")
     @classmethod
@@ -416,6 +432,10 @@ class Log(Section):
         description="Share of the request lines that are written; those of slow and failed requests always are.",
     )
     slow_s: Seconds = Field(default=10.0, description="From how long on a request counts as slow.")
+    addresses: bool = Field(
+        default=False,
+        description="Whether request lines carry the client's address (see `listen.trusted_proxies`).",
+    )
 
 
 class Metrics(Section):

@@ -20,6 +20,7 @@ from router.edge.execution.scheduled import ScheduledRequest
 from router.edge.execution.tokenizer import Tokenizer
 from router.edge.execution.worker_connections import WorkerConnections
 from router.edge.intake import Intake
+from router.edge.proxies import TrustedProxies
 from router.edge.response import Message, Receive, ResponseWriter, Scope, Send
 from router.edge.trust import PATHS, Path, Use, find
 from router.port import Control, shown
@@ -39,7 +40,8 @@ _SERVER = "*"
 class Routes:
     """The ASGI application. `inner` answers what is not inference.
 
-    `root_path`: the path under which a proxy in front shows the gateway, whether it takes it off or not.
+    `proxies`: those that say whose request they pass on. `root_path`: the path under which a proxy in front shows
+    the gateway, whether it takes it off or not.
     """
 
     def __init__(
@@ -55,9 +57,11 @@ class Routes:
         explains: bool = False,
         heartbeat_s: float | None = None,
         root_path: str = "",
+        proxies: TrustedProxies | None = None,
     ) -> None:
         self._inner = inner
         self._root_path = root_path
+        self._proxies = proxies or None
         self._control = control
         self._intake = intake
         self._recorder = recorder
@@ -73,6 +77,8 @@ class Routes:
         if scope["type"] != "http":
             await (_no_websocket(send) if scope["type"] == "websocket" else self._inner(scope, receive, send))
             return
+        if self._proxies is not None:
+            scope["client"] = self._proxies.client(scope) or scope.get("client")
         if self._root_path:
             scope = _below(scope, self._root_path)
         if scope["method"] == "HEAD":

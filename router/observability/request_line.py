@@ -16,7 +16,7 @@ PLACED = frozenset(
     (
         *("outcome", "client", "model", "status", "worker", "prefill_worker", "reason", "matched_tokens"),
         *("wait_s", "ttft_s", "e2e_s", "input_tokens", "output_tokens", "cached_tokens", "request_id"),
-        *("path", "stream", "attempt", "prefix", "prompt_bytes", "address"),
+        *("path", "stream", "attempt", "prefix", "prompt_bytes"),
     )
 )
 """Keys of a record that have their place in the line, or that are for programs; the others follow below it."""

@@ -44,6 +44,7 @@ class RequestLog:
         sample: float = 1.0,
         slow_s: float = 10.0,
         colour: bool = False,
+        addresses: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.lines = lines
@@ -53,6 +54,8 @@ class RequestLog:
         """Whether lines carry hashes of the prompt's blocks: for the lab, so not on a terminal."""
         self.sample = sample
         self.slow_s = slow_s
+        self.addresses = addresses
+        """Whether the clients' addresses may be written."""
         self._text = text
         self._colour = colour
         self._enabled = enabled
@@ -65,6 +68,7 @@ class RequestLog:
         self.prompts = settings.prompts
         self.prefixes = settings.prefixes and not self._text
         self.sample, self.slow_s = settings.sample, settings.slow_s
+        self.addresses = settings.addresses
 
     def write(self, record: Mapping[str, Any]) -> None:
         if not self._enabled:
@@ -124,6 +128,7 @@ def configure(settings: Log, stream: TextIO) -> RequestLog:
         prefixes=settings.prefixes,
         sample=settings.sample,
         slow_s=settings.slow_s,
+        addresses=settings.addresses,
         colour=stream.isatty() and not os.environ.get("NO_COLOR"),
     )
 

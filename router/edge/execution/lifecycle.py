@@ -201,7 +201,8 @@ class Lifecycle(ABC):
         """Whose key it is. Raises Unauthorized."""
         if self._control.routes().keys_needed:
             self._keys = digests(headers)
-        self._record.identity = taken(self._control.identify(self._keys, None, address_of(self._scope)))
+        address = self._record.address = address_of(self._scope)
+        self._record.identity = taken(self._control.identify(self._keys, None, address))
 
     def _identify(self, user: str | None) -> Identity:
         """Who is asking, now that the body may name a user."""

@@ -34,6 +34,7 @@ class Record:
         "_prompt_bytes",
         "_request",
         "_stream",
+        "address",
         "arrived",
         "error",
         "identity",
@@ -44,6 +45,8 @@ class Record:
     )
 
     def __init__(self, request: str, path: str, now: float) -> None:
+        self.address = ""
+        """The client's."""
         self.arrived = now
         self.identity = _UNKNOWN
         self.served_name = ""
@@ -145,6 +148,8 @@ class Record:
             line["input_tokens"] = usage.input_tokens
             line["output_tokens"] = usage.output_tokens
             line["cached_tokens"] = usage.cached_tokens
+        if log.addresses:
+            line["address"] = self.address
         if self.error is not None:
             line["error"] = shown(self.error, _ERROR_CHARACTERS)
         if dispatch is not None:
