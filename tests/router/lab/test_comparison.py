@@ -46,8 +46,16 @@ def test_processes_change_nothing_about_the_result():
     assert not alone.interrupted
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt here, whatever tests before have made of the signal."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interrupted_comparison_keeps_what_is_finished(jobs):
+def test_an_interrupted_comparison_keeps_what_is_finished(jobs, interruptible):
     def interrupt(finished):
         if finished == 2:
             os.kill(os.getpid(), signal.SIGINT)
