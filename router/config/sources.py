@@ -23,8 +23,10 @@ NESTED = "__"
 NOT_SETTINGS = re.compile(
     # Kubernetes gives every container FAIRLEAD_SERVICE_HOST, FAIRLEAD_PORT_8000_TCP and the like for a Service
     # that is called "fairlead"; FAIRLEAD_VLLM_* belong to the script that prepares a vLLM for the tests,
-    # FAIRLEAD_URL and FAIRLEAD_ADMIN_KEY to the operator's commands (`fairlead explain`).
-    r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)|^FAIRLEAD_VLLM_|^FAIRLEAD_URL$|^FAIRLEAD_ADMIN_KEY$"
+    # FAIRLEAD_URL and FAIRLEAD_ADMIN_KEY to the operator's commands (`fairlead explain`), FAIRLEAD_IMAGE to the
+    # compose files.
+    r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)"
+    r"|^FAIRLEAD_VLLM_|^FAIRLEAD_(URL|ADMIN_KEY|IMAGE)$"
 )
 SECRET = ("key", "keys", "key_hash", "key_hashes", "api_key")
 """Values below these names are never repeated in a message."""

@@ -165,6 +165,7 @@ def test_variables_that_kubernetes_makes_for_a_service_of_our_name_are_left_alon
         "FAIRLEAD_SERVICE_PORT_HTTP": "8000",
         "FAIRLEAD_METRICS_SERVICE_PORT": "8000",
         "FAIRLEAD_VLLM_HOME": "/tmp",
+        "FAIRLEAD_IMAGE": "registry.example/fairlead:1",
     }
     assert Config.load(None, env) == Config()
 
