@@ -353,7 +353,7 @@ def servers(config: Config, router: Router) -> list[Server]:
         documented=DOCUMENTED,
         look_again=router.fleet.look_again,
         hidden=_hidden(router),
-        strange=lambda request: _strange(router, request),
+        visible=lambda request: _visible_models(router, request),
         usage=lambda request: _usage(router, request),
     )
     router.client_routes = routes(router, inner, listen)
@@ -443,12 +443,19 @@ def _hidden(router: Router) -> Callable[[Request], Reject | None]:
     return hidden
 
 
-def _strange(router: Router, request: Request) -> Reject | None:
-    """Why a request is none of a client; None: it is, or no key is needed."""
+def _visible_models(router: Router, request: Request) -> Reject | frozenset[str] | None:
+    """The names of models that the client of a request may use, or why it is none of a client; None: all."""
     if not router.clients.keys_needed:
         return None
     found = router.control.identify(digests(dict(request.headers.raw)), None, address_of(request.scope))
-    return found if isinstance(found, Reject) else None
+    if isinstance(found, Reject):
+        return found
+    listed = router.clients.models(found.limits_of)
+    if listed is None:
+        return None
+    aliases = router.pools.aliases
+    targets = listed | {aliases[name] for name in listed if name in aliases}
+    return targets | {alias for alias, target in aliases.items() if target in targets}
 
 
 def _usage(router: Router, request: Request) -> dict[str, Any] | Reject:

@@ -129,6 +129,18 @@ async def test_a_key_uses_only_the_models_of_its_list_by_any_of_their_names():
         assert (await usage(fleet.gateway, FILED_KEY))["day"]["tokens"] == 0
 
 
+async def test_the_list_of_models_has_those_that_the_key_may_use():
+    async with running_fleet(1, **ADMIN, **FILED, models={"nick": MODEL, "away": "elsewhere"}) as fleet:
+        by_alias = await create(fleet.gateway, "a", models=["nick"])
+        none = await create(fleet.gateway, "n", models=["away"])
+        for key, names in ((FILED_KEY, {MODEL, "nick"}), (by_alias, {MODEL, "nick"}), (none, set())):
+            listing = (await fleet.http.get("/v1/models", headers=bearer(key))).json()
+            assert {card["id"] for card in listing["data"]} == names
+            one = await fleet.http.get(f"/v1/models/{MODEL}", headers=bearer(key))
+            assert one.status_code == (200 if names else 404)
+        assert (await fleet.http.get("/v1/models", headers=bearer("wrong"))).status_code == 401
+
+
 async def test_a_budget_is_exact_to_the_token_and_refuses_with_the_time_until_the_next_day():
     async with running_fleet(1, **ADMIN) as fleet:
         key = await create(fleet.gateway, tokens_per_day=60)
@@ -255,6 +267,7 @@ async def test_keys_and_what_they_have_used_outlive_the_gateway(tmp_path):
             key = await create(gateway, tokens_per_month=10**6)
             spent = sum([tokens_of(await ask(gateway, key)) for _ in range(5)])
         assert key not in (tmp_path / "keys.db").read_bytes().decode("latin-1")
+        assert (tmp_path / "keys.db").stat().st_mode & 0o077 == 0
         async with running_gateway([url], **kept) as gateway:
             told = await usage(gateway, key)
             assert (told["month"]["tokens"], told["day"]["requests"]) == (spent, 5)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -98,14 +98,15 @@ def pages(
     documented: Sequence[tuple[str, str, str]],
     look_again: Callable[[], Awaitable[None]],
     hidden: Callable[[Request], Reject | None],
-    strange: Callable[[Request], Reject | None],
+    visible: Callable[[Request], Reject | frozenset[str] | None],
     usage: Callable[[Request], dict[str, Any] | Reject],
 ) -> FastAPI:
     """The FastAPI application behind the edge's routes.
 
     `documented`: path, tag and summary of what the edge serves itself. `look_again`: asks the workers what they
-    serve now. `hidden`: why a request may not see what names workers and clients; `strange`: why it may not see
-    anything that is for clients; None: it may. `usage`: what its client has used and may use.
+    serve now. `hidden`: why a request may not see what names workers and clients; None: it may. `visible`: the
+    models that its client may see, None for all, or why it may see nothing that is for clients. `usage`: what its
+    client has used and may use.
     """
     pools, version = status.pools, status.version
     app = FastAPI(
@@ -124,21 +125,26 @@ def pages(
 
     _add_status(app, status, hidden)
 
-    async def known(request: Request) -> None:
-        reject = strange(request)
-        if reject is not None:
-            raise Refused(reject)
+    async def allowed(request: Request) -> frozenset[str] | None:
+        """The models that the client of a request may use; None: all."""
+        found = visible(request)
+        if isinstance(found, Reject):
+            raise Refused(found)
+        return found
 
-    @app.get("/v1/models", tags=["models"], summary="Models of the whole fleet", dependencies=[Depends(known)])
-    async def models() -> Response:
+    Allowed = Annotated[frozenset[str] | None, Depends(allowed)]  # noqa: N806 - a type
+
+    @app.get("/v1/models", tags=["models"], summary="Models of the fleet that the key may use")
+    async def models(allowed: Allowed) -> Response:
         await up_to_date()
-        return json_page({"object": "list", "data": model_cards(pools, started)})
+        cards = [card for card in model_cards(pools, started) if allowed is None or card["id"] in allowed]
+        return json_page({"object": "list", "data": cards})
 
-    @app.get("/v1/models/{model:path}", tags=["models"], summary="One model", dependencies=[Depends(known)])
-    async def model(model: str) -> Response:
+    @app.get("/v1/models/{model:path}", tags=["models"], summary="One model")
+    async def model(model: str, allowed: Allowed) -> Response:
         await up_to_date()
         for card in model_cards(pools, started):
-            if card["id"] == model:
+            if card["id"] == model and (allowed is None or model in allowed):
                 return json_page(card)
         found = pools.routes().find(model)
         unlisted = Reject(RejectKind.NOT_FOUND, f"The model `{shown(model)}` is not listed.")

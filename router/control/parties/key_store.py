@@ -92,6 +92,7 @@ class KeyStore:
         def do() -> _T:
             file = self._opened
             if file is None:
+                self.path.touch(mode=0o600)  # for the gateway's user only
                 file = sqlite3.connect(self.path, timeout=_BUSY_S)
                 try:
                     file.execute("PRAGMA journal_mode = WAL")
