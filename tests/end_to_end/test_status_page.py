@@ -3,6 +3,12 @@
 import asyncio
 import json
 import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +191,43 @@ def test_top_prints_one_screen_that_fits_the_terminal(fleet):
     for worker in fleet.workers:
         assert worker.url in result.output
     assert max(map(len, result.output.splitlines())) <= 120
+
+
+def test_top_follows_its_keys_in_a_terminal_and_leaves_it_as_it_was(fleet):
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (32, 120))
+    before = termios.tcgetattr(its)
+    environment = {
+        **os.environ,
+        "FAIRLEAD_URL": fleet.gateway.admin_url,
+        "FAIRLEAD_ADMIN_KEY": KEY,
+        "TERM": "xterm",
+    }
+    for name in ("COLUMNS", "LINES"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", "from router.commands.cli import main; main()", "top"]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment) as process:
+        seen = ""
+
+        def sees(words):
+            nonlocal seen
+            deadline = time.monotonic() + 30
+            while words not in seen:
+                assert time.monotonic() < deadline, seen[-2000:]
+                ready, _, _ = select.select([ours], [], [], 0.2)
+                seen += os.read(ours, 65536).decode(errors="replace") if ready else ""
+            seen = ""
+
+        sees("sorted by worker")
+        os.write(ours, b"b")
+        sees("sorted by batch")
+        os.write(ours, b" ")
+        sees("paused")
+        os.write(ours, b"q")
+        assert process.wait(timeout=20) == 0
+    assert termios.tcgetattr(its)[3] == before[3]
+    os.close(ours)
+    os.close(its)
 
 
 def row(name, **more):
