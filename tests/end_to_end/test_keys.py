@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sqlite3
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,11 @@ from gateway_under_test import MODEL, in_thread, running_fleet, running_gateway,
 from typer.testing import CliRunner
 
 from router.commands.cli import cli
+from router.config.sections import ClientConfig
+from router.control.parties.identity import Clients
+from router.control.parties.issued_keys import IssuedKey
+from router.control.parties.key_store import KeyStore
+from router.port import Identity
 
 KEY = "an-admin-key-of-this-test"
 ADMIN = {"admin": {"key": KEY}}
@@ -314,7 +321,7 @@ async def test_a_store_that_is_lost_refuses_no_request_and_what_was_used_is_writ
         assert (refused.status_code, "nothing has been changed" in refused.text) == (503, True)
         kept._run = works
         await gateway.gateway.keyring.sync()
-        rows = await kept.used("2000-01-01")
+        rows = await kept.used(gateway.gateway.clients.quota.today.day, 0.0)
         assert [(row.account, row.tokens) for row in rows] == [("alice", spent)]
 
 
@@ -326,21 +333,41 @@ async def test_a_file_that_is_no_store_is_logged_and_does_not_open_the_gateway(t
         assert "cannot be used" in caplog.text
 
 
+async def test_a_store_whose_folder_is_gone_fails_as_any_store_that_cannot_be_used(tmp_path):
+    kept = KeyStore(tmp_path / "gone" / "keys.db")
+    with pytest.raises(sqlite3.Error):
+        await kept.changed_keys()
+    await kept.aclose()
+
+
+async def test_only_keys_that_others_have_changed_are_read_again(tmp_path):
+    ours, theirs = (KeyStore(tmp_path / "keys.db") for _ in range(2))
+    keys = [IssuedKey(ClientConfig(name=f"k{n}"), bytes([n]) * 32, 0.0) for n in range(3)]
+    for key in keys:
+        await ours.add(key)
+    assert await ours.changed_keys() == []
+    assert await theirs.changed_keys() == keys
+    changed = replace(keys[1], disabled=True)
+    await theirs.replace(changed)
+    assert await ours.changed_keys() == [changed]
+    await ours.add_used(
+        {("a", "2026-01-31"): (5, 1), ("a", "2026-02-01"): (7, 1), ("b", "2026-02-01"): (9, 1)}, 10.0
+    )
+    await theirs.add_used({("a", "2026-02-02"): (11, 2), ("a", "2026-02-01"): (1, 1)}, 20.0)
+    assert sorted(await ours.used("2026-02-02", 15.0)) == [("a", "2026-02-00", 8, 2), ("a", "2026-02-02", 11, 2)]
+    assert ("b", "2026-02-00", 9, 1) in await ours.used("2026-02-02", 0.0)
+    await ours.aclose()
+    await theirs.aclose()
+
+
 # -- ten thousand
 
 
 async def test_of_ten_thousand_keys_each_is_found_by_one_look():
-    from router.config.sections import ClientConfig  # noqa: PLC0415
-    from router.control.parties.identity import Clients  # noqa: PLC0415
-    from router.control.parties.issued_keys import IssuedKey  # noqa: PLC0415
-    from router.port import Identity  # noqa: PLC0415
-
     def digest(number):
         return number.to_bytes(32, "big")
 
     def calls(count):
-        import sys  # noqa: PLC0415
-
         clients = Clients(())
         clients.issue([IssuedKey(ClientConfig(name=f"k{n}"), digest(n), 0.0) for n in range(count)])
         made = []

@@ -23,13 +23,17 @@ _BUSY_S = 2.0
 _WHEN_OPENED = (
     "CREATE TABLE IF NOT EXISTS keys (name TEXT PRIMARY KEY, record TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS usage (account TEXT, day TEXT, tokens INTEGER NOT NULL,
-    requests INTEGER NOT NULL, PRIMARY KEY (day, account))""",
+    requests INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (day, account))""",
+    "CREATE INDEX IF NOT EXISTS usage_at ON usage (at)",
     "DELETE FROM usage WHERE day < date('now', '-400 days')",
 )
 _ADD = (
-    "INSERT INTO usage VALUES (?, ?, ?, ?) ON CONFLICT (day, account) DO UPDATE SET"
-    " tokens = tokens + excluded.tokens, requests = requests + excluded.requests"
+    "INSERT INTO usage VALUES (?, ?, ?, ?, ?) ON CONFLICT (day, account) DO UPDATE SET"
+    " tokens = tokens + excluded.tokens, requests = requests + excluded.requests, at = excluded.at"
 )
+_USED = """SELECT account, CASE WHEN day = :today THEN day ELSE :earlier END AS shown, SUM(tokens), SUM(requests)
+FROM usage WHERE day >= :month AND account IN (SELECT account FROM usage WHERE at >= :since)
+GROUP BY account, shown"""
 
 
 class KeyStore:
@@ -39,11 +43,22 @@ class KeyStore:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="key store")
         self._opened: sqlite3.Connection | None = None
+        self._seen: dict[str, str] = {}
+        """The record of each key as it was read or written last; of the thread only."""
 
-    async def keys(self) -> list[IssuedKey]:
-        """All keys; a record that is none is left out, with a line in the log."""
-        rows = await self._run(lambda file: file.execute("SELECT name, record FROM keys").fetchall())
-        return [key for name, record in rows if (key := _loaded(name, record)) is not None]
+    async def changed_keys(self) -> list[IssuedKey]:
+        """The keys that others have changed since they were read last; at first, all.
+
+        A record that is none is left out, with a line in the log.
+        """
+
+        def read(file: sqlite3.Connection) -> list[IssuedKey]:
+            rows = file.execute("SELECT name, record FROM keys").fetchall()
+            changed = [(name, record) for name, record in rows if self._seen.get(name) != record]
+            self._seen.update(changed)
+            return [key for name, record in changed if (key := _loaded(name, record)) is not None]
+
+        return await self._run(read)
 
     async def add(self, key: IssuedKey) -> bool:
         """Keep a new key. False: there is one of that name already, which stays as it is."""
@@ -51,24 +66,35 @@ class KeyStore:
 
         def insert(file: sqlite3.Connection) -> bool:
             row = (key.client.name, record)
-            return file.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", row).rowcount > 0
+            added = file.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", row).rowcount > 0
+            if added:
+                self._seen[key.client.name] = record
+            return added
 
         return await self._run(insert)
 
     async def replace(self, key: IssuedKey) -> None:
         """Keep a key as it is now."""
-        row = (key.client.name, json.dumps(key.dump()))
-        await self._run(lambda file: file.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", row))
+        name, record = key.client.name, json.dumps(key.dump())
 
-    async def used(self, since: str) -> list[Used]:
-        """What has been used from this day on, by all gateways."""
-        asked = "SELECT account, day, tokens, requests FROM usage WHERE day >= ?"
-        rows = await self._run(lambda file: file.execute(asked, (since,)).fetchall())
+        def write(file: sqlite3.Connection) -> None:
+            file.execute("INSERT OR REPLACE INTO keys VALUES (?, ?)", (name, record))
+            self._seen[name] = record
+
+        await self._run(write)
+
+    async def used(self, today: str, since: float) -> list[Used]:
+        """What accounts have used this month, by all gateways: today, and earlier (as the day 00).
+
+        Of the accounts whose use was written at `since`, in seconds since 1970, or later.
+        """
+        asked = {"today": today, "month": today[:7], "earlier": f"{today[:7]}-00", "since": since}
+        rows = await self._run(lambda file: file.execute(_USED, asked).fetchall())
         return [Used(*row) for row in rows]
 
-    async def add_used(self, used: Mapping[tuple[str, str], Iterable[int]]) -> None:
-        """Add tokens and requests to accounts and days."""
-        rows = [(account, day, *amounts) for (account, day), amounts in used.items()]
+    async def add_used(self, used: Mapping[tuple[str, str], Iterable[int]], at: float) -> None:
+        """Add tokens and requests to accounts and days; `at` is the time of writing, in seconds since 1970."""
+        rows = [(account, day, *amounts, at) for (account, day), amounts in used.items()]
         await self._run(lambda file: file.executemany(_ADD, rows))
 
     async def version(self) -> int:
@@ -92,7 +118,10 @@ class KeyStore:
         def do() -> _T:
             file = self._opened
             if file is None:
-                self.path.touch(mode=0o600)  # for the gateway's user only
+                try:
+                    self.path.touch(mode=0o600)  # for the gateway's user only
+                except OSError as error:
+                    raise sqlite3.OperationalError(str(error)) from None
                 file = sqlite3.connect(self.path, timeout=_BUSY_S)
                 try:
                     file.execute("PRAGMA journal_mode = WAL")

@@ -27,6 +27,8 @@ _log = logging.getLogger("fairlead.keys")
 
 _T = TypeVar("_T")
 _SYNC_S = 0.5
+_OVERLAP_S = 10.0
+"""What was written so long before the last reading is read again: a write takes a while until it can be read."""
 _LOGGED_AGAIN_S = 60.0
 MOST_KEYS = 100_000
 
@@ -50,6 +52,7 @@ class Keyring:
         self._logged_at = float("-inf")
         self._version: int | None = None
         """Of the store, as it was when all of it was read."""
+        self._read_at = 0.0
         if store is not None:
             clients.closed = True
             clients.quota.unsaved = {}
@@ -139,7 +142,7 @@ class Keyring:
         if not unsaved:
             return
         try:
-            await store.add_used(unsaved)
+            await store.add_used(unsaved, self._wall())
         except sqlite3.Error:
             for at, (tokens, requests) in unsaved.items():
                 again = quota.unsaved.setdefault(at, [0, 0])
@@ -150,12 +153,13 @@ class Keyring:
     async def _read(self, store: KeyStore) -> None:
         quota = self._clients.quota
         quota.today.look()
-        keys = await store.keys()
-        used = await store.used(f"{quota.today.month}-01")
-        known = {key.client.name: key for key in self._clients.issued()}
-        self._clients.issue([key for key in keys if known.get(key.client.name) != key])
-        quota.restore(used)
-        self._changed()
+        at = self._wall()
+        keys = await store.changed_keys()
+        if keys:
+            self._clients.issue(keys)
+            self._changed()
+        quota.restore(await store.used(quota.today.day, self._read_at - _OVERLAP_S))
+        self._read_at = at
 
     async def _replace(self, issued: IssuedKey) -> None:
         if self._store is not None:
