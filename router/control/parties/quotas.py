@@ -241,7 +241,7 @@ class Quotas:
 
     def admit(self, account: str, limits: Limits, tokens: int, now: float) -> Lease:
         """Let a request of about `tokens` tokens in, or raise Refused with the time to wait."""
-        if limits is NO_LIMITS or limits == NO_LIMITS:
+        if limits is NO_LIMITS or (not limits.counted and limits == NO_LIMITS):
             return _UNLIMITED
         found = self._account(account, limits, now)
         if found.limited or found.limits is not limits:
