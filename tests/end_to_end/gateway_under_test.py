@@ -25,7 +25,7 @@ from workers.simulator.server import SimulatedWorker, SimulatorConfig, simulated
 T = TypeVar("T")
 
 MODEL = "tiny"
-WATCHFUL = {"probe_every_s": 0.2, "probe_timeout_s": 0.5, "scrape_every_s": 0.5, "stale_after_s": 5}
+WATCHFUL = {"probe_every_s": 0.2, "probe_timeout_s": 2, "scrape_every_s": 0.5, "stale_after_s": 5}
 _SERIES = re.compile(r"^(fairlead_\w+?)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 

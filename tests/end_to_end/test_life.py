@@ -575,9 +575,10 @@ async def test_a_storm_leaves_every_counter_at_zero_and_counts_each_request_once
                     await asyncio.sleep(0.05 + chance.random() * 0.3)
                     client.vanish()
                     return None
-                status = (await client.answer()).status
-                assert status != 500 or path == "/tokenize"  # what passes through is the worker's own answer
-                return status
+                answer = await client.answer()
+                # What passes through is the worker's own answer, and so is a 500 on which two workers agree.
+                assert b"The gateway failed" not in answer.body
+                return answer.status
 
         troubling = asyncio.create_task(trouble())
         statuses = await asyncio.gather(*(ask(number) for number in range(200)))
