@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 
 from policies.model import WorkerView
 from policies.prefixes.trust import Trust
@@ -32,7 +33,9 @@ def admin_pages(
 
     `more`: each adds pages of its own.
     """
-    app = FastAPI(title="fairlead admin", summary="See and change the fleet. Workers are named by their URL.")
+    app = FastAPIOffline(
+        title="fairlead admin", summary="See and change the fleet. Workers are named by their URL."
+    )
     for add_pages in more:
         add_pages(app)
 

@@ -10,15 +10,18 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from router.control.pages.documented_bodies import body_of
 from router.control.pages.json_page import json_page
 from router.control.pages.render import Render, response
 from router.control.pools import Pools
 from router.control.refused import Refused
 from router.port import Reject, RejectKind, shown
 
+_EXAMPLE_MODEL = "Qwen/Qwen3-8B"
 _WAIT_FOR_MODELS_S = 0.5
 """For the list of models: workers that take longer are listed as they were."""
 
@@ -109,7 +112,7 @@ def pages(
     client has used and may use.
     """
     pools, version = status.pools, status.version
-    app = FastAPI(
+    app = FastAPIOffline(
         title="fairlead",
         version=version,
         summary="A serving router in front of vLLM workers.",
@@ -239,19 +242,20 @@ def _document(app: FastAPI, documented: Sequence[tuple[str, str, str]]) -> None:
     def openapi() -> dict[str, Any]:
         schema = generate()
         for path, tag, summary in documented:
-            schema["paths"][path] = {"post": _operation(tag, summary)}
+            schema["paths"][path] = {"post": _operation(path, tag, summary)}
+        schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     openapi()  # before requests come: to make it takes longer than the event loop may stop
 
 
-def _operation(tag: str, summary: str) -> dict[str, Any]:
-    anything = {"application/json": {"schema": {"type": "object", "additionalProperties": True}}}
+def _operation(path: str, tag: str, summary: str) -> dict[str, Any]:
     return {
         "tags": [tag],
         "summary": summary,
         "description": "The body is forwarded as it came; the worker's answer comes back as it is.",
-        "requestBody": {"required": True, "content": anything},
+        "requestBody": {"required": True, "content": body_of(path, _EXAMPLE_MODEL)},
         "responses": {"200": {"description": "The worker's answer, as JSON or as server-sent events"}},
     }
