@@ -23,6 +23,7 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens": ?(\d+)')  # the same u
 _SPACING_MS = re.compile(rb'"seed": ?(\d+)')
 _STREAM = re.compile(rb'"stream": ?true')
 _USAGE = re.compile(rb'"include_usage": ?true')
+_TOKEN_IDS = re.compile(rb'"return_token_ids": ?true')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 
@@ -85,9 +86,26 @@ def _framed(event: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(event), event)
 
 
-_ROLE = _framed(_EVENT % (b'{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}', b""))
-CHUNK = _framed(_EVENT % (b'{"index":0,"delta":{"content":" word"},"finish_reason":null}', b""))
-_FINISH = _framed(_EVENT % (b'{"index":0,"delta":{},"finish_reason":"length"}', b""))
+_ROLE = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+_WORD = b'{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,"token_ids":%b}'
+_LAST = (
+    b'{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"length","stop_reason":null,'
+    b'"token_ids":%b}'
+)
+
+
+def _chunk(choice: bytes, more: bytes = b"") -> bytes:
+    return _framed(_EVENT % (choice, more))
+
+
+CHUNK, _FINISH = _chunk(_WORD % b"null"), _chunk(_LAST % b"null")
+_OPENING = _chunk(_ROLE, b',"prompt_token_ids":null,"prompt_text":null')
+_PROMPT_IDS = b",".join([b"21134"] * 512)
+_WITH_IDS = (
+    _chunk(_ROLE, b',"prompt_token_ids":[%b],"prompt_text":null' % _PROMPT_IDS),
+    _chunk(_WORD % b"[21134]"),
+    _chunk(_LAST % b"[]"),
+)
 _END = _framed(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
@@ -178,10 +196,11 @@ def answer_to(request: bytes) -> list[bytes]:
     tokens = _number(_MAX_TOKENS, request, 16)
     if not _STREAM.search(request):
         return [whole(whole_answer(tokens, len(request)))]
-    end = _FINISH
+    ids = _TOKEN_IDS.search(request) is not None
+    opening, chunk, end = _WITH_IDS if ids else (_OPENING, CHUNK, _FINISH)
     if _USAGE.search(request):
         end += _framed(_EVENT % (b"", b"," + _usage(tokens, len(request))))
-    return [_STREAM_HEAD + _ROLE, *[CHUNK] * tokens, end + _END]
+    return [_STREAM_HEAD + opening, *[chunk] * tokens, end + _END]
 
 
 def _end(request: bytes) -> int | None:

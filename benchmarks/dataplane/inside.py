@@ -1,6 +1,6 @@
 """What does a request cost inside the gateway, without the kernel?
 
-    python -m benchmarks.dataplane.inside [--profile plain|stream]
+    python -m benchmarks.dataplane.inside [--profile plain|stream] [--continuation off|exact|best_effort]
 
 The whole gateway with its listener and its upstream client, between two transports that are lists: no sockets and
 no system calls, so what is measured is the code itself. CPU time of this process in µs; the least of many short
@@ -32,6 +32,7 @@ from router.edge.connection import connection_class
 from router.edge.listener import Listener
 from router.edge.process_limits import spare_the_collector
 from router.observability import request_log as log
+from router.port import ContinuationMode
 from workers.http.connection import Connection
 from workers.http.upstream import Upstream
 
@@ -138,14 +139,18 @@ class Asker:
                 self._done.set_result(None)
 
 
-async def measure(mode: str, slices: int, profile: cProfile.Profile | None) -> float:
+async def measure(
+    mode: str, slices: int, profile: cProfile.Profile | None, continuation: ContinuationMode = "exact"
+) -> float:
     """µs per request: the least of several slices."""
     vars(app)["Upstream"] = Inside
     lines = log.RequestLog(log.Lines(io.FileIO(os.devnull, "wb")), text=False, prefixes=True)
     async with backends(4) as workers:
         known = asyncio.Event()
         # Elsewhere a tokenizer is looked for meanwhile, in a thread, which takes seconds beside a busy loop.
-        config = Config.model_validate({**fairlead_config(workers), "tokenization": {"tokenizer": "text"}})
+        config = Config.model_validate(
+            {**fairlead_config(workers), "tokenization": {"tokenizer": "text"}, "continuation": continuation}
+        )
         async with app.assemble(config, lines, known.set) as router:
             await known.wait()
             settings = uvicorn.Config(app.routes(router, _nothing, config.listen), **_AS_SERVED)
@@ -176,14 +181,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     arguments.add_argument("--slices", type=int, default=60)
     arguments.add_argument("--profile", choices=QUESTIONS)
+    arguments.add_argument("--continuation", choices=("off", "exact", "best_effort"), default="exact")
     chosen = arguments.parse_args()
     if chosen.profile:
         profile = cProfile.Profile()
-        uvloop.run(measure(chosen.profile, chosen.slices, profile))
+        uvloop.run(measure(chosen.profile, chosen.slices, profile, chosen.continuation))
         pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(60)
         return
     for mode, question in QUESTIONS.items():
-        cost = uvloop.run(measure(mode, chosen.slices, None))
+        cost = uvloop.run(measure(mode, chosen.slices, None, chosen.continuation))
         each = f", {cost / question.tokens:.2f} per chunk" if question.stream else ""
         print(f"{mode:<12} {cost:8.1f} µs per request{each}")
 

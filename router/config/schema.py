@@ -48,7 +48,7 @@ class Config(Section):
     models: dict[str, str] = Field(default={}, description="Other names for models: `alias: model`.")
     limits: Limits = Field(default=Limits(), description="Bounds on what the gateway accepts.")
     continuation: Annotated[ContinuationMode, BeforeValidator(off_is_a_word)] = Field(
-        default="exact",
+        default="off",
         description="Whether streams go on at another worker when theirs dies: exact (where the answer is one "
         "that the dead worker could have given as well), best_effort (also with a seed or penalties), or off.",
     )

@@ -48,7 +48,7 @@ async def fleet_of(count, *options, **settings):
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(worker_process(*options)) for _ in range(count)]
         known = [{"url": worker.url} for worker in workers]
-        yield workers, await stack.enter_async_context(running_gateway(known, **settings))
+        yield workers, await stack.enter_async_context(running_gateway(known, continuation="exact", **settings))
 
 
 def serving(workers, gateway):

@@ -65,7 +65,7 @@ def varied(path, body, number):
 @pytest.mark.parametrize("vocabulary", ["english", "chinese", "emoji"])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 async def test_wherever_a_stream_is_cut_its_answer_is_the_same(vocabulary, path):
-    async with running_fleet(3, {"vocabulary": vocabulary}) as fleet:
+    async with running_fleet(3, {"vocabulary": vocabulary}, continuation="exact") as fleet:
         body = {**ASKED[path], "max_tokens": 40, "ignore_eos": True}
         await cut_everywhere(fleet, path, body, (*range(1, 25), 39, 40))
 
@@ -73,7 +73,7 @@ async def test_wherever_a_stream_is_cut_its_answer_is_the_same(vocabulary, path)
 @pytest.mark.parametrize("shows", [False, True])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 async def test_stop_strings_are_found_across_the_seam(path, shows):
-    async with running_fleet(3) as fleet:
+    async with running_fleet(3, continuation="exact") as fleet:
         body = {**ASKED[path], "max_tokens": 60, "ignore_eos": True, "include_stop_str_in_output": shows}
         stops = ["e t", " on so", "never said, and longer than the others"]
         await cut_everywhere(fleet, path, {**body, "stop": stops}, (*range(1, 16), 20, 30))
@@ -81,7 +81,7 @@ async def test_stop_strings_are_found_across_the_seam(path, shows):
 
 @pytest.mark.parametrize(("kind", "reason"), [("abort", "aborted"), ("paused", "aborted")])
 async def test_an_end_that_looks_clean_is_a_death(kind, reason):
-    async with running_fleet(2, SLOW) as fleet:
+    async with running_fleet(2, SLOW, continuation="exact") as fleet:
         whole = await undisturbed(fleet, CHAT, ASKED[CHAT])
 
         def act():
@@ -96,7 +96,7 @@ async def test_an_end_that_looks_clean_is_a_death(kind, reason):
 
 
 async def test_an_error_inside_a_stream_is_a_death_of_the_engine():
-    async with running_fleet(3) as fleet:
+    async with running_fleet(3, continuation="exact") as fleet:
         body = {**ASKED[CHAT], "max_tokens": 60, "ignore_eos": True}
         whole = await undisturbed(fleet, CHAT, body)
         for worker in fleet.workers[:2]:
@@ -123,7 +123,7 @@ NOT_CONTINUED = [
 
 @pytest.mark.parametrize(("path", "more", "reason"), NOT_CONTINUED)
 async def test_what_cannot_go_on_ends_with_an_error_event(path, more, reason):
-    async with running_fleet(2) as fleet:
+    async with running_fleet(2, continuation="exact") as fleet:
         body = {**ASKED[path], "max_tokens": 40, "ignore_eos": True, **more}
         for worker in fleet.workers:
             worker.set_fault(Fault("die_mid_stream", after_tokens=1))
@@ -142,7 +142,7 @@ async def test_what_cannot_go_on_ends_with_an_error_event(path, more, reason):
     ],
 )
 async def test_surfaces_without_ids_end_with_an_error_event_of_their_own(path, body):
-    async with running_fleet(2) as fleet:
+    async with running_fleet(2, continuation="exact") as fleet:
         for worker in fleet.workers:
             worker.set_fault(Fault("die_mid_stream", after_tokens=3))
         answer = await fleet.http.post(path, json={**body, "stream": True, "ignore_eos": True})
@@ -178,7 +178,7 @@ async def test_how_far_it_goes_is_for_the_operator_to_say(more, mode, goes_on):
 
 
 async def test_limits_go_on_with_what_is_left_of_them():
-    async with running_fleet(3) as fleet:
+    async with running_fleet(3, continuation="exact") as fleet:
         body = {**ASKED[TEXT], "max_tokens": 30, "min_tokens": 20, "stop_token_ids": [1], "logit_bias": {"5": 1}}
         for worker in fleet.workers[:2]:
             worker.set_fault(Fault("die_mid_stream", after_tokens=4, times=1))
@@ -251,7 +251,7 @@ async def test_a_worker_whose_ids_are_no_use_is_asked_for_none_any_more(chunks, 
     async with (
         scripted_worker(detokenizing(dies, WORDS)) as first,
         scripted_worker(detokenizing(good, WORDS)) as second,
-        running_gateway([{"url": first.url}, {"url": second.url}]) as gateway,
+        running_gateway([{"url": first.url}, {"url": second.url}], continuation="exact") as gateway,
     ):
         for _ in range(2):
             told = await asked_until_broken(gateway, first)
@@ -276,7 +276,9 @@ async def test_another_model_is_no_place_to_go_on():
     async with (
         scripted_worker(detokenizing(dies, WORDS)) as first,
         scripted_worker(detokenizing(dies, WORDS)) as second,
-        running_gateway([{"url": first.url}, {"url": second.url}], limits={"attempts": 2}) as gateway,
+        running_gateway(
+            [{"url": first.url}, {"url": second.url}], limits={"attempts": 2}, continuation="exact"
+        ) as gateway,
     ):
         told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 9})
         assert told.text == " one"
@@ -341,7 +343,7 @@ async def test_an_answer_of_which_only_the_end_is_missing_gets_it():
 
     async with (
         scripted_worker(detokenizing(dies, WORDS)) as worker,
-        running_gateway([{"url": worker.url}]) as gateway,
+        running_gateway([{"url": worker.url}], continuation="exact") as gateway,
     ):
         for more in (USAGE, {"stream": True}):
             told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], **more})
@@ -365,7 +367,7 @@ async def test_with_no_token_left_no_worker_is_asked_for_one():
     async with (
         scripted_worker(detokenizing(dies, WORDS)) as first,
         scripted_worker(detokenizing(dies, WORDS)) as second,
-        running_gateway([{"url": first.url}, {"url": second.url}]) as gateway,
+        running_gateway([{"url": first.url}, {"url": second.url}], continuation="exact") as gateway,
     ):
         for worker in gateway.gateway.pools.members.values():
             assert worker.worker.max_model_len is None
@@ -389,7 +391,7 @@ async def test_a_client_that_leaves_on_the_way_to_another_worker_leaves_nothing_
     async with (
         scripted_worker(waits) as first,
         scripted_worker(waits) as second,
-        running_gateway([{"url": first.url}, {"url": second.url}]) as gateway,
+        running_gateway([{"url": first.url}, {"url": second.url}], continuation="exact") as gateway,
     ):
         task = asyncio.create_task(streamed(gateway.http, TEXT, ASKED[TEXT]))
         await asyncio.wait_for(gate.wait(), 10)
@@ -401,7 +403,7 @@ async def test_a_client_that_leaves_on_the_way_to_another_worker_leaves_nothing_
 
 
 async def test_a_burst_of_deaths_goes_on_a_few_at_a_time():
-    async with running_fleet(2, SLOW, limits={"continuations": 2}) as fleet:
+    async with running_fleet(2, SLOW, limits={"continuations": 2}, continuation="exact") as fleet:
         body = {**ASKED[CHAT], "max_tokens": 40, "ignore_eos": True}
         whole = await undisturbed(fleet, CHAT, body)
         seams, most = fleet.gateway.gateway.control.seams, 0

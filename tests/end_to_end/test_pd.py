@@ -194,7 +194,7 @@ async def test_the_prefill_is_asked_for_one_token_and_the_decode_for_what_the_cl
     handed = went_on.pop("kv_transfer_params")
     assert handed["do_remote_prefill"]
     assert handed["remote_port"] == pairs.prefill[0].port
-    assert went_on == {**body, "stream_options": {"include_usage": True}, "return_token_ids": True}
+    assert went_on == {**body, "stream_options": {"include_usage": True}}
     sent_as = {
         one.headers["x-request-id"]
         for worker in (*pairs.prefill, *pairs.decode)
@@ -468,7 +468,7 @@ async def test_a_prefill_worker_killed_in_mid_prefill_is_replaced():
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 async def test_a_stream_whose_decode_worker_is_killed_goes_on_at_the_prefill_worker(path):
     body = {**(CHAT if path == "/v1/chat/completions" else TEXT), "stream": True}
-    async with running_pairs(1, 1) as pairs:
+    async with running_pairs(1, 1, continuation="exact") as pairs:
         whole = await pairs.http.post(path, json=body)
         pairs.decode[0].set_fault(Fault("die_mid_stream", after_tokens=4))
         answer = await pairs.http.post(path, json=body)
@@ -485,7 +485,7 @@ def text_of(stream):
 
 
 async def test_a_decode_worker_killed_in_mid_stream_breaks_an_answer_off_that_cannot_go_on():
-    async with running_pairs(1, 1) as pairs:
+    async with running_pairs(1, 1, continuation="exact") as pairs:
         pairs.decode[0].set_fault(Fault("die_mid_stream", after_tokens=4))
         answer = await pairs.http.post("/v1/chat/completions", json={**CHAT, "stream": True, "logprobs": True})
         assert answer.status_code == 200

@@ -21,7 +21,7 @@ _NOTHING: tuple[object, ...] = (None, False, 0, "", [], {})
 """Values by which a member asks for nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Continuation:
     """What the rest of a stream is asked for with, should it come to that."""
 
@@ -85,6 +85,9 @@ RULES: Mapping[str, Rule] = {
 }
 """By member; one that is not here is not continued if it asks for anything (`n`: for more than one)."""
 
+_PASSED_NAMES = frozenset(_PASSED)
+_PLAIN = RULES.keys() - _INEXACT
+"""Members with which a stream can go on, whatever they say."""
 _SURFACES = (Surface.CHAT, Surface.COMPLETIONS)
 _LONGEST_STOP = 1024
 _PLAIN_PARTS = ("text", "refusal")
@@ -94,15 +97,15 @@ def continuation_of(surface: Surface, fields: Mapping[str, Any]) -> Continuation
     """What a request's continuation is asked for with, or why there can be none."""
     if surface not in _SURFACES or not fields.get("stream"):
         return NotContinuable("surface" if surface not in _SURFACES else "not_streamed")
-    passed: dict[str, Any] = {}
+    names = fields.keys()
+    passed = {name: fields[name] for name in _PASSED_NAMES & names if fields[name] is not None}
     inexact: str | None = None
-    for name, value in fields.items():
+    for name in names - _PLAIN:
+        value = fields[name]
         rule = RULES.get(name, Rule.NEVER)
-        if rule is Rule.DONE or value is None:
+        if value is None:
             continue
-        if rule is Rule.PASSED:
-            passed[name] = value
-        elif rule is Rule.INEXACT:
+        if rule is Rule.INEXACT:
             if value not in _NOTHING or name == "seed":
                 passed[name] = value
                 if name != "seed" or fields.get("temperature") != 0:

@@ -17,6 +17,8 @@ import orjson
 
 from router.edge.api.parsed_request import Surface
 
+NO_IDS = "no_ids"
+"""Why a record is of no use: the worker does not send any."""
 MOST_BYTES = 512 << 10
 """Of ids and of text, each: some 80,000 tokens."""
 _PARTIAL = 1 << 20
@@ -26,11 +28,15 @@ _DELTA = b'"choices":[{"index":0,"delta":{"content":'
 _TEXT = b'"choices":[{"index":0,"text":'
 _CHAT_MIDDLE = b',"logprobs":null,"finish_reason":null,"token_ids":'
 _TEXT_MIDDLE = b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":'
-_END = b"]}]}\n\n"
 _NULL = b"null}]}\n\n"
-_IDS = re.compile(rb'"(prompt_)?token_ids"(\s*:\s*)\[[\d,\s]*\]')
+_IDS = re.compile(rb'"token_ids"(\s*:\s*)\[[\d,\s]*\]')
 """Inside a JSON string quotes are escaped: outside it is structure."""
-_EMPTY = b'"delta":{}'
+_PROMPT = b'"prompt_token_ids":['
+_NO_CHOICES = b'"choices":[]'
+_ERROR = b'"error"'
+_DONE = b"data: [DONE]"
+_BEGINNING = b'data: {"id":'
+_ROLE = b'"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +51,50 @@ class StreamRecord:
     """The record of one stream, over all its legs."""
 
     __slots__ = (
-        "_from",
-        "_head",
         "_ids",
-        "_middle",
-        "_null",
+        "_notes",
+        "_opening",
         "_partial",
+        "_prompt",
+        "_skip",
         "_texts",
         "broken",
         "counted",
         "finish",
-        "model",
-        "opening",
-        "prompt",
+        "head",
+        "middle",
+        "note",
+        "null",
         "spoiled",
+        "start",
         "surface",
     )
+
+    END = b"]}]}\n\n"
+    """How every chunk with ids ends; six bytes."""
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
         chat = surface is Surface.CHAT
         middle = _CHAT_MIDDLE if chat else _TEXT_MIDDLE
-        self._middle = middle + b"["
-        self._null = middle + _NULL
-        self._head = _NEVER
+        self.middle = middle + b"["
+        self.null = middle + _NULL
+        self.head = _NEVER
         """How every chunk in the middle of this stream begins, up to its text."""
-        self._from = 0
+        self.start = 0
         self._partial = b""
+        self._skip = len(self.middle)
+        self._notes: list[bytes] = []
+        """Of chunks since the last `_pack`: text and ids in turn."""
+        self.note = self._notes.append
         self._ids = bytearray()
         """Decimal, a comma behind each chunk's."""
         self._texts = bytearray()
         """JSON strings, a line break behind each; of a chat with the bracket that closes its delta."""
-        self.prompt: list[int] | None = None
-        """The prompt's token ids, as the first worker has them."""
-        self.opening: dict[str, Any] = {}
-        """Members that every chunk has: id, object, created, model."""
-        self.model: str | None = None
+        self._prompt: bytes | None = None
+        """The prompt's token ids, as the first worker has them: JSON."""
+        self._opening = b""
+        """The first chunk."""
         self.finish: Finish | None = None
         self.spoiled: str | None = None
         """Why it is of no use: a word for metrics."""
@@ -92,34 +106,66 @@ class StreamRecord:
     @property
     def size(self) -> int:
         """Bytes that it holds."""
-        return len(self._ids) + len(self._texts) + (0 if self.prompt is None else 8 * len(self.prompt))
+        self._pack()
+        return len(self._ids) + len(self._texts) + len(self._prompt or b"")
 
     def spoil(self, why: str) -> None:
         """It cannot be used, and is let go; ids are still put back."""
         self.spoiled = self.spoiled or why
-        self._ids, self._texts, self.prompt = bytearray(), bytearray(), None
+        self._ids, self._texts, self._prompt = bytearray(), bytearray(), None
+        self._notes.clear()
+
+    def plain(self, data: bytes) -> bytes | None:
+        """`clean` for one chunk in the middle of the stream, the commonest piece; None: it is another one.
+
+        The rest of an event that has not fully arrived never begins like one: in a text quotes are escaped.
+        """
+        start = self.start
+        if data.startswith(self.head):
+            at = data.find(self.middle, start)
+            if at > 0 and data.endswith(self.END) and data.find(b"\n", start) == len(data) - 2:
+                self.note(data[start:at])
+                self.note(data[at + self._skip : -6])
+                return data[:at] + self.null
+        return None
 
     def clean(self, data: bytes) -> bytes:
         """Note what a piece of the stream brings; return whole events, as the client may see them."""
-        if data.startswith(self._head) and not self._partial:
-            start = self._from
-            at = data.find(self._middle, start)
-            if at > 0 and data.endswith(_END) and data.find(b"\n", start) == len(data) - 2:
-                ids = self._ids
-                ids += data[at + len(self._middle) : -6]
-                ids += b","
-                texts = self._texts
-                texts += data[start:at]
-                texts += b"\n"
-                if len(texts) > MOST_BYTES or self.spoiled is not None:
-                    self.spoil("too_long")
-                return data[:at] + self._null
-        return self._events(data)
+        told = self.plain(data)
+        if told is None and self.head is _NEVER and not self._partial and data.endswith(self.END):
+            told = self._first_plain(data)
+        return self._events(data) if told is None else told
+
+    def _first_plain(self, data: bytes) -> bytes | None:
+        """`plain`, once it is known how the chunks of this stream begin; None: not from this piece."""
+        mark = _DELTA if self.surface is Surface.CHAT else _TEXT
+        at = data.find(mark)
+        if at < 0 or not data.startswith(_BEGINNING) or b"\n" in data[:-2] or self._prompt is None:
+            return None
+        self.start = at + len(mark)
+        self.head = data[: self.start]
+        told = self.plain(data)
+        if told is None:
+            self.head, self.start = _NEVER, 0
+        return told
+
+    def _pack(self) -> None:
+        """Keep what was noted in as little memory as it takes."""
+        notes = self._notes.copy()
+        self._notes.clear()  # the same list all along: `note` is a method of it
+        if not notes or self.spoiled is not None:
+            return
+        self._texts += b"\n".join(notes[::2]) + b"\n"
+        self._ids += b",".join(notes[1::2]) + b","
+        if len(self._texts) > MOST_BYTES or len(self._ids) > MOST_BYTES:
+            self.spoil("too_long")
 
     def _events(self, data: bytes) -> bytes:
         """The same for any other piece: events that have not fully arrived wait."""
         if self.broken is not None:
             return b""
+        if self.spoiled == NO_IDS and not self._partial:
+            return data  # nothing has to be put back
         if self._partial:
             data, self._partial = self._partial + data, b""
         if b"\r" in data:
@@ -147,7 +193,11 @@ class StreamRecord:
     def _look(self, event: bytes) -> bytes:
         """Note what one event says; return it without ids, b"" if it has nothing else."""
         at = event.find(b"data:")
-        if at < 0 or event[at + 5 :].strip() == b"[DONE]":
+        if at < 0 or event.startswith(_DONE, at) or (_NO_CHOICES in event and _ERROR not in event):
+            return event
+        event = self._without_prompt(event)
+        if not self._opening and _ROLE in event and event.startswith(_BEGINNING):
+            self._opening = event
             return event
         try:
             content = orjson.loads(event[at + 5 :])
@@ -156,33 +206,43 @@ class StreamRecord:
         if not isinstance(content, dict):
             self.spoil("no_json")
             return event
-        if content.get("error") is not None:
-            self.broken = event
-            return b""
         choices = content.get("choices")
         choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+        aborted = isinstance(choice, dict) and choice.get("finish_reason") == "abort"
+        if aborted or content.get("error") is not None:
+            self.broken = event
+            return b""
         if isinstance(choice, dict):
-            if choice.get("finish_reason") == "abort":
-                self.broken = event
-                return b""
             self._choice(content, choice)
-        elif choices:
+            return self._without_ids(event, choice)
+        if choices:
             self.spoil("several_choices")
-        cleaned = _IDS.sub(rb'"\1token_ids"\2null', event)
-        if cleaned != event:
-            if choice is not None and choice.get("delta") == {} and choice.get("finish_reason") is None:
-                return b""  # it would not have been sent
-            self._learn(cleaned)
-        return cleaned
+        return _IDS.sub(rb'"token_ids"\1null', event)
+
+    def _without_prompt(self, event: bytes) -> bytes:
+        """The event with the prompt's ids taken out and kept: thousands of numbers, which need not be read now."""
+        at = event.find(_PROMPT)
+        if at < 0:
+            return event
+        at += len(_PROMPT) - 1
+        end = event.find(b"]", at) + 1
+        if self.spoiled is None and self._prompt is None:
+            self._prompt = event[at:end]
+        return event[:at] + b"null" + event[end:]
+
+    def _without_ids(self, event: bytes, choice: dict[str, Any]) -> bytes:
+        if choice.get("token_ids") is None:
+            return event
+        if choice.get("delta") == {} and choice.get("finish_reason") is None:
+            return b""  # it would not have been sent
+        return _IDS.sub(rb'"token_ids"\1null', event)
 
     def _choice(self, content: dict[str, Any], choice: dict[str, Any]) -> None:
-        if not self.opening:
-            self.opening = {name: content.get(name) for name in ("id", "object", "created", "model")}
-            self.model = content.get("model")
-        for holder in (content, choice):
-            prompt = holder.get("prompt_token_ids")
-            if self.prompt is None and self.spoiled is None and _are_ids(prompt):
-                self.prompt = prompt
+        if not self._opening:
+            self._opening = orjson.dumps(content)
+        for holder in (content, choice):  # a proxy may have written it with blanks
+            if self._prompt is None and self.spoiled is None and _are_ids(holder.get("prompt_token_ids")):
+                self._prompt = orjson.dumps(holder["prompt_token_ids"])
         delta = choice.get("delta") if self.surface is Surface.CHAT else {"content": choice.get("text")}
         if not isinstance(delta, dict) or choice.get("logprobs"):
             self.spoil("other_content")
@@ -193,7 +253,7 @@ class StreamRecord:
         if any(value for name, value in delta.items() if name not in ("content", "role")):
             self.spoil("other_content")
         elif not isinstance(ids, list) or not _are_ids(ids):
-            self.spoil("no_ids")
+            self.spoil(NO_IDS)
         elif text is not None and not isinstance(text, str):
             self.spoil("other_content")
         else:
@@ -203,6 +263,7 @@ class StreamRecord:
 
     def add(self, ids: list[int], text: str) -> None:
         """Tokens, and the text that the client has got with them."""
+        self._pack()
         if self.spoiled is not None:
             return
         self._ids += b"".join(b"%d," % token for token in ids)
@@ -210,24 +271,28 @@ class StreamRecord:
         if len(self._texts) > MOST_BYTES or len(self._ids) > MOST_BYTES:
             self.spoil("too_long")
 
-    def _learn(self, cleaned: bytes) -> None:
-        """From a chunk in the middle of the stream: how the following ones begin."""
-        if self._head is not _NEVER or b"\n" in cleaned or not cleaned.endswith(self._null[:-2]):
-            return
-        mark = _DELTA if self.surface is Surface.CHAT else _TEXT
-        at = cleaned.find(mark)
-        if at > 0 and cleaned.startswith(b'data: {"id":'):
-            self._head = cleaned[: at + len(mark)]
-            self._from = at + len(mark)
-
     # -- what is there
+
+    def opening(self) -> dict[str, Any]:
+        """Members that every chunk has: id, object, created, model."""
+        found = orjson.loads(self._opening[self._opening.find(b"{") :])
+        return {name: found.get(name) for name in ("id", "object", "created", "model")}
+
+    def prompt(self) -> list[int]:
+        """The prompt's token ids; none where the worker has not sent them. Raises ValueError as `ids`."""
+        found = orjson.loads(self._prompt or b"[]")
+        if not _are_ids(found):
+            raise ValueError("a prompt of something else than ids")
+        return list(found)
 
     def ids(self) -> list[int]:
         """The answer's token ids. Raises ValueError where a chunk had something else in their place."""
+        self._pack()
         return [int(token) for token in bytes(self._ids).split(b",") if token]
 
     def text(self) -> str:
         """The text that the client has. Raises ValueError where a chunk had something else in its place."""
+        self._pack()
         chat = self.surface is Surface.CHAT
         found = [b'{"content":' + each if chat else each for each in bytes(self._texts).split(b"\n")[:-1]]
         texts: list[str] = []
@@ -245,6 +310,7 @@ class StreamRecord:
     def keep(self, ids: list[int], text: str) -> None:
         """These are the tokens and the text of the answer so far, in place of what was noted."""
         self._ids, self._texts = bytearray(), bytearray()
+        self._notes.clear()
         self.broken, self._partial = None, b""
         self.add(ids, text)
 

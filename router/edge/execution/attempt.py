@@ -228,13 +228,26 @@ class Attempt:
         self, monitor: StreamMonitor, record: StreamRecord, write: Callable[[bytes], bool]
     ) -> Callable[[bytes], bool]:
         """The same for a stream whose tokens are noted; what comes before a worker's giving up is passed on."""
-        feed, clean, now = monitor.feed, record.clean, self.clock
+        feed, clean, now, note = monitor.feed, record.clean, self.clock, record.note
+        middle, skip, end, null = record.middle, len(record.middle), record.END, record.null
+        head, start = record.head, record.start
 
         def pass_on(piece: bytes) -> bool:
-            events = feed(clean(piece))
+            nonlocal head, start
+            if piece.startswith(head):  # `record.plain`, here without its call: every token comes this way
+                at = piece.find(middle, start)
+                if at > 0 and piece.endswith(end) and piece.find(b"\n", start) == len(piece) - 2:
+                    note(piece[start:at])
+                    note(piece[at + skip : -6])
+                    monitor.events = events = monitor.events + 1
+                    if events >= self.tell_after or now() >= self.tell_at:
+                        self._observe(monitor)
+                    return write(piece[:at] + null)
+            told = feed(clean(piece))
+            head, start = record.head, record.start
             if monitor.over or monitor.events >= self.tell_after or now() >= self.tell_at:
                 self._observe(monitor)
-            more = not events or write(events)
+            more = not told or write(told)
             if record.broken is not None:
                 raise _broken_off(monitor, record.broken)
             return more

@@ -56,6 +56,8 @@ class ContinuedAttempt(Attempt):
     max_model_len: int | None = None
     model: str = ""
     """To be asked for."""
+    prompt: list[int] = field(default_factory=list)
+    opening: dict[str, Any] = field(default_factory=dict)
     before: int = 0
     """Tokens of the answer that came before."""
     seam: Seam = field(default_factory=Seam)
@@ -92,7 +94,7 @@ class ContinuedAttempt(Attempt):
             self.finish = Finish("length")
             await self._end()
             return
-        prompt = [*(self.known.prompt or ()), *ids]
+        prompt = [*self.prompt, *ids]
         self.body = orjson.dumps(completion(self.continuation, self.model, prompt, left, self.before))
         await Attempt.run(self, upstream, target, headers)
 
@@ -102,7 +104,8 @@ class ContinuedAttempt(Attempt):
         """The ids to go on from, once they are known to say what the client has. Raises SeamFailed."""
         known = self.known
         try:
-            ids, emitted = known.ids(), known.text()
+            self.opening = known.opening()
+            self.prompt, ids, emitted = known.prompt(), known.ids(), known.text()
         except ValueError as error:
             raise SeamFailed("text", f"its chunks do not say what they are: {error}", source=True) from None
         may_hold = bool(self.continuation.stops)
@@ -114,8 +117,8 @@ class ContinuedAttempt(Attempt):
             taken_back += 1
             decoded = await self._text_of(upstream, headers, ids)
         seam = None if decoded.endswith(CUT) else align(decoded, emitted, may_hold=may_hold)
-        if seam is None and known.prompt:
-            context = known.prompt[-_CONTEXT:]
+        if seam is None:
+            context = self.prompt[-_CONTEXT:]
             shown = await self._text_of(upstream, headers, context)
             decoded = await self._text_of(upstream, headers, context + ids)
             if decoded.startswith(shown) and not decoded.endswith(CUT):
@@ -159,7 +162,7 @@ class ContinuedAttempt(Attempt):
 
     def _left(self, ids: list[int]) -> int:
         """How many tokens may still come."""
-        prompt, most = len(self.known.prompt or ()), self.continuation.max_tokens
+        prompt, most = len(self.prompt), self.continuation.max_tokens
         limits = [] if most is None else [most - len(ids)]
         if self.max_model_len is not None:
             limits.append(self.max_model_len - prompt - len(ids))
@@ -232,7 +235,7 @@ class ContinuedAttempt(Attempt):
         known = self.known
         if choice.get("finish_reason") == "abort":
             raise AttemptFailed(AttemptFailure.SHUTDOWN, GIVEN_UP)
-        if content.get("model") != known.model:
+        if content.get("model") != self.opening["model"]:
             raise SeamFailed("model", f"the other worker calls its model {content.get('model')!r:.100}")
         ids, text = choice.get("token_ids"), choice.get("text")
         if not isinstance(ids, list) or not isinstance(text, str):
@@ -314,7 +317,7 @@ class ContinuedAttempt(Attempt):
         reported = (self.worker_usage or {}).get("usage")
         counted = read_usage(reported)
         fresh = self.fresh if counted is None or self.straddled else counted.output_tokens
-        prompt = len(self.known.prompt or ())
+        prompt = len(self.prompt)
         cached = None if counted is None or counted.cached_tokens is None else min(prompt, counted.cached_tokens)
         details = {}
         if isinstance(reported, dict) and isinstance(reported.get("prompt_tokens_details"), dict):
@@ -350,7 +353,7 @@ def chunk(known: StreamRecord, text: str, finish: Finish | None, fingerprint: st
     elif finish is not None:
         choice["stop_reason"] = finish.stop
     choice["token_ids"] = None
-    content = {**known.opening, "choices": [choice]}
+    content = {**known.opening(), "choices": [choice]}
     if fingerprint is not None:
         content["system_fingerprint"] = fingerprint
     return b"data: " + orjson.dumps(content) + b"\n\n"
@@ -367,7 +370,7 @@ def closing(
         "total_tokens": usage.input_tokens + usage.output_tokens,
         "completion_tokens": usage.output_tokens,
     }
-    content = {**known.opening, "choices": [], "usage": {**counts, **details}}
+    content = {**known.opening(), "choices": [], "usage": {**counts, **details}}
     if fingerprint is not None:
         content["system_fingerprint"] = fingerprint
     return b"data: " + orjson.dumps(content) + b"\n\n" + DONE

@@ -18,7 +18,7 @@ from router.edge.api.continuable import Continuation, continuation_of
 from router.edge.api.facts import facts_of
 from router.edge.api.parsed_request import ParsedRequest, Surface
 from router.edge.api.rewrite import for_prefill, for_worker
-from router.edge.api.stream_record import StreamRecord
+from router.edge.api.stream_record import NO_IDS, StreamRecord
 from router.edge.errors import BadRequest, Dialect, WorkerFailed
 from router.edge.execution.attempt import Attempt
 from router.edge.execution.background import end_of
@@ -42,6 +42,7 @@ from router.port import Control, Dispatch, Failed, Route, Settled
 
 _STREAM_GRACE_S = 1.0
 """Between the end of a response in the background and that of its stream, which usually says so itself."""
+_SILENT = "it gives no token ids although it is asked for them"
 _DIALECTS = {Surface.MESSAGES: Dialect.ANTHROPIC, Surface.RESPONSES: Dialect.RESPONSES}
 
 
@@ -319,16 +320,16 @@ class ScheduledRequest(Lifecycle):
             return why or "distrusted"
         if self._death is None:
             return "requests_fault"
-        if record.spoiled is None and record.prompt is not None:
+        if record.spoiled is None and record.size and record.prompt():
             return None
-        why = record.spoiled or "no_ids"
-        if why == "no_ids":
-            self._continuations.distrust(worker, "it gives no token ids although it is asked for them")
+        why = record.spoiled or NO_IDS
+        if why == NO_IDS:
+            self._continuations.distrust(worker, _SILENT)
         return why
 
     async def _close(self, last: Attempt, record: StreamRecord, ask: ParsedRequest) -> None:
         """Nothing but the end was missing: say it in the worker's place."""
-        usage = Usage(len(record.prompt or ()), len(record.ids()))
+        usage = Usage(len(record.prompt()), len(record.ids()))
         withheld = b"" if last.monitor is None else last.monitor.rest()
         last.outcome, last.usage, last.exact = Outcome.COMPLETED, usage, True
         self._control.settled(Settled(self._key, Outcome.COMPLETED, usage, exact=True))
@@ -383,6 +384,8 @@ class ScheduledRequest(Lifecycle):
 
     def _count(self, attempt: Attempt, ask: ParsedRequest, route: Route) -> None:
         """Whether the prompt had as many tokens as were counted here."""
+        if attempt.record is not None and attempt.record.spoiled == NO_IDS:
+            self._continuations.distrust(attempt.dispatch.worker, _SILENT)
         tokenizer = self._tokenizers.get(route.model)
         if tokenizer is not None and attempt.exact and attempt.usage is not None and ask.ids is not None:
             tokenizer.saw(ask.surface, attempt.dispatch.input_tokens, attempt.usage.input_tokens)
