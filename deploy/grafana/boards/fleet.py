@@ -156,6 +156,32 @@ _LOAD = (
         Unit.PER_SECOND,
         warn=0.1,
     ),
+    Panel(
+        "Streams whose worker died",
+        "By what became of them: continued at another worker (and how theirs died), or broken off (and why). "
+        "Good: 0; with `continuation: off` all are broken.",
+        (
+            Query(
+                "sum by (outcome, reason) (rate(fairlead_continuations_total[$__rate_interval]))",
+                "{{outcome}}: {{reason}}",
+            ),
+        ),
+        Unit.PER_SECOND,
+        warn=0.1,
+    ),
+    Panel(
+        "Stillness of continued streams",
+        "From a worker's death to the stream's next token elsewhere. Good: p95 below 2.5 s.",
+        (
+            Query(
+                "histogram_quantile(0.95, sum by (le) "
+                "(rate(fairlead_continuation_gap_seconds_bucket[$__rate_interval])))",
+                "p95",
+            ),
+        ),
+        Unit.SECONDS,
+        warn=2.5,
+    ),
 )
 
 FLEET = Board(
