@@ -41,6 +41,7 @@ async def test_a_worker_hears_what_the_agent_has_said_and_nothing_that_it_may_no
     if target.startswith(("/v1/chat/completions", "/v1/completions")) and body.get("stream"):
         options = sent.pop("stream_options")
         assert options == {**body.get("stream_options", {}), "include_usage": True}
+        assert sent.pop("return_token_ids", True) is True  # where the stream could go on at another worker
         body = {name: value for name, value in body.items() if name != "stream_options"}
     assert sent == body
     known = TO_WORKERS | {b"host", b"content-length", b"x-request-id"}

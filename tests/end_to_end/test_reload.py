@@ -64,6 +64,9 @@ INSIDE = {
     "log.level": ("error", lambda _: logging.getLevelName(logging.getLogger().level).lower()),
     "log.prefixes": (False, lambda router: router.request_log.prefixes),
     "log.prompts": (True, lambda router: router.request_log.prompts),
+    "log.sample": (0.5, lambda router: router.request_log.sample),
+    "log.slow_s": (3.0, lambda router: router.request_log.slow_s),
+    "log.addresses": (True, lambda router: router.request_log.addresses),
     "metrics.max_clients": (5, lambda router: router.metrics.max_clients),
 }
 """A new value, and where its effect is."""

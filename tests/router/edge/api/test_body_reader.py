@@ -10,6 +10,7 @@ import pytest
 
 from router.edge.api import body_reader
 from router.edge.api.body_reader import INLINE_BYTES, BodyReader
+from router.edge.api.continuable import continuation_of
 from router.edge.api.parsed_request import KEY_BYTES, Surface, parse
 from router.edge.api.rewrite import for_worker
 from router.edge.errors import BadRequest, RequestError
@@ -59,8 +60,10 @@ async def test_a_large_body_is_read_as_a_small_one_is_but_elsewhere(surface, fie
     assert found.fields is None
     assert b"".join(for_worker(found, "other")) == for_worker(here, "other")
     for name in here.__slots__:
-        if name not in ("body", "fields", "members", "structure"):
+        if name not in ("body", "fields", "members", "structure", "continuation"):
             assert getattr(found, name) == getattr(here, name), name
+    # Whether its stream could go on elsewhere is read from the fields, which are gone here.
+    assert found.continuation == continuation_of(surface, here.fields)
 
 
 async def test_other_bodies_are_read_there_too():

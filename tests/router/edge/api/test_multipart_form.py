@@ -172,6 +172,8 @@ def test_no_regular_expression_runs_where_bodies_are_read():
     on_what = {
         "kv_release.py": "a worker's id of a request",
         "request_head.py": "the lines of a head, of bounded length",
+        "seam_text.py": "single special tokens of at most 64 characters",
+        "stream_record.py": "lists of numbers in a worker's event, which match in one way only",
     }
     rooms = ("router/edge", "workers/http")
     root = Path(multipart_form.__file__).parents[3]
