@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import resource
+from pathlib import Path
 
 from router.edge.held_bytes import HeldBytes
 
@@ -47,23 +48,37 @@ def return_large_blocks() -> None:
 
 
 _FALLEN_BYTES = 8 << 20
+_GROWN_BYTES = 16 << 20
 _LOOK_EVERY_S = 0.5
+_PAGE_BYTES = resource.getpagesize()
+_STATM = Path("/proc/self/statm")
 
 
 async def return_memory(held: HeldBytes) -> None:
-    """Give free memory back to the system, for ever, each time that much less is held for requests than before.
+    """Give free memory back to the system, for ever.
 
-    This is what `return_large_blocks` would do at once, at the price of half a request of 128 kB for each of them.
-    It takes 0.1 ms for each MB, in a thread, and only glibc can do it.
+    Each time much less is held for requests than before, or the process has grown, as it does by what is unpacked
+    or thrown away without being held. This is what `return_large_blocks` would do at once, at the price of half a
+    request of 128 kB for each of them. It takes 0.1 ms for each MB, in a thread, and only glibc can do it.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
         return
+    grown = _resident() + _GROWN_BYTES
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
-        if held.fallen(_FALLEN_BYTES):
+        if held.fallen(_FALLEN_BYTES) or _resident() > grown:
             await asyncio.to_thread(trim, 0)
+            grown = _resident() + _GROWN_BYTES
+
+
+def _resident() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
 
 
 def spare_the_collector() -> None:
