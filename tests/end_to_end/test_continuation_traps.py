@@ -287,6 +287,47 @@ async def test_another_model_is_no_place_to_go_on():
         await gateway.at_rest()
 
 
+DEEP = "[" * 500 + "]" * 500
+GOOD = {"index": 0, "text": " two", "token_ids": [2], "finish_reason": "stop", "stop_reason": None}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        json.dumps({"choices": [{**GOOD, "token_ids": ["2"]}]}),
+        json.dumps({"choices": [{**GOOD, "token_ids": [{}]}]}),
+        json.dumps({"choices": [{**GOOD, "finish_reason": {"a": 1}}]}),
+        json.dumps({"choices": [{**GOOD, "stop_reason": "DEEP"}]}).replace('"DEEP"', DEEP),
+        json.dumps(
+            {"choices": [GOOD], "system_fingerprint": "DEEP", "usage": {"prompt_tokens_details": {"a": "DEEP"}}}
+        ).replace('"DEEP"', DEEP),
+    ],
+    ids=["text", "objects", "finish", "stop", "details"],
+)
+async def test_a_worker_that_goes_on_in_another_form_meets_no_bug(odd, caplog):
+    head = json.dumps({"id": "x", "object": "text_completion", "created": 1, "model": MODEL})[:-1]
+
+    async def dies(body, writer):
+        if body["prompt"] == ASKED[TEXT]["prompt"]:
+            writer.write(STREAM_HEAD + piece(" one", [1], prompt=[7]))
+            await writer.drain()
+        else:
+            writer.write(STREAM_HEAD + f"data: {head}, {odd[1:]}\n\n".encode() + b"data: [DONE]\n\n")
+
+    async with (
+        scripted_worker(detokenizing(dies, WORDS)) as first,
+        scripted_worker(detokenizing(dies, WORDS)) as second,
+        running_gateway(
+            [{"url": first.url}, {"url": second.url}], limits={"attempts": 2}, continuation="exact"
+        ) as gateway,
+    ):
+        told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 9})
+        assert told.text in (" one", " one two")
+        assert len(told.errors) == (told.text == " one")
+        assert not [one for one in caplog.messages if "met a bug" in one]
+        await gateway.at_rest()
+
+
 def lines_of_vllm(chat, ids):
     """A stream of vLLM 0.32, with token ids or without."""
     head = {"id": "x-1", "object": "chat.completion.chunk" if chat else "text_completion", "created": 1}

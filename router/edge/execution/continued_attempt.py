@@ -224,7 +224,9 @@ class ContinuedAttempt(Attempt):
             failure = AttemptFailed(AttemptFailure.ERROR, f"an error inside the stream: {excerpt(event)}")
             failure.code = code
             raise failure
-        self.fingerprint = content.get("system_fingerprint") or self.fingerprint
+        fingerprint = content.get("system_fingerprint")
+        if isinstance(fingerprint, str):
+            self.fingerprint = fingerprint
         usage, choices = content.get("usage"), content.get("choices")
         if isinstance(usage, dict):
             self.worker_usage = content
@@ -238,7 +240,7 @@ class ContinuedAttempt(Attempt):
         if content.get("model") != self.opening["model"]:
             raise SeamFailed("model", f"the other worker calls its model {content.get('model')!r:.100}")
         ids, text = choice.get("token_ids"), choice.get("text")
-        if not isinstance(ids, list) or not isinstance(text, str):
+        if not (isinstance(ids, list) and all(type(token) is int for token in ids) and isinstance(text, str)):
             raise SeamFailed("no_ids", "the other worker gives no token ids")
         if not self.chunks:
             self._has_begun()
@@ -254,7 +256,10 @@ class ContinuedAttempt(Attempt):
             self.straddled = finish is None or self.matcher.beyond > 0
             return b""
         if finish is not None:
-            self.finish = Finish(finish, choice.get("stop_reason"))
+            reason = choice.get("stop_reason")
+            if not isinstance(finish, str) or not isinstance(reason, str | int | None):
+                raise AttemptFailed(AttemptFailure.LOST, "a finish that is none")
+            self.finish = Finish(finish, reason)
             self.last_text = told
             return b""
         return chunk(known, told, None, None) if told else b""
@@ -321,7 +326,9 @@ class ContinuedAttempt(Attempt):
         cached = None if counted is None or counted.cached_tokens is None else min(prompt, counted.cached_tokens)
         details = {}
         if isinstance(reported, dict) and isinstance(reported.get("prompt_tokens_details"), dict):
-            details["prompt_tokens_details"] = {**reported["prompt_tokens_details"], "cached_tokens": cached}
+            told = reported["prompt_tokens_details"].items()
+            counts = {name: value for name, value in told if type(value) is int}
+            details["prompt_tokens_details"] = {**counts, "cached_tokens": cached}
         return Usage(prompt, self.before + fresh, cached), details
 
 
