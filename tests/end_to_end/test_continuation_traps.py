@@ -328,6 +328,25 @@ async def test_a_worker_that_goes_on_in_another_form_meets_no_bug(odd, caplog):
         await gateway.at_rest()
 
 
+@pytest.mark.parametrize("odd", ['"created": DEEP', '"id": {}', '"object": ["x"]'])
+async def test_a_dead_worker_whose_chunks_do_not_say_what_they_are_is_not_followed(odd, caplog):
+    opening = json.dumps({"model": MODEL, "choices": [{**GOOD, "prompt_token_ids": [7], "finish_reason": None}]})
+
+    async def dies(_body, writer):
+        writer.write(STREAM_HEAD + f"data: {{{odd.replace('DEEP', DEEP)}, {opening[1:]}\n\n".encode())
+        await writer.drain()
+
+    async with (
+        scripted_worker(detokenizing(dies, WORDS)) as first,
+        scripted_worker(detokenizing(dies, WORDS)) as second,
+        running_gateway([{"url": first.url}, {"url": second.url}], continuation="exact") as gateway,
+    ):
+        told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 9})
+        assert len(told.errors) == 1
+        assert not [one for one in caplog.messages if "met a bug" in one]
+        await gateway.at_rest()
+
+
 def lines_of_vllm(chat, ids):
     """A stream of vLLM 0.32, with token ids or without."""
     head = {"id": "x-1", "object": "chat.completion.chunk" if chat else "text_completion", "created": 1}

@@ -237,9 +237,17 @@ class StreamRecord:
             return b""  # it would not have been sent
         return _IDS.sub(rb'"token_ids"\1null', event)
 
-    def _choice(self, content: dict[str, Any], choice: dict[str, Any]) -> None:
+    def _begin(self, content: dict[str, Any]) -> None:
+        """Keep the first chunk."""
         if not self._opening:
-            self._opening = orjson.dumps(content)
+            try:
+                self._opening = orjson.dumps(content)
+            except orjson.JSONEncodeError:  # nested more deeply than can be written
+                self._opening = b"{}"
+                self.spoil("other_content")
+
+    def _choice(self, content: dict[str, Any], choice: dict[str, Any]) -> None:
+        self._begin(content)
         for holder in (content, choice):  # a proxy may have written it with blanks
             if self._prompt is None and self.spoiled is None and _are_ids(holder.get("prompt_token_ids")):
                 self._prompt = orjson.dumps(holder["prompt_token_ids"])
@@ -274,9 +282,14 @@ class StreamRecord:
     # -- what is there
 
     def opening(self) -> dict[str, Any]:
-        """Members that every chunk has: id, object, created, model."""
+        """Members that every chunk has: id, object, created, model. Raises ValueError where they are none."""
         found = orjson.loads(self._opening[self._opening.find(b"{") :])
-        return {name: found.get(name) for name in ("id", "object", "created", "model")}
+        if not isinstance(found, dict):
+            raise ValueError("a chunk that is no object")  # noqa: TRY004 - one error for what does not fit
+        members = {name: found.get(name) for name in ("id", "object", "created", "model")}
+        if not all(isinstance(value, str | int | None) for value in members.values()):
+            raise ValueError("a chunk whose id, object, created or model is none")
+        return members
 
     def prompt(self) -> list[int]:
         """The prompt's token ids; none where the worker has not sent them. Raises ValueError as `ids`."""
