@@ -174,8 +174,9 @@ _LOAD = (
         "From a worker's death to the stream's next token elsewhere. Good: p95 below 2.5 s.",
         (
             Query(
+                # Of no stream there is no quantile: NaN, which a panel would show as missing data.
                 "histogram_quantile(0.95, sum by (le) "
-                "(rate(fairlead_continuation_gap_seconds_bucket[$__rate_interval])))",
+                "(rate(fairlead_continuation_gap_seconds_bucket[$__rate_interval]))) >= 0 or vector(0)",
                 "p95",
             ),
         ),
