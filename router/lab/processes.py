@@ -32,10 +32,9 @@ def results_of(work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int)
             for future in finished:
                 yield number_of[future], future.result()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()
-            process.join()
+        pool.shutdown(cancel_futures=True)  # waits for the thread that waits for them, or the two would race
         raise
     pool.shutdown()
 
