@@ -179,7 +179,7 @@ class Scheduler:
         """The attempt broke off; the ticket of the next one, which `decisions` will place or turn away.
 
         None if there is none: the client has part of the answer, so the request ends, or the ticket is an old one.
-        `resume_tokens`: the next attempt goes on from so many tokens of the answer, which are part of its prompt.
+        `resume_tokens`: how many tokens of the answer the next attempt goes on from; they are part of its prompt.
         """
         entry = self._entry(ticket)
         if entry is None or entry.running is None:

@@ -4,7 +4,7 @@ A note costs one look at each worker, so a request gets at most one per `_AGAIN_
 begins. What changes in between is not seen. While no worker has room for anything, no request is looked at: then
 it is the turn of others until the last of them has started, and from then on what all workers lack.
 
-Invariants: only requests in the queue have notes, at most `_MOST` each: once there are so many, a new one replaces
+Invariants: only requests in the queue have notes, at most `_MOST` each: beyond that, a new one replaces
 the last.
 """
 

@@ -152,7 +152,7 @@ def _number(tokens: int | None) -> str:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str | None]]:
-    """A function that waits so many seconds for a key, and returns it or None."""
+    """A function that waits for a key, at most the seconds it is given, and returns the key or None."""
     if not sys.stdin.isatty():
 
         def none(within_s: float) -> None:

@@ -85,8 +85,8 @@ class Admitted:
     ) -> None:
         """The attempt broke off. With `tokens_so_far` the request has ended; otherwise `place` decides again.
 
-        `worker`: which of a pair it was; None: the one that decodes. `resume_tokens`: the next attempt goes on
-        from so many tokens of the answer; None: it starts anew.
+        `worker`: which of a pair it was; None: the one that decodes. `resume_tokens`: how many tokens of
+        the answer the next attempt goes on from; None: it starts anew.
         """
         dispatch = self.dispatch
         if dispatch is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -265,6 +266,19 @@ async def test_a_worker_whose_ids_are_no_use_is_asked_for_none_any_more(chunks, 
         await gateway.at_rest()
 
 
+@asynccontextmanager
+async def two_that(answer):
+    """A gateway in front of two workers that follow this script, each of which a stream may try."""
+    async with (
+        scripted_worker(detokenizing(answer, WORDS)) as first,
+        scripted_worker(detokenizing(answer, WORDS)) as second,
+        running_gateway(
+            [{"url": first.url}, {"url": second.url}], limits={"attempts": 2}, continuation="exact"
+        ) as gateway,
+    ):
+        yield gateway
+
+
 async def test_another_model_is_no_place_to_go_on():
     async def dies(body, writer):
         if body["prompt"] == ASKED[TEXT]["prompt"]:
@@ -274,13 +288,7 @@ async def test_another_model_is_no_place_to_go_on():
             writer.write(STREAM_HEAD + piece(" two", [2], prompt=[7, 1], model="other"))
             writer.write(b"data: [DONE]\n\n")
 
-    async with (
-        scripted_worker(detokenizing(dies, WORDS)) as first,
-        scripted_worker(detokenizing(dies, WORDS)) as second,
-        running_gateway(
-            [{"url": first.url}, {"url": second.url}], limits={"attempts": 2}, continuation="exact"
-        ) as gateway,
-    ):
+    async with two_that(dies) as gateway:
         told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 9})
         assert told.text == " one"
         assert len(told.errors) == 1
@@ -314,13 +322,7 @@ async def test_a_worker_that_goes_on_in_another_form_meets_no_bug(odd, caplog):
         else:
             writer.write(STREAM_HEAD + f"data: {head}, {odd[1:]}\n\n".encode() + b"data: [DONE]\n\n")
 
-    async with (
-        scripted_worker(detokenizing(dies, WORDS)) as first,
-        scripted_worker(detokenizing(dies, WORDS)) as second,
-        running_gateway(
-            [{"url": first.url}, {"url": second.url}], limits={"attempts": 2}, continuation="exact"
-        ) as gateway,
-    ):
+    async with two_that(dies) as gateway:
         told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 9})
         assert told.text in (" one", " one two")
         assert len(told.errors) == (told.text == " one")
@@ -336,11 +338,7 @@ async def test_a_dead_worker_whose_chunks_do_not_say_what_they_are_is_not_follow
         writer.write(STREAM_HEAD + f"data: {{{odd.replace('DEEP', DEEP)}, {opening[1:]}\n\n".encode())
         await writer.drain()
 
-    async with (
-        scripted_worker(detokenizing(dies, WORDS)) as first,
-        scripted_worker(detokenizing(dies, WORDS)) as second,
-        running_gateway([{"url": first.url}, {"url": second.url}], continuation="exact") as gateway,
-    ):
+    async with two_that(dies) as gateway:
         told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 9})
         assert len(told.errors) == 1
         assert not [one for one in caplog.messages if "met a bug" in one]
@@ -425,11 +423,7 @@ async def test_with_no_token_left_no_worker_is_asked_for_one():
         writer.write(STREAM_HEAD + piece(" one", [1], prompt=[7, 8]) + piece(" two", [2]))
         await writer.drain()
 
-    async with (
-        scripted_worker(detokenizing(dies, WORDS)) as first,
-        scripted_worker(detokenizing(dies, WORDS)) as second,
-        running_gateway([{"url": first.url}, {"url": second.url}], continuation="exact") as gateway,
-    ):
+    async with two_that(dies) as gateway:
         for worker in gateway.gateway.pools.members.values():
             assert worker.worker.max_model_len is None
         told = await streamed(gateway.http, TEXT, {**ASKED[TEXT], "max_tokens": 2})

@@ -264,7 +264,7 @@ class Quotas:
         return Lease(found, tokens, self)
 
     def spend(self, account: _Account, tokens: int) -> None:
-        """A request has ended that took so many tokens."""
+        """A request has ended; it took `tokens` tokens."""
         self.today.look()
         account.roll(self.today)
         account.day_tokens += tokens
